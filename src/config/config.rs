@@ -1,0 +1,198 @@
+//! What this run was told: complete, checked value by value, and read-only.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::RawFd,
+    path::PathBuf,
+};
+
+use crate::net::Mac;
+
+/// The MAC address we have on the guest's link unless `--mac-addr` says otherwise.
+pub const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
+
+/// The link MTU unless `--mtu` says otherwise: the largest whose frames fit 65,535 bytes and whose TCP segments are whole
+/// multiples of four octets in both families.
+pub const DEFAULT_MTU: u16 = 65_520;
+
+/// Everything the command line says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub link: LinkChoice,
+    /// Exit when the client leaves (`--one-off`, implied by `--fd`).
+    pub one_off: bool,
+    pub foreground: bool,
+    pub verbosity: Verbosity,
+    pub log_file: Option<PathBuf>,
+    /// Octets the log file may grow to.
+    pub log_size: u64,
+    pub pid_file: Option<PathBuf>,
+    pub pcap: Option<PathBuf>,
+    /// Our address on the guest's link.
+    pub mac: Mac,
+    /// As given: `None` is the default, `Some(0)` the default but not announced.
+    pub mtu: Option<u16>,
+    pub v4: bool,
+    pub v6: bool,
+    /// The guest's addresses, where not the host's.
+    pub addr4: Option<Ipv4Addr>,
+    pub prefix4: Option<u8>,
+    pub addr6: Option<Ipv6Addr>,
+    /// The routers told to the guest, where not the host's.
+    pub gateway4: Option<Ipv4Addr>,
+    pub gateway6: Option<Ipv6Addr>,
+    /// The interface to take addresses and routes from.
+    pub interface: Option<String>,
+    pub outbound: Outbound,
+    pub dns_servers: DnsServers,
+    pub search: SearchList,
+    pub dns_forward4: Option<Ipv4Addr>,
+    pub dns_forward6: Option<Ipv6Addr>,
+    pub dns_host4: Option<Ipv4Addr>,
+    pub dns_host6: Option<Ipv6Addr>,
+    pub hostname: Option<String>,
+    pub fqdn: Option<String>,
+    pub serve: Serve,
+    pub map_host_loopback4: MapChoice<Ipv4Addr>,
+    pub map_host_loopback6: MapChoice<Ipv6Addr>,
+    pub map_guest_addr4: Option<Ipv4Addr>,
+    pub map_guest_addr6: Option<Ipv6Addr>,
+    /// Whom to become after start (`--runas`).
+    pub identity: Option<Identity>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            link: LinkChoice::Probe,
+            one_off: false,
+            foreground: false,
+            verbosity: Verbosity::Info,
+            log_file: None,
+            log_size: 1 << 20,
+            pid_file: None,
+            pcap: None,
+            mac: OUR_MAC,
+            mtu: None,
+            v4: true,
+            v6: true,
+            addr4: None,
+            prefix4: None,
+            addr6: None,
+            gateway4: None,
+            gateway6: None,
+            interface: None,
+            outbound: Outbound::default(),
+            dns_servers: DnsServers::FromHost,
+            search: SearchList::FromHost,
+            dns_forward4: None,
+            dns_forward6: None,
+            dns_host4: None,
+            dns_host6: None,
+            hostname: None,
+            fqdn: None,
+            serve: Serve::default(),
+            map_host_loopback4: MapChoice::Default,
+            map_host_loopback6: MapChoice::Default,
+            map_guest_addr4: None,
+            map_guest_addr6: None,
+            identity: None,
+        }
+    }
+}
+
+/// How the guest reaches us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkChoice {
+    /// Listen at the first free of `/tmp/passt_1.socket` to `/tmp/passt_64.socket`.
+    Probe,
+    /// Listen at this path.
+    Socket(PathBuf),
+    /// Use this inherited, connected socket.
+    Fd(RawFd),
+}
+
+/// How much is logged, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    Quiet,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Where outbound sockets are bound.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outbound {
+    pub addr4: Option<Ipv4Addr>,
+    pub addr6: Option<Ipv6Addr>,
+    pub interface4: Option<String>,
+    pub interface6: Option<String>,
+}
+
+/// The nameservers announced to the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DnsServers {
+    FromHost,
+    /// `--dns none` gives the empty list.
+    Given(Vec<IpAddr>),
+}
+
+/// The search domains announced to the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SearchList {
+    FromHost,
+    /// `--search none` gives the empty list.
+    Given(Vec<String>),
+}
+
+/// An address mapping that has a default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapChoice<A> {
+    Default,
+    Off,
+    To(A),
+}
+
+/// What is served at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one switch an option, each independent"
+)]
+pub struct Serve {
+    pub tcp: bool,
+    pub udp: bool,
+    pub icmp: bool,
+    pub dhcp: bool,
+    pub ndp: bool,
+    pub dhcpv6: bool,
+    pub ra: bool,
+    /// Whether DHCP, DHCPv6 and RA announce nameservers.
+    pub dhcp_dns: bool,
+    /// Whether they announce search domains.
+    pub dhcp_search: bool,
+}
+
+impl Default for Serve {
+    fn default() -> Self {
+        Self {
+            tcp: true,
+            udp: true,
+            icmp: true,
+            dhcp: true,
+            ndp: true,
+            dhcpv6: true,
+            ra: true,
+            dhcp_dns: true,
+            dhcp_search: true,
+        }
+    }
+}
+
+/// A user and group to run as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    pub uid: u32,
+    pub gid: u32,
+}

@@ -1,0 +1,59 @@
+//! What the host is now, as plain values; `host::facts` reads them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::net::Mac;
+
+/// A snapshot of the host's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub interfaces: Vec<Interface>,
+    pub addresses: Vec<Address>,
+    /// Unicast routes of the main table.
+    pub routes: Vec<Route>,
+    pub resolver: Resolver,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    pub index: u32,
+    pub name: String,
+    pub mac: Option<Mac>,
+    /// In octets.
+    pub mtu: u32,
+    pub loopback: bool,
+    pub up: bool,
+}
+
+/// An address assigned to an interface; the local one, where the interface has a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    pub interface: u32,
+    pub addr: IpAddr,
+    pub prefix: u8,
+    pub deprecated: bool,
+    /// Whether the scope is wider than the link's.
+    pub global: bool,
+}
+
+/// One next hop of a route; a multipath route is several of these with the same destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub interface: u32,
+    /// The destination; the unspecified address with prefix 0 is the default route.
+    pub dst: IpAddr,
+    pub prefix: u8,
+    pub via: Option<IpAddr>,
+    /// Weight of this next hop in a multipath route, 1 elsewhere.
+    pub weight: u16,
+    /// Metric: the lower is preferred.
+    pub metric: u32,
+}
+
+/// What resolv.conf says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resolver {
+    pub servers4: Vec<Ipv4Addr>,
+    pub servers6: Vec<Ipv6Addr>,
+    pub search: Vec<String>,
+}

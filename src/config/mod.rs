@@ -1,0 +1,15 @@
+//! Settings: what the caller asked ([`Config`]), what the host is ([`Facts`]), and what follows from both ([`Net`]).
+
+#[expect(clippy::module_inception, reason = "the file is named after its type")]
+mod config;
+mod facts;
+mod net;
+mod resolve;
+
+pub use config::{
+    Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MapChoice, OUR_MAC, Outbound,
+    SearchList, Serve, Verbosity,
+};
+pub use facts::{Address, Facts, Interface, Resolver, Route};
+pub use net::{Dns, Net, Net4, Net6, PREFIX6};
+pub use resolve::{Resolved, resolve};

@@ -1,0 +1,76 @@
+//! What guest and flows are told: the outcome of configuration and host facts.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::config::{Outbound, Serve};
+use crate::net::Mac;
+
+/// The prefix length of the guest's IPv6 network, always.
+pub const PREFIX6: u8 = 64;
+
+/// The network as the guest and the flows see it. Read-only; made anew when the host changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Net {
+    /// Our MAC address on the link.
+    pub mac: Mac,
+    /// The link's MTU: what a frame to the guest may carry after the Ethernet header, in octets.
+    pub mtu: u16,
+    /// Whether DHCP and RA announce the MTU.
+    pub announce_mtu: bool,
+    pub v4: Option<Net4>,
+    pub v6: Option<Net6>,
+    pub dns: Dns,
+    pub serve: Serve,
+    pub outbound: Outbound,
+}
+
+/// The guest's IPv4 network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Net4 {
+    /// The guest's address.
+    pub addr: Ipv4Addr,
+    pub prefix: u8,
+    /// The router told to the guest, if any.
+    pub router: Option<Ipv4Addr>,
+    /// Our own address on the link: source of DHCP, of ICMP errors of ours, and of whatever the guest could not answer.
+    pub ours: Ipv4Addr,
+    /// Further routes of the template interface, for DHCP option 121: destination, prefix, gateway (unspecified: on link).
+    pub routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
+    /// The guest-side address that stands for the host's loopback.
+    pub map_host_loopback: Option<Ipv4Addr>,
+    /// The guest-side address that stands for the host at the guest's own address.
+    pub map_guest_addr: Option<Ipv4Addr>,
+    /// The guest-side address whose port 53 and 853 go to `dns_host`.
+    pub dns_forward: Option<Ipv4Addr>,
+    pub dns_host: Option<Ipv4Addr>,
+    /// Nameservers announced to the guest, three at most.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// The guest's IPv6 network; its prefix length is [`PREFIX6`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Net6 {
+    /// The guest's address; none in local mode, where only link-local addresses exist.
+    pub addr: Option<Ipv6Addr>,
+    /// The router told to the guest in the start-up print-out; the guest itself learns `ours` from RAs.
+    pub router: Option<Ipv6Addr>,
+    /// Our link-local address on the link.
+    pub ours: Ipv6Addr,
+    pub map_host_loopback: Option<Ipv6Addr>,
+    pub map_guest_addr: Option<Ipv6Addr>,
+    pub dns_forward: Option<Ipv6Addr>,
+    pub dns_host: Option<Ipv6Addr>,
+    /// Nameservers announced to the guest, three at most.
+    pub dns: Vec<Ipv6Addr>,
+    /// The host interface that link-local destinations are reached through; 0 where there is none.
+    pub scope: u32,
+}
+
+/// Names announced to the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Search domains, six at most.
+    pub search: Vec<String>,
+    pub hostname: Option<String>,
+    pub fqdn: Option<String>,
+}

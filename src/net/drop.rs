@@ -1,0 +1,102 @@
+//! Why a frame or datagram was dropped: one list for the whole program, each entry counted.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+        /// The reason a frame, datagram or segment went no further.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Why {
+            $($(#[doc = $doc])+ $name),+
+        }
+
+        impl Why {
+            /// Every reason, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+        }
+    };
+}
+
+reasons! {
+    /// Shorter than the headers it announces.
+    Truncated,
+    /// A header field contradicts itself (version, length, offset).
+    Malformed,
+    /// The IPv4 header, ICMP, DHCP or ND checksum is wrong.
+    Checksum,
+    /// An EtherType or LLC frame we do not serve.
+    EtherType,
+    /// An IP protocol we do not serve.
+    IpProtocol,
+    /// A fragment.
+    Fragment,
+    /// An IPv6 extension header we cannot pass.
+    Extension,
+    /// Not addressed to us: another host's MAC.
+    NotForUs,
+    /// The source address may not stand there: loopback, multicast, unspecified, broadcast or our own.
+    Source,
+    /// The destination address may not be reached from a guest: loopback, unspecified.
+    Destination,
+    /// Port 0.
+    PortZero,
+    /// The family or protocol is switched off.
+    Disabled,
+    /// A service has nothing to say to this request.
+    Unanswered,
+    /// A TCP segment outside the receive window, or one that fits no state.
+    OutOfWindow,
+    /// A TCP segment ahead of a gap.
+    OutOfOrder,
+    /// A guest ICMP message that is no echo request.
+    IcmpType,
+    /// The flow table or the descriptors are exhausted.
+    NoFlow,
+    /// The socket could not be opened, bound or connected.
+    Socket,
+    /// The host's socket would not take a datagram.
+    HostFull,
+    /// The link had no room for an answer; the guest will ask again.
+    LinkFull,
+    /// No guest is connected, or nothing is known of where it is.
+    NoGuest,
+    /// A datagram larger than the guest's link MTU.
+    TooBig,
+    /// Multicast or broadcast, which flows do not carry yet.
+    Multicast,
+    /// Accepted-window data that neither the socket nor the spill pool could take; see promise 1.
+    PromiseBroken,
+}
+
+/// A counter for each [`Why`].
+#[derive(Debug, Clone)]
+pub struct Drops([u64; Why::ALL.len()]);
+
+impl Drops {
+    pub const fn new() -> Self {
+        Self([0; Why::ALL.len()])
+    }
+
+    pub fn count(&mut self, why: Why) {
+        if let Some(counter) = self.0.get_mut(why as usize) {
+            *counter += 1;
+        }
+    }
+
+    pub fn of(&self, why: Why) -> u64 {
+        self.0.get(why as usize).copied().unwrap_or(0)
+    }
+
+    /// The reasons that occurred, with how often.
+    pub fn seen(&self) -> impl Iterator<Item = (Why, u64)> + '_ {
+        Why::ALL
+            .iter()
+            .map(|&why| (why, self.of(why)))
+            .filter(|&(_, n)| n > 0)
+    }
+}
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,42 @@
+//! What a service has to say for the log; services themselves never log.
+
+use std::{fmt, net::IpAddr};
+
+use crate::net::{Mac, Why};
+
+/// A service's answer to one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The reply frame was written.
+    Reply(Option<Note>),
+    /// Nothing is sent.
+    Silent(Why),
+    /// Nothing is sent, and that is worth a line in the log.
+    Noted(Note),
+}
+
+/// An event worth a line in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// DHCP or BOOTP: what was said in answer to what, to whom.
+    Dhcp { said: &'static str, to: Mac },
+    /// NDP: `received NS, sending NA` and the like.
+    Ndp(&'static str),
+    /// DHCPv6: `received SOLICIT, sending ADVERTISE` and the like.
+    Dhcpv6(&'static str),
+    /// An address the client claims that is not ours to give.
+    NotOnLink { service: &'static str, addr: IpAddr },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dhcp { said, to } => write!(f, "{said}\n    from {to}"),
+            Self::Ndp(said) => write!(f, "NDP: {said}"),
+            Self::Dhcpv6(said) => write!(f, "DHCPv6: {said}"),
+            Self::NotOnLink { service, addr } => {
+                write!(f, "{service}: requested address {addr} not on link")
+            }
+        }
+    }
+}

@@ -51,7 +51,7 @@ fn a_killed_guest_leaves_nothing_behind_and_the_next_one_works() {
         for remote in both(INTERNET4, INTERNET6, 9) {
             let listener = tcp_listener(&world.outside, remote);
             let _echo = UdpEcho::start(&world.outside, remote);
-            for port in 1000..1020 {
+            for port in 20_000..20_020 {
                 let local = guest_addr(remote, port);
                 let mut peer = Peer::connect(&wire, local, remote);
                 peer.send_data(b"hello");
@@ -62,7 +62,7 @@ fn a_killed_guest_leaves_nothing_behind_and_the_next_one_works() {
             }
         }
         // Some that have not come far.
-        for port in 1000..1010 {
+        for port in 20_000..20_010 {
             let mut peer = Peer::new(
                 &wire,
                 guest_addr((BLACKHOLE4, 9), port),
@@ -117,7 +117,7 @@ fn the_pid_file_names_the_process() {
 fn it_goes_to_the_background_when_it_is_ready() {
     let Some(world) = World::pod() else { return };
     let setup = Setup::new(&[]).background();
-    let dir = lab::janitor::TempDir::new();
+    let dir = janitor::TempDir::new();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let setup = ["--socket", &path("sock"), "--pid", &path("pid")]
         .iter()
@@ -172,7 +172,7 @@ fn a_bad_option_is_one_line_and_creates_nothing() {
         (&["extra"], "extra"),
     ] {
         let setup = Setup::new(bad);
-        let dir = lab::janitor::TempDir::new();
+        let dir = janitor::TempDir::new();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let options = ["-s", &path("s"), "-P", &path("p"), "-p", &path("c")];
         let setup = options.iter().fold(setup, |setup, arg| setup.arg(arg));

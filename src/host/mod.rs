@@ -1,1 +1,3 @@
-//! host
+//! Host side: sockets, and what the host's network is.
+
+pub mod socket;

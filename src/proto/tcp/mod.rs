@@ -289,6 +289,11 @@ impl Conn {
         ) && self.send.fin_due()
     }
 
+    /// Whether all was sent but our FIN.
+    pub fn fin_waits(&self) -> bool {
+        matches!(self.phase, Phase::Open { host: Half::FinSeen | Half::FinSent, .. }) && self.send.ends_at(self.send.nxt)
+    }
+
     /// Notes our FIN sent.
     pub fn fin_sent(&mut self, now: Now) {
         if let Phase::Open { host, .. } = &mut self.phase {

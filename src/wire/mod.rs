@@ -1,6 +1,9 @@
 //! Bytes: frames and messages as they stand on the wire, checked once, read and written.
 
 pub mod checksum;
+pub mod name;
+
+pub mod build;
 pub mod dhcp;
 pub mod dhcpv6;
 pub mod frame;

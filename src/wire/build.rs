@@ -225,7 +225,7 @@ mod tests {
     fn an_ipv6_packet_carries_hop_limit_and_flow_label() {
         let mut out = Vec::new();
         icmp6(&mut out, ENDS, ip6(), |out| {
-            out.extend([128, 0, 0, 0, 1, 2, 3, 4, 5])
+            out.extend([128, 0, 0, 0, 1, 2, 3, 4, 5]);
         });
         let ip = Ipv6Packet::new_checked(&out[14..]).unwrap();
         assert_eq!(

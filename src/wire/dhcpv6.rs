@@ -158,7 +158,7 @@ impl<'a> Association<'a> {
     }
 
     /// The addresses it holds or asks for (RFC 8415, section 21.6).
-    pub fn addrs(&self) -> impl Iterator<Item = Ipv6Addr> + 'a {
+    pub fn addrs(self) -> impl Iterator<Item = Ipv6Addr> + use<'a> {
         self.options
             .filter(|(code, value)| *code == code::IA_ADDR && value.len() >= 24)
             .filter_map(|(_, value)| value.first_chunk::<16>())

@@ -224,7 +224,7 @@ mod tests {
         };
         let mut out = Vec::new();
         udp4(&mut out, ENDS, ip, (40_000, 33_434), |out| {
-            out.resize(out.len() + payload, 7)
+            out.resize(out.len() + payload, 7);
         });
         out.split_off(14)
     }
@@ -238,7 +238,7 @@ mod tests {
         };
         let mut out = Vec::new();
         udp6(&mut out, ENDS, ip, (40_000, 33_434), |out| {
-            out.resize(out.len() + payload, 7)
+            out.resize(out.len() + payload, 7);
         });
         out.split_off(14)
     }

@@ -106,9 +106,9 @@ fn decide_request(request: &Request<'_>, net4: &Net4) -> Result<Kind, Answer> {
         // It took another server's offer.
         return Err(Answer::Silent(Why::Unanswered));
     }
-    let held = Some(request.client_addr()).filter(|addr| !addr.is_unspecified());
-    let asked = request.addr(code::REQUESTED_ADDRESS);
-    let foreign = held.into_iter().chain(asked).any(|addr| addr != net4.addr);
+    let foreign = iter::once(request.client_addr())
+        .chain(request.addr(code::REQUESTED_ADDRESS))
+        .any(|addr| !addr.is_unspecified() && addr != net4.addr);
     Ok(if foreign { Kind::Nak } else { Kind::Ack })
 }
 

@@ -112,16 +112,16 @@ impl<'a> Request<'a> {
     }
 
     pub const fn client_mac(&self) -> Mac {
-        let [a, b, c, d, e, f] = [28, 29, 30, 31, 32, 33];
         let at = self.fixed;
-        Mac([at[a], at[b], at[c], at[d], at[e], at[f]])
+        Mac([at[28], at[29], at[30], at[31], at[32], at[33]])
     }
 
-    /// The first option of this code: shorter options than `N` octets do not count.
+    /// The first `N` octets of the first option of this code; `None` if it is shorter.
     pub fn array<const N: usize>(&self, code: u8) -> Option<[u8; N]> {
         self.option(code)?.first_chunk().copied()
     }
 
+    /// The address that the first option of this code begins with.
     pub fn addr(&self, code: u8) -> Option<Ipv4Addr> {
         self.array(code).map(Ipv4Addr::from_octets)
     }
@@ -224,8 +224,8 @@ pub fn write_option(out: &mut Vec<u8>, code: u8, value: &[u8]) {
     }
 }
 
-/// Appends the routes of a classless static route option's value (RFC 3442): prefix length, the significant octets of the
-/// destination, the router, which is unspecified for what is on the link.
+/// Appends a route to a classless static route option's value (RFC 3442): prefix length, the significant octets of the
+/// destination, and the router, which is unspecified for what is on the link.
 pub fn write_route(out: &mut Vec<u8>, dst: Ipv4Addr, prefix: u8, router: Ipv4Addr) {
     let prefix = prefix.min(32);
     out.push(prefix);

@@ -233,7 +233,7 @@ pub fn write_addr(out: &mut Vec<u8>, addr: Ipv6Addr, lifetime: u32) {
     });
 }
 
-/// Appends a DUID-LL (RFC 8415, section 11.4): stable, as it holds nothing but the address.
+/// The DUID-LL of an Ethernet address (RFC 8415, section 11.4): stable, as it holds nothing but the address.
 pub fn duid(mac: Mac) -> [u8; 10] {
     let [a, b, c, d, e, f] = mac.0;
     [0, 3, 0, 1, a, b, c, d, e, f]

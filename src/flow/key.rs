@@ -38,6 +38,9 @@ impl Id {
 
     /// Unpacks what [`Id::to_bits`] packed; higher bits are ignored.
     pub const fn from_bits(bits: u64) -> Self {
-        Self { slot: bits as u32 & ((1 << SLOT_BITS) - 1), generation: (bits >> SLOT_BITS) as u32 }
+        Self {
+            slot: bits as u32 & ((1 << SLOT_BITS) - 1),
+            generation: (bits >> SLOT_BITS) as u32,
+        }
     }
 }

@@ -36,7 +36,10 @@ pub fn outbound(net: &Net, protocol: Protocol, to: Endpoint) -> Result<Target, W
         (Class::LinkLocal, Some(v6)) if addr.is_ipv6() => v6.scope,
         _ => 0,
     };
-    Ok(Target { endpoint: Endpoint::new(addr, to.port), scope })
+    Ok(Target {
+        endpoint: Endpoint::new(addr, to.port),
+        scope,
+    })
 }
 
 fn outbound4(net: &Net, protocol: Protocol, to: Ipv4Addr, port: u16) -> Result<Ipv4Addr, Why> {
@@ -51,7 +54,11 @@ fn outbound4(net: &Net, protocol: Protocol, to: Ipv4Addr, port: u16) -> Result<I
         return Ok(v4.addr);
     }
     carried(to.into())?;
-    if is_directed_broadcast(v4, to) { Err(Why::Multicast) } else { Ok(to) }
+    if is_directed_broadcast(v4, to) {
+        Err(Why::Multicast)
+    } else {
+        Ok(to)
+    }
 }
 
 fn outbound6(net: &Net, protocol: Protocol, to: Ipv6Addr, port: u16) -> Result<Ipv6Addr, Why> {
@@ -66,7 +73,11 @@ fn outbound6(net: &Net, protocol: Protocol, to: Ipv6Addr, port: u16) -> Result<I
         return v6.addr.ok_or(Why::Destination);
     }
     carried(to.into())?;
-    if to.to_ipv4_mapped().is_some() { Err(Why::Destination) } else { Ok(to) }
+    if to.to_ipv4_mapped().is_some() {
+        Err(Why::Destination)
+    } else {
+        Ok(to)
+    }
 }
 
 fn is_dns(protocol: Protocol, port: u16) -> bool {
@@ -193,7 +204,12 @@ mod tests {
     }
 
     fn guest() -> Guest {
-        Guest { mac: Mac([2; 6]), addr4: None, addr6: None, link_local6: None }
+        Guest {
+            mac: Mac([2; 6]),
+            addr4: None,
+            addr6: None,
+            link_local6: None,
+        }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -201,17 +217,26 @@ mod tests {
     }
 
     fn sent(protocol: Protocol, to: &str, port: u16) -> Result<String, Why> {
-        outbound(&net(), protocol, Endpoint::new(ip(to), port)).map(|t| format!("{}%{}", t.endpoint.addr, t.scope))
+        outbound(&net(), protocol, Endpoint::new(ip(to), port))
+            .map(|t| format!("{}%{}", t.endpoint.addr, t.scope))
     }
 
     /// C46, U21, U23, U30: the resolver goes first, by its two ports and no others.
     #[test]
     fn the_resolver_comes_before_the_loopback() {
         use Protocol::{Echo, Tcp, Udp};
-        for (protocol, port, want) in
-            [(Udp, 53, "127.0.0.53%0"), (Tcp, 53, "127.0.0.53%0"), (Tcp, 853, "127.0.0.53%0"), (Tcp, 80, "127.0.0.1%0"), (Echo, 53, "127.0.0.1%0")]
-        {
-            assert_eq!(sent(protocol, "10.0.2.2", port).as_deref(), Ok(want), "{protocol:?} {port}");
+        for (protocol, port, want) in [
+            (Udp, 53, "127.0.0.53%0"),
+            (Tcp, 53, "127.0.0.53%0"),
+            (Tcp, 853, "127.0.0.53%0"),
+            (Tcp, 80, "127.0.0.1%0"),
+            (Echo, 53, "127.0.0.1%0"),
+        ] {
+            assert_eq!(
+                sent(protocol, "10.0.2.2", port).as_deref(),
+                Ok(want),
+                "{protocol:?} {port}"
+            );
         }
     }
 
@@ -258,7 +283,17 @@ mod tests {
 
     #[test]
     fn sources_no_host_has_are_refused() {
-        for bad in ["127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "10.0.2.2", "::", "::1", "ff02::1", "fe80::1"] {
+        for bad in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "10.0.2.2",
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+        ] {
             assert_eq!(check_source(&net(), ip(bad)), Err(Why::Source), "{bad}");
         }
         for good in ["10.0.2.15", "192.168.7.7", "fe80::5054", "fd00::99"] {
@@ -276,7 +311,11 @@ mod tests {
             ("fd00::15", "fe80::1"),
             ("2001:db8::1", "2001:db8::1"),
         ] {
-            assert_eq!(inbound_source(&net(), ip(peer), &guest()), Some(ip(want)), "{peer}");
+            assert_eq!(
+                inbound_source(&net(), ip(peer), &guest()),
+                Some(ip(want)),
+                "{peer}"
+            );
         }
     }
 
@@ -284,8 +323,17 @@ mod tests {
     #[test]
     fn an_error_comes_from_whom_the_guest_can_name() {
         let (net, remote) = (net(), ip("10.0.2.2"));
-        assert_eq!(error_source(&net, &guest(), Some(ip("127.0.0.1")), remote), remote);
-        assert_eq!(error_source(&net, &guest(), Some(ip("203.0.113.1")), ip("198.51.100.7")), ip("203.0.113.1"));
-        assert_eq!(error_source(&net, &guest(), None, ip("198.51.100.7")), ip("10.0.2.2"));
+        assert_eq!(
+            error_source(&net, &guest(), Some(ip("127.0.0.1")), remote),
+            remote
+        );
+        assert_eq!(
+            error_source(&net, &guest(), Some(ip("203.0.113.1")), ip("198.51.100.7")),
+            ip("203.0.113.1")
+        );
+        assert_eq!(
+            error_source(&net, &guest(), None, ip("198.51.100.7")),
+            ip("10.0.2.2")
+        );
     }
 }

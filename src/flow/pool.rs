@@ -27,7 +27,12 @@ pub struct Chain {
 
 impl Default for Chain {
     fn default() -> Self {
-        Self { first: NONE, last: NONE, start: 0, len: 0 }
+        Self {
+            first: NONE,
+            last: NONE,
+            start: 0,
+            len: 0,
+        }
     }
 }
 
@@ -46,12 +51,19 @@ impl Pool {
     /// A pool of `octets`, rounded down to whole blocks.
     pub fn new(octets: usize) -> Self {
         let blocks = octets / BLOCK;
-        Self { memory: Vec::with_capacity(blocks * BLOCK), next: Vec::with_capacity(blocks), free: NONE, blocks }
+        Self {
+            memory: Vec::with_capacity(blocks * BLOCK),
+            next: Vec::with_capacity(blocks),
+            free: NONE,
+            blocks,
+        }
     }
 
     /// Holds octets behind those a chain holds already, `limit` in all at the most. Returns how many were taken.
     pub fn append(&mut self, chain: &mut Chain, mut octets: &[u8], limit: usize) -> usize {
-        octets = octets.get(..octets.len().min(limit.saturating_sub(chain.len()))).unwrap_or_default();
+        octets = octets
+            .get(..octets.len().min(limit.saturating_sub(chain.len())))
+            .unwrap_or_default();
         let mut taken = 0;
         while !octets.is_empty() {
             let used = (chain.start as usize + chain.len()) % BLOCK;
@@ -74,7 +86,9 @@ impl Pool {
 
     /// Adds an empty block to a chain. `false` if there is none.
     fn extend(&mut self, chain: &mut Chain) -> bool {
-        let Some(block) = self.take() else { return false };
+        let Some(block) = self.take() else {
+            return false;
+        };
         match self.next.get_mut(chain.last as usize) {
             Some(next) if !chain.is_empty() => *next = block,
             _ => (chain.first, chain.start) = (block, 0),
@@ -97,7 +111,9 @@ impl Pool {
     }
 
     fn give(&mut self, block: u32) -> u32 {
-        let Some(next) = self.next.get_mut(block as usize) else { return NONE };
+        let Some(next) = self.next.get_mut(block as usize) else {
+            return NONE;
+        };
         let behind = std::mem::replace(next, self.free);
         self.free = block;
         behind
@@ -157,7 +173,10 @@ mod tests {
     fn an_owner_keeps_to_its_limit_and_the_pool_to_its_size() {
         let mut pool = Pool::new(4 * BLOCK);
         let (mut a, mut b) = (Chain::default(), Chain::default());
-        assert_eq!(pool.append(&mut a, &[1; 3 * BLOCK], 2 * BLOCK + 5), 2 * BLOCK + 5);
+        assert_eq!(
+            pool.append(&mut a, &[1; 3 * BLOCK], 2 * BLOCK + 5),
+            2 * BLOCK + 5
+        );
         assert_eq!(pool.append(&mut b, &[2; 3 * BLOCK], 9 * BLOCK), BLOCK);
         pool.release(a);
         assert_eq!(pool.append(&mut b, &[2; 3 * BLOCK], 9 * BLOCK), 3 * BLOCK);

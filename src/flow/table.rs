@@ -53,20 +53,31 @@ impl<T, S: BuildHasher> Table<T, S> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
-                self.slots.push(Slot { generation: 0, held: None });
+                self.slots.push(Slot {
+                    generation: 0,
+                    held: None,
+                });
                 (self.slots.len() - 1) as u32
             }
         };
-        let Some(place) = self.slots.get_mut(slot as usize) else { return Err(flow) };
+        let Some(place) = self.slots.get_mut(slot as usize) else {
+            return Err(flow);
+        };
         place.generation = place.generation.wrapping_add(1);
         place.held = Some((key, flow));
         self.index.insert(key, slot);
-        Ok(Id { slot, generation: place.generation })
+        Ok(Id {
+            slot,
+            generation: place.generation,
+        })
     }
 
     /// Takes a flow out.
     pub fn remove(&mut self, id: Id) -> Option<T> {
-        let place = self.slots.get_mut(id.slot as usize).filter(|place| place.generation == id.generation)?;
+        let place = self
+            .slots
+            .get_mut(id.slot as usize)
+            .filter(|place| place.generation == id.generation)?;
         let (key, flow) = place.held.take()?;
         self.index.remove(&key);
         self.free.push(id.slot);
@@ -82,7 +93,10 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     pub fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        let place = self.slots.get_mut(id.slot as usize).filter(|place| place.generation == id.generation)?;
+        let place = self
+            .slots
+            .get_mut(id.slot as usize)
+            .filter(|place| place.generation == id.generation)?;
         place.held.as_mut().map(|(_, flow)| flow)
     }
 
@@ -91,13 +105,20 @@ impl<T, S: BuildHasher> Table<T, S> {
     }
 
     fn held(&self, id: Id) -> Option<&(Key, T)> {
-        self.slots.get(id.slot as usize).filter(|place| place.generation == id.generation)?.held.as_ref()
+        self.slots
+            .get(id.slot as usize)
+            .filter(|place| place.generation == id.generation)?
+            .held
+            .as_ref()
     }
 
     /// The handle of the flow in a slot.
     pub fn id_at(&self, slot: u32) -> Option<Id> {
         let place = self.slots.get(slot as usize)?;
-        place.held.as_ref().map(|_| Id { slot, generation: place.generation })
+        place.held.as_ref().map(|_| Id {
+            slot,
+            generation: place.generation,
+        })
     }
 
     /// Slots ever used: [`Table::id_at`] knows nothing beyond.
@@ -127,7 +148,11 @@ mod tests {
     fn key(n: u32) -> Key {
         let guest = Endpoint::new(IpAddr::V4(Ipv4Addr::from(n)), 1);
         let remote = Endpoint::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2);
-        Key { protocol: Protocol::Tcp, guest, remote }
+        Key {
+            protocol: Protocol::Tcp,
+            guest,
+            remote,
+        }
     }
 
     #[test]
@@ -140,7 +165,10 @@ mod tests {
         assert_eq!(new.slot, old.slot);
         assert_eq!(table.remove(old), None);
         assert_eq!((table.get(old), table.find(&key(1))), (None, None));
-        assert_eq!((table.get(new), table.key(new)), (Some(&"new"), Some(&key(2))));
+        assert_eq!(
+            (table.get(new), table.key(new)),
+            (Some(&"new"), Some(&key(2)))
+        );
     }
 
     #[test]
@@ -157,7 +185,9 @@ mod tests {
     #[test]
     fn a_hundred_thousand_flows_come_and_go() {
         let mut table = Table::new(100_000);
-        let ids: Vec<Id> = (0..100_000).map(|n| table.insert(key(n), n).unwrap()).collect();
+        let ids: Vec<Id> = (0..100_000)
+            .map(|n| table.insert(key(n), n).unwrap())
+            .collect();
         assert!(table.insert(key(100_000), 0).is_err());
         for (n, id) in (0..).zip(&ids) {
             assert_eq!(table.find(&key(n)), Some(*id));
@@ -165,6 +195,9 @@ mod tests {
         for id in ids.iter().step_by(2) {
             assert!(table.remove(*id).is_some());
         }
-        assert_eq!((table.len(), table.find(&key(0)), table.find(&key(1))), (50_000, None, Some(ids[1])));
+        assert_eq!(
+            (table.len(), table.find(&key(0)), table.find(&key(1))),
+            (50_000, None, Some(ids[1]))
+        );
     }
 }

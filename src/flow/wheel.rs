@@ -34,7 +34,12 @@ struct Node {
     previous: u32,
 }
 
-const IDLE: Node = Node { deadline: Now(0), bucket: NONE, next: NONE, previous: NONE };
+const IDLE: Node = Node {
+    deadline: Now(0),
+    bucket: NONE,
+    next: NONE,
+    previous: NONE,
+};
 
 impl Wheel {
     pub fn new(capacity: usize) -> Self {
@@ -62,7 +67,15 @@ impl Wheel {
     }
 
     pub fn disarm(&mut self, slot: u32) {
-        let Some(&Node { bucket, next, previous, .. }) = self.nodes.get(slot as usize) else { return };
+        let Some(&Node {
+            bucket,
+            next,
+            previous,
+            ..
+        }) = self.nodes.get(slot as usize)
+        else {
+            return;
+        };
         if bucket == NONE {
             return;
         }
@@ -117,7 +130,8 @@ impl Wheel {
             if step == 0 {
                 bits &= u64::MAX << (start % 64);
             }
-            (bits != 0).then(|| (word * 64 + bits.trailing_zeros() as usize + BUCKETS - start) % BUCKETS)
+            (bits != 0)
+                .then(|| (word * 64 + bits.trailing_zeros() as usize + BUCKETS - start) % BUCKETS)
         })?;
         let at = (self.tick + distance as u64) * TICK;
         Some(Now(at).since(now))
@@ -138,7 +152,12 @@ impl Wheel {
         }
         let deadline = Now(deadline.0.div_ceil(TICK) * TICK);
         if let Some(node) = self.nodes.get_mut(slot as usize) {
-            *node = Node { deadline, bucket, next, previous: NONE };
+            *node = Node {
+                deadline,
+                bucket,
+                next,
+                previous: NONE,
+            };
         }
         self.set_head(bucket, slot);
         self.armed += 1;

@@ -10,11 +10,7 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use crate::{
-    config::Outbound,
-    net::Endpoint,
-    sys::sockopt,
-};
+use crate::{config::Outbound, net::Endpoint, sys::sockopt};
 
 /// What this kernel can do, found out once at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +28,18 @@ impl Features {
                 .and_then(|socket| sockopt::set_peek_offset(socket.as_fd(), 0))
                 .is_ok()
         };
-        Self { peek_offset4: peek(Domain::IPV4), peek_offset6: peek(Domain::IPV6) }
+        Self {
+            peek_offset4: peek(Domain::IPV4),
+            peek_offset6: peek(Domain::IPV6),
+        }
     }
 
     /// Without anything newer than the oldest kernel we serve.
     pub const fn none() -> Self {
-        Self { peek_offset4: false, peek_offset6: false }
+        Self {
+            peek_offset4: false,
+            peek_offset6: false,
+        }
     }
 
     /// Whether TCP sockets of this address's family have a peek offset.
@@ -110,7 +112,15 @@ pub fn udp(peer: Peer, outbound: &Outbound, port: u16) -> io::Result<OwnedFd> {
 /// Those of socket(2), EACCES where net.ipv4.ping_group_range does not name our group; bind(2) and connect(2).
 pub fn echo(peer: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
     let v6 = peer.endpoint.addr.is_ipv6();
-    let socket = open(peer, Type::DGRAM, if v6 { Protocol::ICMPV6 } else { Protocol::ICMPV4 })?;
+    let socket = open(
+        peer,
+        Type::DGRAM,
+        if v6 {
+            Protocol::ICMPV6
+        } else {
+            Protocol::ICMPV4
+        },
+    )?;
     sockopt::set_receive_errors(socket.as_fd(), v6)?;
     bind(&socket, peer, outbound, 0)?;
     socket.connect(&SockAddr::from(peer.address()))?;
@@ -133,12 +143,16 @@ fn open(peer: Peer, kind: Type, protocol: Protocol) -> io::Result<Socket> {
 /// Binds as `--outbound` and `--outbound-if4`, `-if6` say, and to `port` unless that is 0.
 fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
     let (addr, any, interface) = match peer.endpoint.addr {
-        IpAddr::V4(_) => {
-            (outbound.addr4.map(IpAddr::V4), IpAddr::V4(Ipv4Addr::UNSPECIFIED), &outbound.interface4)
-        }
-        IpAddr::V6(_) => {
-            (outbound.addr6.map(IpAddr::V6), IpAddr::V6(Ipv6Addr::UNSPECIFIED), &outbound.interface6)
-        }
+        IpAddr::V4(_) => (
+            outbound.addr4.map(IpAddr::V4),
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            &outbound.interface4,
+        ),
+        IpAddr::V6(_) => (
+            outbound.addr6.map(IpAddr::V6),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            &outbound.interface6,
+        ),
     };
     // What is mapped to the host itself is reached over no other interface than its own.
     let local = peer.endpoint.addr.is_loopback();
@@ -192,7 +206,10 @@ mod tests {
     use std::net::{TcpListener, UdpSocket};
 
     fn peer(addr: SocketAddr) -> Peer {
-        Peer { endpoint: Endpoint::new(addr.ip(), addr.port()), scope: 0 }
+        Peer {
+            endpoint: Endpoint::new(addr.ip(), addr.port()),
+            scope: 0,
+        }
     }
 
     #[test]
@@ -204,16 +221,30 @@ mod tests {
         assert!(connected || outcome(&socket).is_ok());
         drop((listener, accepted));
         let refused = tcp(peer(open), &Outbound::default(), false);
-        let error = refused.and_then(|(socket, _)| outcome(&socket)).unwrap_err();
+        let error = refused
+            .and_then(|(socket, _)| outcome(&socket))
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[test]
     fn flows_from_one_port_share_it() {
-        let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (a, b) = (
+            UdpSocket::bind("127.0.0.1:0").unwrap(),
+            UdpSocket::bind("127.0.0.1:0").unwrap(),
+        );
+        let port = UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         for server in [&a, &b] {
-            let socket = udp(peer(server.local_addr().unwrap()), &Outbound::default(), port).unwrap();
+            let socket = udp(
+                peer(server.local_addr().unwrap()),
+                &Outbound::default(),
+                port,
+            )
+            .unwrap();
             assert_eq!(UdpSocket::from(socket).local_addr().unwrap().port(), port);
         }
     }

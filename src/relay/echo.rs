@@ -72,7 +72,9 @@ impl Relay {
             None => self.echo_open(key, now)?,
         };
         for _ in 0..2 {
-            let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else { return Err(Why::NoFlow) };
+            let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
+                return Err(Why::NoFlow);
+            };
             flow.last = now;
             let mut gather = self.iovecs.gather();
             if !inbox.gather(octets, &mut gather) {
@@ -80,8 +82,12 @@ impl Relay {
             }
             match msg::send(flow.socket.as_fd(), &gather) {
                 Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Why::HostFull),
-                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => return Err(Why::TooBig),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Why::HostFull);
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    return Err(Why::TooBig);
+                }
                 Err(_) => self.echo_errors(id, outbox),
             }
         }
@@ -92,7 +98,13 @@ impl Relay {
         nat::check_source(&self.net, key.guest.addr)?;
         let target = nat::outbound(&self.net, Protocol::Echo, key.remote)?;
         let endpoint = Endpoint::new(target.endpoint.addr, 0);
-        let socket = match socket::echo(Peer { endpoint, scope: target.scope }, &self.net.outbound) {
+        let socket = match socket::echo(
+            Peer {
+                endpoint,
+                scope: target.scope,
+            },
+            &self.net.outbound,
+        ) {
             Ok(socket) => socket,
             Err(error) => {
                 self.warn_echo(&error);
@@ -100,8 +112,14 @@ impl Relay {
             }
         };
         let raw = socket.as_raw_fd();
-        let flow = EchoFlow { socket, last: now, readable: false, starved: false };
-        self.insert(key, Flow::Echo(flow), raw).inspect(|&id| self.wheel.arm(id.slot, now + ECHO_TIMEOUT))
+        let flow = EchoFlow {
+            socket,
+            last: now,
+            readable: false,
+            starved: false,
+        };
+        self.insert(key, Flow::Echo(flow), raw)
+            .inspect(|&id| self.wheel.arm(id.slot, now + ECHO_TIMEOUT))
     }
 
     /// Says once how to let the guest ping.
@@ -127,9 +145,13 @@ impl Relay {
 
     /// Hands waiting replies to the guest.
     pub(super) fn echo_pull(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let Some(key) = self.flows.key(id).copied() else { return };
+        let Some(key) = self.flows.key(id).copied() else {
+            return;
+        };
         for _ in 0..TURN {
-            let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else { return };
+            let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
+                return;
+            };
             if !flow.readable {
                 return;
             }
@@ -153,9 +175,19 @@ impl Relay {
     }
 
     fn echo_reply(&mut self, key: &Key, message: &[u8], outbox: &mut Outbox) {
-        let Some((&[kind, _, _, _, _, _, high, low], payload)) = message.split_first_chunk() else { return };
-        let echo = Echo { id: key.guest.port, seq: u16::from_be_bytes([high, low]), hops: TTL, payload };
-        let ends = Ends { src: self.net.mac, dst: self.guest_mac() };
+        let Some((&[kind, _, _, _, _, _, high, low], payload)) = message.split_first_chunk() else {
+            return;
+        };
+        let echo = Echo {
+            id: key.guest.port,
+            seq: u16::from_be_bytes([high, low]),
+            hops: TTL,
+            payload,
+        };
+        let ends = Ends {
+            src: self.net.mac,
+            dst: self.guest_mac(),
+        };
         let headers = match (kind, key.remote.addr, key.guest.addr) {
             (REPLY4, IpAddr::V4(remote), IpAddr::V4(guest)) => {
                 echo_reply4(&mut self.scratch, ends, (remote, guest), echo);
@@ -168,7 +200,11 @@ impl Relay {
             _ => return,
         };
         let fits = headers + message.len() <= usize::from(self.net.mtu);
-        let queued = if fits { outbox.copy(&self.scratch) } else { Err(Why::TooBig) };
+        let queued = if fits {
+            outbox.copy(&self.scratch)
+        } else {
+            Err(Why::TooBig)
+        };
         if let Err(why) = queued {
             self.drops.count(why);
         }
@@ -176,17 +212,31 @@ impl Relay {
 
     /// Tells the guest of errors its requests met.
     fn echo_errors(&mut self, id: Id, outbox: &mut Outbox) {
-        let Some(key) = self.flows.key(id).copied() else { return };
-        let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else { return };
+        let Some(key) = self.flows.key(id).copied() else {
+            return;
+        };
+        let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         // What the queue returns is the message with the kernel's identifier.
         let mut upper = [0; 1280];
         if let Ok(error) = errqueue::take(flow.socket.as_fd(), &mut upper) {
             if let Some(identifier) = upper.get_mut(4..6) {
                 identifier.copy_from_slice(&key.guest.port.to_be_bytes());
             }
-            let fault = Fault { kind: error.kind, code: error.code, info: error.info, offender: error.offender };
+            let fault = Fault {
+                kind: error.kind,
+                code: error.code,
+                info: error.info,
+                offender: error.offender,
+            };
             if error.v6 == key.remote.addr.is_ipv6() && error.quoted >= HEADER {
-                self.icmp_error(&key, fault, upper.get(..error.quoted).unwrap_or_default(), outbox);
+                self.icmp_error(
+                    &key,
+                    fault,
+                    upper.get(..error.quoted).unwrap_or_default(),
+                    outbox,
+                );
             }
         }
         if let Some(Flow::Echo(flow)) = self.flows.get_mut(id) {

@@ -30,27 +30,65 @@ const ETHERNET: usize = 14;
 impl Relay {
     /// Tells the guest that a packet of this flow met an error. `upper` is what the packet carried, from the upper layer's
     /// header on, as far as it is known; its IP header is written anew.
-    pub(super) fn icmp_error(&mut self, key: &Key, fault: Fault, upper: &[u8], outbox: &mut Outbox) {
-        let ends = Ends { src: self.net.mac, dst: self.guest_mac() };
+    pub(super) fn icmp_error(
+        &mut self,
+        key: &Key,
+        fault: Fault,
+        upper: &[u8],
+        outbox: &mut Outbox,
+    ) {
+        let ends = Ends {
+            src: self.net.mac,
+            dst: self.guest_mac(),
+        };
         let offender = nat::error_source(&self.net, &self.guest, fault.offender, key.remote.addr);
         let mut packet = std::mem::take(&mut self.message);
         let out = &mut self.scratch;
         match (key.guest.addr, key.remote.addr, offender) {
             (IpAddr::V4(guest), IpAddr::V4(remote), IpAddr::V4(offender)) => {
-                let Some(error) = Error4::new(fault.kind, fault.code, fault.info) else { return };
-                let ip = Ip4 { src: guest, dst: remote, ttl: 64 };
+                let Some(error) = Error4::new(fault.kind, fault.code, fault.info) else {
+                    return;
+                };
+                let ip = Ip4 {
+                    src: guest,
+                    dst: remote,
+                    ttl: 64,
+                };
                 let protocol = number(key.protocol, 1);
-                ipv4(&mut packet, ends, ip, protocol, |out| out.extend_from_slice(upper));
+                ipv4(&mut packet, ends, ip, protocol, |out| {
+                    out.extend_from_slice(upper)
+                });
                 let total = ETHERNET + 20 + upper.len();
-                error4(out, ends, (offender, guest), error, packet.get(ETHERNET..total).unwrap_or_default());
+                error4(
+                    out,
+                    ends,
+                    (offender, guest),
+                    error,
+                    packet.get(ETHERNET..total).unwrap_or_default(),
+                );
             }
             (IpAddr::V6(guest), IpAddr::V6(remote), IpAddr::V6(offender)) => {
-                let Some(error) = Error6::new(fault.kind, fault.code, fault.info) else { return };
-                let ip = Ip6 { src: guest, dst: remote, hop_limit: 64, flow_label: 0 };
+                let Some(error) = Error6::new(fault.kind, fault.code, fault.info) else {
+                    return;
+                };
+                let ip = Ip6 {
+                    src: guest,
+                    dst: remote,
+                    hop_limit: 64,
+                    flow_label: 0,
+                };
                 let protocol = number(key.protocol, 58);
-                ipv6(&mut packet, ends, ip, protocol, |out| out.extend_from_slice(upper));
+                ipv6(&mut packet, ends, ip, protocol, |out| {
+                    out.extend_from_slice(upper)
+                });
                 let total = ETHERNET + 40 + upper.len();
-                error6(out, ends, (offender, guest), error, packet.get(ETHERNET..total).unwrap_or_default());
+                error6(
+                    out,
+                    ends,
+                    (offender, guest),
+                    error,
+                    packet.get(ETHERNET..total).unwrap_or_default(),
+                );
             }
             _ => out.clear(),
         }

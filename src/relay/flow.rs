@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use crate::{
     flow::Chain,
     link::Slot,
-    net::{Endpoint, Now, Span},
+    net::{Now, Span},
     proto::tcp::Conn,
 };
 
@@ -15,6 +15,16 @@ pub enum Flow {
     Tcp(TcpFlow),
     Udp(UdpFlow),
     Echo(EchoFlow),
+}
+
+impl Flow {
+    pub fn into_socket(self) -> OwnedFd {
+        match self {
+            Self::Tcp(flow) => flow.socket,
+            Self::Udp(flow) => flow.socket,
+            Self::Echo(flow) => flow.socket,
+        }
+    }
 }
 
 /// A TCP connection.
@@ -35,7 +45,10 @@ pub struct TcpFlow {
 
 /// What a TCP flow waits for, and what the current burst asked of it.
 #[derive(Debug, Clone, Copy, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "independent conditions, most of them of edge-triggered events")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent conditions, most of them of edge-triggered events"
+)]
 pub struct State {
     /// The socket has, or may have, something to read: events are edges and tell only once.
     pub readable: bool,
@@ -61,8 +74,6 @@ pub struct UdpFlow {
     pub seen: (u8, u8),
     pub readable: bool,
     pub starved: bool,
-    /// The last datagram to the host, for the ICMP error it may meet.
-    pub target: Endpoint,
 }
 
 /// A series of echo requests with one identifier.
@@ -72,7 +83,6 @@ pub struct EchoFlow {
     pub last: Now,
     pub readable: bool,
     pub starved: bool,
-    pub target: Endpoint,
 }
 
 /// How long a UDP flow lives after its last datagram: Linux's nf_conntrack_udp_timeout and _stream.
@@ -103,7 +113,10 @@ const END: u32 = u32::MAX;
 
 impl<I> Burst<I> {
     pub fn new() -> Self {
-        Self { pieces: Vec::with_capacity(4096), touched: Vec::with_capacity(1024) }
+        Self {
+            pieces: Vec::with_capacity(4096),
+            touched: Vec::with_capacity(1024),
+        }
     }
 
     /// Adds a payload to a flow's chain.
@@ -122,7 +135,7 @@ impl<I> Burst<I> {
     }
 
     /// The payloads of a chain, in order.
-    pub fn chain(&self, chain: Option<(u32, u32)>) -> impl Iterator<Item = Slot> + '_ {
+    pub fn chain(&self, chain: Option<(u32, u32)>) -> impl Iterator<Item = Slot> + Clone + '_ {
         let mut at = chain.map_or(END, |(first, _)| first);
         std::iter::from_fn(move || {
             let (slot, next) = *self.pieces.get(at as usize)?;

@@ -33,7 +33,9 @@ impl Relay {
     /// Takes a burst of frames from the guest.
     pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
         for index in 0..inbox.frames() {
-            let Some(frame) = inbox.frame(index) else { break };
+            let Some(frame) = inbox.frame(index) else {
+                break;
+            };
             if let Err(why) = self.frame(frame, inbox, outbox, now) {
                 log::trace!("frame of {} octets dropped: {why:?}", frame.payload.len());
                 self.count(why);
@@ -42,7 +44,13 @@ impl Relay {
         self.end_burst(inbox, outbox, now);
     }
 
-    fn frame(&mut self, frame: Frame<'_>, inbox: &Inbox, outbox: &mut Outbox, now: Now) -> Result<(), Why> {
+    fn frame(
+        &mut self,
+        frame: Frame<'_>,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
         if self.guest.saw_mac(read.mac) {
             log::info!("New guest MAC address observed: {}", read.mac);
@@ -62,9 +70,15 @@ impl Relay {
         self.saw_source(ip.src);
         match &read.body {
             Body::Arp => Err(Why::Unanswered),
-            Body::Tcp(ip, segment) => self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now),
-            Body::Udp(ip, datagram) => self.udp_datagram(ip, datagram, frame.payload, inbox, outbox, now),
-            Body::Icmp(ip, message) => self.icmp_message(ip, message, frame.payload, inbox, outbox, now),
+            Body::Tcp(ip, segment) => {
+                self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
+            }
+            Body::Udp(ip, datagram) => {
+                self.udp_datagram(ip, datagram, frame.payload, inbox, outbox, now)
+            }
+            Body::Icmp(ip, message) => {
+                self.icmp_message(ip, message, frame.payload, inbox, outbox, now)
+            }
         }
     }
 
@@ -81,7 +95,9 @@ impl Relay {
     /// Lets flows go on that waited for room on the link, each for one turn. `true` if some still wait though there is room.
     pub fn resume(&mut self, outbox: &mut Outbox, now: Now) -> bool {
         for _ in 0..self.starved.len() {
-            let Some(id) = self.starved.pop_front() else { break };
+            let Some(id) = self.starved.pop_front() else {
+                break;
+            };
             match self.flows.get_mut(id) {
                 Some(Flow::Tcp(flow)) => {
                     flow.state.starved = false;
@@ -104,7 +120,9 @@ impl Relay {
     /// Carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
         while let Some(slot) = self.wheel.expired(now) {
-            let Some(id) = self.flows.id_at(slot) else { continue };
+            let Some(id) = self.flows.id_at(slot) else {
+                continue;
+            };
             let idle_until = match self.flows.get(id) {
                 Some(Flow::Tcp(_)) => {
                     self.tcp_expired(id, outbox, now);

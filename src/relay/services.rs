@@ -24,21 +24,37 @@ impl Relay {
     ///
     /// # Errors
     /// Why a frame for a service got no answer.
-    pub(super) fn serve(&mut self, frame: &Frame, head: &[u8], outbox: &mut Outbox) -> Result<bool, Why> {
+    pub(super) fn serve(
+        &mut self,
+        frame: &Frame,
+        head: &[u8],
+        outbox: &mut Outbox,
+    ) -> Result<bool, Why> {
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
         let answer = match &frame.body {
             Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, out),
             Body::Arp => return Err(Why::Disabled),
-            Body::Udp(ip, datagram) if is_dhcp(ip, datagram) && net.serve.dhcp && net.v4.is_some() => {
-                dhcp::answer(frame.mac, head.get(datagram.payload.clone()).unwrap_or_default(), net, out)
+            Body::Udp(ip, datagram)
+                if is_dhcp(ip, datagram) && net.serve.dhcp && net.v4.is_some() =>
+            {
+                dhcp::answer(
+                    frame.mac,
+                    head.get(datagram.payload.clone()).unwrap_or_default(),
+                    net,
+                    out,
+                )
             }
             Body::Udp(ip, datagram) if is_dhcpv6(ip, datagram) && net.serve.dhcpv6 => {
-                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else { return Ok(false) };
+                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else {
+                    return Ok(false);
+                };
                 let payload = head.get(datagram.payload.clone()).unwrap_or_default();
                 dhcpv6::answer(frame.mac, src, dst, payload, net, out)
             }
             Body::Icmp(ip, message) if is_neighbour_discovery(ip, message) => {
-                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else { return Ok(false) };
+                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else {
+                    return Ok(false);
+                };
                 if !net.serve.ndp || net.v6.is_none() {
                     return Err(Why::Disabled);
                 }
@@ -95,5 +111,8 @@ fn is_dhcpv6(ip: &Ip, datagram: &Datagram) -> bool {
 
 fn is_neighbour_discovery(ip: &Ip, message: &Message) -> bool {
     ip.src.is_ipv6()
-        && matches!(message.kind, ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT)
+        && matches!(
+            message.kind,
+            ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
+        )
 }

@@ -1,6 +1,10 @@
 //! Everything that changes while flows are carried, in one place and owned by one reactor.
 
-use std::{collections::VecDeque, hash::{BuildHasher, RandomState}};
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, RandomState},
+    os::fd::RawFd,
+};
 
 use super::{
     flow::{Burst, Flow},
@@ -55,7 +59,10 @@ pub struct Relay {
 
 impl Relay {
     pub fn new(net: Net, features: Features, limits: Limits) -> Self {
-        let guest = Guest::new(net.v4.as_ref().map(|v4| v4.addr), net.v6.as_ref().and_then(|v6| v6.addr));
+        let guest = Guest::new(
+            net.v4.as_ref().map(|v4| v4.addr),
+            net.v6.as_ref().and_then(|v6| v6.addr),
+        );
         Self {
             net,
             guest,
@@ -106,7 +113,11 @@ impl Relay {
     /// Headers of frames to the guest for a flow, from the address the guest knows its peer by.
     pub(super) fn template(&self, key: &Key) -> Template {
         // IPv6 wants a label that is stable for the flow and not zero (RFC 6437).
-        let label = if key.guest.addr.is_ipv6() { self.secret.hash_one(key) as u32 | 1 } else { 0 };
+        let label = if key.guest.addr.is_ipv6() {
+            self.secret.hash_one(key) as u32 | 1
+        } else {
+            0
+        };
         Template::new(self.net.mac, self.guest_mac(), key.remote, key.guest, label)
     }
 
@@ -132,6 +143,32 @@ impl Relay {
         if armed.is_none_or(|earlier| at < earlier) {
             wheel.arm(id.slot, at);
             *armed = Some(at);
+        }
+    }
+
+    /// Adds a flow and has its socket watched.
+    pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
+        match self.flows.insert(key, flow) {
+            Ok(id) => {
+                log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
+                self.requests.push(Request::Watch(raw, id));
+                Ok(id)
+            }
+            Err(flow) => {
+                self.requests.push(Request::Close(flow.into_socket()));
+                self.warn_table_full();
+                Err(Why::NoFlow)
+            }
+        }
+    }
+
+    fn warn_table_full(&mut self) {
+        if !self.table_warned {
+            self.table_warned = true;
+            log::warn!(
+                "Flow table full ({} flows): new flows of the guest are refused",
+                self.flows.len()
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use super::{
     errors::Fault,
     flow::{Flow, UdpFlow},
-    request::{Ready, Request},
+    request::Ready,
     state::Relay,
 };
 use crate::{
@@ -55,13 +55,19 @@ impl Relay {
         let payload = frame.part(&datagram.payload);
         // An error of an earlier datagram is reported by the next call and clears with it (udp(7)): then once more.
         for _ in 0..2 {
-            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else { return Err(Why::NoFlow) };
+            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
+                return Err(Why::NoFlow);
+            };
             flow.last = now;
             flow.seen.0 = flow.seen.0.saturating_add(1).min(2);
             match send(&mut self.iovecs, flow.socket.as_fd(), inbox, payload) {
                 Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Why::HostFull),
-                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => return Err(Why::TooBig),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Why::HostFull);
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    return Err(Why::TooBig);
+                }
                 Err(_) => self.udp_errors(id, outbox),
             }
         }
@@ -74,7 +80,10 @@ impl Relay {
         if key.guest.port == 0 {
             return Err(Why::PortZero);
         }
-        let peer = Peer { endpoint: target.endpoint, scope: target.scope };
+        let peer = Peer {
+            endpoint: target.endpoint,
+            scope: target.scope,
+        };
         let socket = match socket::udp(peer, &self.net.outbound, key.guest.port) {
             Ok(socket) => socket,
             Err(error) => {
@@ -83,25 +92,16 @@ impl Relay {
             }
         };
         let raw = socket.as_raw_fd();
-        let flow = UdpFlow { socket, last: now, seen: (0, 0), readable: false, starved: false };
+        let flow = UdpFlow {
+            socket,
+            last: now,
+            seen: (0, 0),
+            readable: false,
+            starved: false,
+        };
         let timeout = flow.timeout();
-        self.insert(key, Flow::Udp(flow), raw).inspect(|&id| self.wheel.arm(id.slot, now + timeout))
-    }
-
-    /// Adds a flow and has its socket watched.
-    pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: std::os::fd::RawFd) -> Result<Id, Why> {
-        match self.flows.insert(key, flow) {
-            Ok(id) => {
-                log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
-                self.requests.push(Request::Watch(raw, id));
-                Ok(id)
-            }
-            Err(flow) => {
-                self.requests.push(Request::Close(flow.into_socket()));
-                self.warn_table_full();
-                Err(Why::NoFlow)
-            }
-        }
+        self.insert(key, Flow::Udp(flow), raw)
+            .inspect(|&id| self.wheel.arm(id.slot, now + timeout))
     }
 
     pub(super) fn udp_ready(&mut self, id: Id, ready: Ready, outbox: &mut Outbox, now: Now) {
@@ -116,19 +116,27 @@ impl Relay {
 
     /// Hands waiting datagrams to the guest.
     pub(super) fn udp_pull(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let Some(key) = self.flows.key(id).copied() else { return };
+        let Some(key) = self.flows.key(id).copied() else {
+            return;
+        };
         let template = self.template(&key);
         let largest = usize::from(self.net.mtu).saturating_sub(template.udp_overhead());
         for _ in 0..TURN {
-            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else { return };
+            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
+                return;
+            };
             if !flow.readable {
                 return;
             }
             let room = match outbox.reserve(LARGEST, LARGEST) {
-                None if outbox.flush() == Flushed::Done && outbox.has_guest() => outbox.reserve(LARGEST, LARGEST),
+                None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
+                    outbox.reserve(LARGEST, LARGEST)
+                }
                 room => room,
             };
-            let Some(room) = room else { return self.starve(id) };
+            let Some(room) = room else {
+                return self.starve(id);
+            };
             let mut scatter = self.iovecs.scatter();
             if !outbox.scatter(&room, &mut scatter) {
                 return;
@@ -138,7 +146,9 @@ impl Relay {
                 Ok(octets) => {
                     flow.last = now;
                     flow.seen.1 = flow.seen.1.saturating_add(1).min(2);
-                    outbox.commit(room, octets, LARGEST, |piece, headers| template.udp(headers, piece.len, piece.sum));
+                    outbox.commit(room, octets, LARGEST, |piece, headers| {
+                        template.udp(headers, piece.len, piece.sum)
+                    });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     flow.readable = false;
@@ -153,9 +163,13 @@ impl Relay {
 
     /// Tells the guest of errors its datagrams met.
     fn udp_errors(&mut self, id: Id, outbox: &mut Outbox) {
-        let Some(key) = self.flows.key(id).copied() else { return };
+        let Some(key) = self.flows.key(id).copied() else {
+            return;
+        };
         for _ in 0..ERRORS {
-            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else { return };
+            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
+                return;
+            };
             let mut upper = [0; 8 + QUOTED];
             let Ok(error) = errqueue::take(flow.socket.as_fd(), &mut upper[8..]) else {
                 // Whatever is pending besides the queue would be reported for ever.
@@ -166,7 +180,12 @@ impl Relay {
             upper[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
             upper[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
             upper[4..6].copy_from_slice(&(len as u16).to_be_bytes());
-            let fault = Fault { kind: error.kind, code: error.code, info: error.info, offender: error.offender };
+            let fault = Fault {
+                kind: error.kind,
+                code: error.code,
+                info: error.info,
+                offender: error.offender,
+            };
             if error.v6 == key.remote.addr.is_ipv6() {
                 self.icmp_error(&key, fault, upper.get(..len).unwrap_or_default(), outbox);
             }
@@ -180,16 +199,35 @@ impl Relay {
             Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => (1, 3),
             _ => return,
         };
-        let (kind, code) = if key.guest.addr.is_ipv4() { (3, code4) } else { (1, code6) };
+        let (kind, code) = if key.guest.addr.is_ipv4() {
+            (3, code4)
+        } else {
+            (1, code6)
+        };
         let mut upper = [0; 8];
         upper[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
         upper[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
         upper[4..6].copy_from_slice(&8_u16.to_be_bytes());
-        self.icmp_error(key, Fault { kind, code, info: 0, offender: None }, &upper, outbox);
+        self.icmp_error(
+            key,
+            Fault {
+                kind,
+                code,
+                info: 0,
+                offender: None,
+            },
+            &upper,
+            outbox,
+        );
     }
 }
 
-fn send(iovecs: &mut Iovecs, socket: BorrowedFd<'_>, inbox: &Inbox, payload: Slot) -> io::Result<usize> {
+fn send(
+    iovecs: &mut Iovecs,
+    socket: BorrowedFd<'_>,
+    inbox: &Inbox,
+    payload: Slot,
+) -> io::Result<usize> {
     let mut gather = iovecs.gather();
     if !inbox.gather(payload, &mut gather) {
         return Err(io::ErrorKind::InvalidInput.into());

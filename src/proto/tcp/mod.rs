@@ -291,7 +291,13 @@ impl Conn {
 
     /// Whether all was sent but our FIN.
     pub fn fin_waits(&self) -> bool {
-        matches!(self.phase, Phase::Open { host: Half::FinSeen | Half::FinSent, .. }) && self.send.ends_at(self.send.nxt)
+        matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::FinSeen | Half::FinSent,
+                ..
+            }
+        ) && self.send.ends_at(self.send.nxt)
     }
 
     /// Notes our FIN sent.

@@ -40,7 +40,9 @@ impl Relay {
 
     fn end_burst_of(&mut self, id: Id, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
         self.deliver(id, inbox);
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         flow.state.touched = false;
         let (ack, pull, over) = (flow.state.ack, flow.state.pull, flow.state.over);
         (flow.state.ack, flow.state.pull) = (false, false);
@@ -50,7 +52,9 @@ impl Relay {
         if pull {
             self.pull(id, outbox, now);
         }
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         if ack && flow.conn.ack_due() {
             self.acknowledge(id, outbox);
         }
@@ -64,8 +68,12 @@ impl Relay {
     /// Writes what the current burst brought for a flow. What the kernel refuses goes to the pool; what that cannot hold is
     /// given back, so that it is never acknowledged.
     pub(in super::super) fn deliver(&mut self, id: Id, inbox: &Inbox) {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
-        let Some(chain) = flow.pieces.take() else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let Some(chain) = flow.pieces.take() else {
+            return;
+        };
         let mut slots = self.burst.chain(Some(chain)).peekable();
         while slots.peek().is_some() {
             let mut octets = 0;
@@ -101,7 +109,9 @@ impl Relay {
 
     /// Writes what a flow's spill holds, as far as the socket takes it.
     pub(in super::super) fn drain_spill(&mut self, id: Id) {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         while !flow.spill.is_empty() {
             match send_front(&mut self.iovecs, &self.pool, flow) {
                 Ok(octets) => self.pool.consume(&mut flow.spill, octets),
@@ -116,7 +126,9 @@ impl Relay {
 
     /// Tells the host that the guest's stream has ended.
     pub(in super::super) fn shut_down(&mut self, id: Id) {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         // Where the peer is gone already there is nobody to tell.
         let _ = socket::shutdown(&flow.socket);
         flow.state.over |= flow.conn.shut_down();
@@ -124,7 +136,9 @@ impl Relay {
 
     /// Sends a bare acknowledgement with the window of the moment.
     pub(in super::super) fn acknowledge(&mut self, id: Id, outbox: &mut Outbox) {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         let free = window_space(flow, id, &mut self.requests);
         let fields = flow.conn.acknowledgement(free);
         self.say(id, fields, outbox);
@@ -132,21 +146,34 @@ impl Relay {
 
     /// The octets a flow's socket can take from the guest.
     pub(in super::super) fn space(&mut self, id: Id) -> u32 {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return 0 };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return 0;
+        };
         window_space(flow, id, &mut self.requests)
     }
 }
 
 /// The octets a flow's socket can take. Where little is free, asks to be told when that changes: only then does the kernel
 /// tell, and only then does its buffer grow.
-pub(in super::super) fn window_space(flow: &mut TcpFlow, id: Id, requests: &mut Vec<Request>) -> u32 {
-    let memory = sockopt::send_memory(flow.socket.as_fd()).unwrap_or(SendMemory { limit: 0, queued: 0 });
+pub(in super::super) fn window_space(
+    flow: &mut TcpFlow,
+    id: Id,
+    requests: &mut Vec<Request>,
+) -> u32 {
+    let memory = sockopt::send_memory(flow.socket.as_fd()).unwrap_or(SendMemory {
+        limit: 0,
+        queued: 0,
+    });
     let blocked = memory.is_low() || !flow.spill.is_empty();
     if blocked && !flow.state.wants_space {
         flow.state.wants_space = true;
         requests.push(Request::Rewatch(flow.socket.as_raw_fd(), id));
     }
-    if flow.spill.is_empty() { usable(memory) } else { 0 }
+    if flow.spill.is_empty() {
+        usable(memory)
+    } else {
+        0
+    }
 }
 
 /// Keeps octets `skip..octets` of the listed payloads. Returns how many found no place.
@@ -166,7 +193,11 @@ fn spill(
         let part = slot.part(&(skip.saturating_sub(at)..slot.len()));
         at += slot.len();
         inbox.copy(part, |bytes| {
-            let kept = if refused == 0 { pool.append(&mut flow.spill, bytes, SPILL_MAX) } else { 0 };
+            let kept = if refused == 0 {
+                pool.append(&mut flow.spill, bytes, SPILL_MAX)
+            } else {
+                0
+            };
             refused += bytes.len() - kept;
         });
     }
@@ -180,5 +211,8 @@ fn send_front(iovecs: &mut Iovecs, pool: &Pool, flow: &TcpFlow) -> io::Result<us
 }
 
 fn would_block(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }

@@ -3,6 +3,7 @@
 use std::{io, os::fd::AsRawFd};
 
 use super::super::{
+    errors::Fault,
     flow::{Flow, State, TcpFlow},
     request::Request,
     state::Relay,
@@ -16,7 +17,6 @@ use crate::{
     wire::{
         frame::{Ip, Segment},
         headers::TcpFields,
-        icmp,
         tcp::Flags,
     },
 };
@@ -30,7 +30,10 @@ const HEADERS6: u16 = 60;
 enum Refusal {
     Reset,
     /// ICMP or ICMPv6 destination unreachable, with the code of each.
-    Unreachable { code4: u8, code6: u8 },
+    Unreachable {
+        code4: u8,
+        code6: u8,
+    },
     /// Nothing: the guest's own timer says it.
     Silence,
 }
@@ -41,7 +44,10 @@ impl Refusal {
         match error.raw_os_error() {
             Some(libc::ENETUNREACH | libc::ENETDOWN) => Self::Unreachable { code4: 0, code6: 0 },
             Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => Self::Unreachable { code4: 1, code6: 3 },
-            Some(libc::EACCES | libc::EPERM) => Self::Unreachable { code4: 13, code6: 1 },
+            Some(libc::EACCES | libc::EPERM) => Self::Unreachable {
+                code4: 13,
+                code6: 1,
+            },
             Some(libc::ETIMEDOUT) => Self::Silence,
             _ => Self::Reset,
         }
@@ -85,7 +91,10 @@ impl Relay {
         if key.guest.port == 0 {
             return Err(Why::PortZero);
         }
-        let peer = Peer { endpoint: target.endpoint, scope: target.scope };
+        let peer = Peer {
+            endpoint: target.endpoint,
+            scope: target.scope,
+        };
         let peeks = self.features.peek_offset(key.remote.addr);
         let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks) {
             Ok(opened) => opened,
@@ -95,7 +104,11 @@ impl Relay {
                 return Err(Why::Socket);
             }
         };
-        let headers = if key.remote.addr.is_ipv4() { HEADERS4 } else { HEADERS6 };
+        let headers = if key.remote.addr.is_ipv4() {
+            HEADERS4
+        } else {
+            HEADERS6
+        };
         let mss = self.net.mtu.saturating_sub(headers).max(1);
         let conn = Conn::new(segment, Seq(self.initial_sequence(&key, now)), mss);
         let raw = socket.as_raw_fd();
@@ -108,18 +121,13 @@ impl Relay {
             pieces: None,
             state: State::default(),
         };
-        let id = match self.flows.insert(key, Flow::Tcp(flow)) {
+        let id = match self.insert(key, Flow::Tcp(flow), raw) {
             Ok(id) => id,
-            Err(Flow::Tcp(flow)) => {
-                self.requests.push(Request::Close(flow.socket));
-                self.warn_table_full();
+            Err(why) => {
                 self.say_to(&key, reset_for(segment), outbox);
-                return Err(Why::NoFlow);
+                return Err(why);
             }
-            Err(Flow::Udp(_) | Flow::Echo(_)) => return Err(Why::NoFlow),
         };
-        log::debug!("flow {}: TCP {key}", id.slot);
-        self.requests.push(Request::Watch(raw, id));
         if connected {
             self.tcp_connected(id, outbox, now);
         }
@@ -128,7 +136,9 @@ impl Relay {
 
     /// The host's connect() has come to an end.
     pub(in super::super) fn tcp_outcome(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let Some(Flow::Tcp(flow)) = self.flows.get(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
+            return;
+        };
         match socket::outcome(&flow.socket) {
             Ok(()) => self.tcp_connected(id, outbox, now),
             Err(error) => {
@@ -143,7 +153,9 @@ impl Relay {
     }
 
     fn tcp_connected(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         if flow.conn.connected(now).syn_ack {
             self.send_syn_ack(id, outbox);
             self.schedule(id);
@@ -152,7 +164,9 @@ impl Relay {
 
     pub(in super::super) fn send_syn_ack(&mut self, id: Id, outbox: &mut Outbox) {
         let free = self.space(id);
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         let fields = flow.conn.syn_ack(free);
         // Without room it is sent again by the timer, or when the guest repeats its SYN.
         self.say(id, fields, outbox);
@@ -164,11 +178,21 @@ impl Relay {
             Refusal::Silence => {}
             Refusal::Reset => {
                 let flags = Flags::RST | Flags::ACK;
-                let fields = TcpFields { seq: Seq(0), ack: syn + 1, flags, window: 0, options: None };
+                let fields = TcpFields {
+                    seq: Seq(0),
+                    ack: syn + 1,
+                    flags,
+                    window: 0,
+                    options: None,
+                };
                 self.say_to(key, fields, outbox);
             }
             Refusal::Unreachable { code4, code6 } => {
-                let code = if key.guest.addr.is_ipv4() { code4 } else { code6 };
+                let code = if key.guest.addr.is_ipv4() {
+                    code4
+                } else {
+                    code6
+                };
                 // The first eight octets of the guest's TCP header: ports and sequence number, which its stack checks.
                 let mut quoted = [0; 20];
                 quoted[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
@@ -176,7 +200,18 @@ impl Relay {
                 quoted[4..8].copy_from_slice(&syn.0.to_be_bytes());
                 quoted[12] = 5 << 4;
                 quoted[13] = Flags::SYN.0;
-                self.icmp_error(key, icmp::Kind::Unreachable { code }, Protocol::Tcp, &quoted, 0, None, outbox);
+                let kind = if key.guest.addr.is_ipv4() { 3 } else { 1 };
+                self.icmp_error(
+                    key,
+                    Fault {
+                        kind,
+                        code,
+                        info: 0,
+                        offender: None,
+                    },
+                    &quoted,
+                    outbox,
+                );
             }
         }
     }
@@ -195,13 +230,6 @@ impl Relay {
         if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && !self.table_warned {
             self.table_warned = true;
             log::warn!("Cannot open more sockets for flows of the guest: {error}");
-        }
-    }
-
-    pub(in super::super) fn warn_table_full(&mut self) {
-        if !self.table_warned {
-            self.table_warned = true;
-            log::warn!("Flow table full ({} flows): new flows of the guest are refused", self.flows.len());
         }
     }
 }

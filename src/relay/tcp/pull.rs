@@ -37,7 +37,9 @@ impl Relay {
     pub(in super::super) fn pull(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let mut left = TURN;
         loop {
-            let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+            let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+                return;
+            };
             forget(flow);
             if flow.conn.fin_due() {
                 self.send_fin(id, outbox, now);
@@ -69,27 +71,38 @@ impl Relay {
     }
 
     fn pull_once(&mut self, id: Id, want: usize, outbox: &mut Outbox, now: Now) -> Look {
-        let Some(key) = self.flows.key(id).copied() else { return Look::Nothing };
+        let Some(key) = self.flows.key(id).copied() else {
+            return Look::Nothing;
+        };
         let template = self.template(&key);
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return Look::Nothing };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return Look::Nothing;
+        };
         let cut = flow.conn.mss();
         let room = match outbox.reserve(want, cut) {
             Some(room) => room,
-            None if outbox.flush() == Flushed::Done && outbox.has_guest() => match outbox.reserve(want, cut) {
-                Some(room) => room,
-                None => return self.starved(id),
-            },
+            None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
+                match outbox.reserve(want, cut) {
+                    Some(room) => room,
+                    None => return self.starved(id),
+                }
+            }
             None => return self.starved(id),
         };
         let behind = (flow.forget + flow.conn.unacknowledged()) as usize;
         let peeks = self.features.peek_offset(key.remote.addr);
         let mut scatter = self.iovecs.scatter();
-        let skip = if peeks { 0 } else { scatter.push_waste(&mut self.waste, behind) };
+        let skip = if peeks {
+            0
+        } else {
+            scatter.push_waste(&mut self.waste, behind)
+        };
         if skip < behind && !peeks || !outbox.scatter(&room, &mut scatter) {
             // More is in flight than a list of waste can step over: acknowledgements will make it less.
             return Look::Nothing;
         }
-        let looked = msg::peek(flow.socket.as_fd(), &mut scatter).map(|octets| octets.checked_sub(skip));
+        let looked =
+            msg::peek(flow.socket.as_fd(), &mut scatter).map(|octets| octets.checked_sub(skip));
         let octets = match looked {
             Ok(Some(0)) if skip == 0 || flow.state.ended => return Look::End,
             Ok(Some(0) | None) => return nothing(flow),
@@ -132,7 +145,9 @@ impl Relay {
     }
 
     fn send_fin(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         let free = window_space(flow, id, &mut self.requests);
         let fields = flow.conn.data(0, Flags::FIN, free);
         if self.say(id, fields, outbox) {
@@ -146,10 +161,13 @@ impl Relay {
 
     /// Sends a segment without payload. `false` if the link had no room.
     pub(in super::super) fn say(&mut self, id: Id, fields: TcpFields, outbox: &mut Outbox) -> bool {
-        let Some(key) = self.flows.key(id) else { return true };
+        let Some(key) = self.flows.key(id) else {
+            return true;
+        };
         let template = self.template(key);
         let queue = |outbox: &mut Outbox| {
-            outbox.bare(|headers| template.tcp(headers, fields, 0, crate::wire::checksum::Sum::new()))
+            outbox
+                .bare(|headers| template.tcp(headers, fields, 0, crate::wire::checksum::Sum::new()))
         };
         match queue(outbox).or_else(|_| {
             outbox.flush();
@@ -165,9 +183,13 @@ impl Relay {
 
     /// Sets the peek offset to where the next octet to send is.
     pub(in super::super) fn seek(&mut self, id: Id) {
-        let Some(key) = self.flows.key(id) else { return };
+        let Some(key) = self.flows.key(id) else {
+            return;
+        };
         let peeks = self.features.peek_offset(key.remote.addr);
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         let offset = flow.forget + flow.conn.unacknowledged();
         if peeks {
             // The probe at start has shown that the kernel can.
@@ -178,7 +200,9 @@ impl Relay {
 
     /// Resets the guest's connection: the host's is gone.
     pub(in super::super) fn reset(&mut self, id: Id, outbox: &mut Outbox) {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         let fields = flow.conn.reset();
         self.say(id, fields, outbox);
         self.abort(id);
@@ -203,17 +227,14 @@ impl Relay {
 
     /// Forgets a flow and closes its socket.
     pub(in super::super) fn remove(&mut self, id: Id) {
-        let Some(flow) = self.flows.remove(id) else { return };
-        self.wheel.disarm(id.slot);
-        let socket = match flow {
-            Flow::Tcp(flow) => {
-                self.pool.release(flow.spill);
-                flow.socket
-            }
-            Flow::Udp(flow) => flow.socket,
-            Flow::Echo(flow) => flow.socket,
+        let Some(mut flow) = self.flows.remove(id) else {
+            return;
         };
-        self.requests.push(Request::Close(socket));
+        self.wheel.disarm(id.slot);
+        if let Flow::Tcp(TcpFlow { spill, .. }) = &mut flow {
+            self.pool.release(std::mem::take(spill));
+        }
+        self.requests.push(Request::Close(flow.into_socket()));
     }
 
     /// Arms the wheel for a flow's next deadline.

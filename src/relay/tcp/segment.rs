@@ -28,7 +28,9 @@ impl Relay {
         let Some(id) = self.flows.find(&key) else {
             return self.tcp_unknown(key, ip, segment, outbox, now);
         };
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return Err(Why::NoFlow) };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return Err(Why::NoFlow);
+        };
         let todo = flow.conn.segment(segment, now);
         if todo.anew {
             self.abort(id);
@@ -56,11 +58,16 @@ impl Relay {
         if todo.syn_ack {
             self.send_syn_ack(id, outbox);
         }
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         flow.forget += todo.forget;
         if let Some((skip, take)) = todo.take {
             let start = segment.payload.start + skip as usize;
-            self.burst.push(&mut flow.pieces, frame.part(&(start..start + take as usize)));
+            self.burst.push(
+                &mut flow.pieces,
+                frame.part(&(start..start + take as usize)),
+            );
         }
         flow.state.ack |= todo.ack == Ack::Burst;
         flow.state.pull |= todo.pull;
@@ -80,7 +87,9 @@ impl Relay {
 
     /// A deadline of a flow has come.
     pub(in super::super) fn tcp_expired(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
         flow.armed = None;
         let todo = flow.conn.expired(now);
         if let Some(fields) = todo.rst {

@@ -46,8 +46,16 @@ mod tests {
 
     #[test]
     fn every_source_survives_its_token() {
-        let id = Id { slot: 0xff_ffff, generation: u32::MAX };
-        for source in [Source::Listener, Source::Link, Source::Signal, Source::Flow(id)] {
+        let id = Id {
+            slot: 0xff_ffff,
+            generation: u32::MAX,
+        };
+        for source in [
+            Source::Listener,
+            Source::Link,
+            Source::Signal,
+            Source::Flow(id),
+        ] {
             assert_eq!(Source::of(source.token()), source);
         }
     }

@@ -7,14 +7,12 @@ use std::{
 };
 
 use mio::{Events, Interest, Poll, unix::SourceFd};
-use nix::{
-    errno::Errno,
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-        socket::{SockFlag, accept4, getsockopt, sockopt::PeerCredentials},
-    },
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+    socket::{getsockopt, sockopt::PeerCredentials},
 };
+use socket2::SockRef;
 
 use super::event::Source;
 use crate::{
@@ -73,7 +71,12 @@ impl Reactor {
     ///
     /// # Errors
     /// Those of epoll_create(2), epoll_ctl(2) and signalfd(2).
-    pub fn new(relay: Relay, entrance: Entrance, one_off: bool, capture: Option<Capture>) -> io::Result<Self> {
+    pub fn new(
+        relay: Relay,
+        entrance: Entrance,
+        one_off: bool,
+        capture: Option<Capture>,
+    ) -> io::Result<Self> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTERM);
         mask.add(Signal::SIGQUIT);
@@ -92,7 +95,7 @@ impl Reactor {
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
         };
-        reactor.capture(capture);
+        reactor.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
         reactor.watch(signal_source, Source::Signal, Interest::READABLE)?;
         match entrance {
@@ -105,10 +108,6 @@ impl Reactor {
         Ok(reactor)
     }
 
-    fn capture(&mut self, capture: Option<Capture>) {
-        self.outbox.set_capture(capture);
-    }
-
     /// Serves until a signal comes or the only client leaves.
     ///
     /// # Errors
@@ -117,7 +116,11 @@ impl Reactor {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let more = self.turn();
-            let timeout = if more { Some(Duration::ZERO) } else { self.sleep() };
+            let timeout = if more {
+                Some(Duration::ZERO)
+            } else {
+                self.sleep()
+            };
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -137,7 +140,8 @@ impl Reactor {
                         self.register();
                     }
                     Source::Link => {
-                        self.link_readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+                        self.link_readable |=
+                            event.is_readable() || event.is_read_closed() || event.is_error();
                     }
                     Source::Listener => self.accept()?,
                     Source::Signal => {
@@ -164,7 +168,8 @@ impl Reactor {
         }
         let mut more = self.link_readable;
         if self.outbox.flush() == Flushed::Done {
-            more |= self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
+            more |=
+                self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
         if self.outbox.flush() == Flushed::Blocked {
             // Writability is told by an edge, which comes when the guest reads.
@@ -204,12 +209,14 @@ impl Reactor {
             let interest = Interest::READABLE | Interest::WRITABLE;
             let registry = self.poll.registry();
             let (done, id) = match request {
-                Request::Watch(fd, id) => {
-                    (registry.register(&mut SourceFd(&fd), Source::Flow(id).token(), interest), id)
-                }
-                Request::Rewatch(fd, id) => {
-                    (registry.reregister(&mut SourceFd(&fd), Source::Flow(id).token(), interest), id)
-                }
+                Request::Watch(fd, id) => (
+                    registry.register(&mut SourceFd(&fd), Source::Flow(id).token(), interest),
+                    id,
+                ),
+                Request::Rewatch(fd, id) => (
+                    registry.reregister(&mut SourceFd(&fd), Source::Flow(id).token(), interest),
+                    id,
+                ),
                 Request::Close(socket) => {
                     drop(socket);
                     continue;
@@ -223,16 +230,18 @@ impl Reactor {
     }
 
     fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
-        self.poll.registry().register(&mut SourceFd(&fd), source.token(), interest)
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&fd), source.token(), interest)
     }
 
     /// Lets the next client in, and tells further ones goodbye.
     fn accept(&mut self) -> io::Result<()> {
         while let Some(listener) = &self.listener {
-            let client = match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
-                Ok(client) => crate::sys::own(client),
-                Err(Errno::EAGAIN) => return Ok(()),
-                Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
+            let client: OwnedFd = match SockRef::from(listener).accept() {
+                Ok((client, _)) => client.into(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     log::warn!("Cannot accept a connection: {error}");
                     return Ok(());
@@ -255,7 +264,12 @@ impl Reactor {
     }
 
     fn attach(&mut self, socket: OwnedFd) -> io::Result<()> {
-        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE | Interest::WRITABLE)?;
+        SockRef::from(&socket).set_nonblocking(true)?;
+        self.watch(
+            socket.as_raw_fd(),
+            Source::Link,
+            Interest::READABLE | Interest::WRITABLE,
+        )?;
         self.client = Some(socket.as_raw_fd());
         self.outbox.attach(Some(socket.try_clone()?));
         self.inbox.attach(Some(socket));
@@ -265,7 +279,10 @@ impl Reactor {
 
     /// The client is gone: its flows end with it.
     fn detach(&mut self) {
-        log::info!("Client connection closed{}", if self.one_off { ", exiting" } else { "" });
+        log::info!(
+            "Client connection closed{}",
+            if self.one_off { ", exiting" } else { "" }
+        );
         self.link_readable = false;
         self.relay.guest_left();
         self.register();
@@ -285,12 +302,18 @@ impl Reactor {
     fn sleep(&self) -> Option<Duration> {
         let now = self.now();
         let advertise = self.advertise.since(now);
-        let span = self.relay.next_deadline(now).map_or(advertise, |next| next.min(advertise));
+        let span = self
+            .relay
+            .next_deadline(now)
+            .map_or(advertise, |next| next.min(advertise));
         Some(Duration::from_micros(span.0))
     }
 
     /// A time within the bounds; the clock's lower digits are as random as this needs.
     fn advertise_interval(&self, now: Now) -> Span {
-        Span(ADVERTISE_LEAST.0 + now.0.wrapping_mul(2_654_435_761) % (ADVERTISE_MOST.0 - ADVERTISE_LEAST.0))
+        Span(
+            ADVERTISE_LEAST.0
+                + now.0.wrapping_mul(2_654_435_761) % (ADVERTISE_MOST.0 - ADVERTISE_LEAST.0),
+        )
     }
 }

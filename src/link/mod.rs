@@ -6,5 +6,6 @@ mod inbox;
 
 mod outbox;
 
+pub use capture::Capture;
 pub use inbox::{FRAME_MAX, Frame, Inbox, Received, Slot};
 pub use outbox::{Flushed, Outbox, Piece, Room};

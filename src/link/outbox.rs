@@ -8,7 +8,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use super::{capture::Capture, inbox::PREFIX};
+use super::{
+    capture::Capture,
+    inbox::{Inbox, PREFIX},
+};
 use crate::{
     net::Why,
     sys::{Gather, Iovecs, Scatter, msg},
@@ -98,6 +101,21 @@ impl Outbox {
             sent: 0,
             iovecs: Iovecs::new(),
             capture: None,
+        }
+    }
+
+    /// Captures what passes from now on.
+    pub fn set_capture(&mut self, capture: Option<Capture>) {
+        self.capture = capture;
+    }
+
+    /// Captures the frames of a burst from the guest: both directions share one file, in the order they passed.
+    pub fn capture_burst(&mut self, inbox: &Inbox) {
+        if let Some(capture) = &mut self.capture {
+            for frame in (0..inbox.frames()).filter_map(|index| inbox.frame(index)) {
+                capture.record(&[frame.head]);
+            }
+            capture.flush();
         }
     }
 
@@ -242,6 +260,11 @@ impl Outbox {
                 Err(_) => break,
             }
         }
+        if let Some(capture) = &mut self.capture
+            && !self.frames.is_empty()
+        {
+            capture.flush();
+        }
         self.clear();
         Flushed::Done
     }
@@ -255,7 +278,7 @@ impl Outbox {
             }
             self.sent -= frame.head + frame.len;
             if let (Some(capture), Some(head)) = (&mut self.capture, self.heads.get(self.first)) {
-                capture.record_now(&[
+                capture.record(&[
                     &head[PREFIX..frame.head],
                     &self.arena[frame.at..frame.at + frame.len],
                 ]);

@@ -25,7 +25,7 @@ use flow::{ECHO_TIMEOUT, Flow};
 use crate::{
     flow::Id,
     link::{Frame, Inbox, Outbox},
-    net::{Now, Protocol, Why},
+    net::{Now, Protocol, Span, Why},
     wire::frame::{Body, classify},
 };
 
@@ -138,6 +138,11 @@ impl Relay {
                 self.wheel.arm(slot, idle_until);
             }
         }
+    }
+
+    /// The time until [`Relay::expire`] may have something to do.
+    pub fn next_deadline(&self, now: Now) -> Option<Span> {
+        self.wheel.next(now)
     }
 
     /// The guest is gone: every connection's peer hears a reset, nothing is kept.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::state::Relay;
 use crate::{
     link::Outbox,
-    net::{Class, Now, Why, class},
+    net::{Class, Why, class},
     service::{Answer, arp, dhcp, dhcpv6, ndp},
     wire::frame::{Body, Datagram, Frame, Ip, Message},
 };
@@ -87,12 +87,14 @@ impl Relay {
     }
 
     /// Sends an unsolicited router advertisement, if a guest is there to hear it.
-    pub fn advertise(&mut self, outbox: &mut Outbox, _now: Now) {
+    pub fn advertise(&mut self, outbox: &mut Outbox) {
         let serve = &self.net.serve;
         if !serve.ndp || !serve.ra || self.net.v6.is_none() || !outbox.has_guest() {
             return;
         }
-        ndp::advertise(&self.net, &mut self.scratch);
+        if !ndp::advertise(&self.net, &mut self.scratch) {
+            return;
+        }
         if let Err(why) = outbox.copy(&self.scratch) {
             self.count(why);
         }

@@ -5,7 +5,6 @@ use std::{io, os::fd::AsRawFd};
 use super::super::{
     errors::Fault,
     flow::{Flow, State, TcpFlow},
-    request::Request,
     state::Relay,
 };
 use crate::{

@@ -56,7 +56,7 @@ impl Relay {
                 };
                 let protocol = number(key.protocol, 1);
                 ipv4(&mut packet, ends, ip, protocol, |out| {
-                    out.extend_from_slice(upper)
+                    out.extend_from_slice(upper);
                 });
                 let total = ETHERNET + 20 + upper.len();
                 error4(
@@ -79,7 +79,7 @@ impl Relay {
                 };
                 let protocol = number(key.protocol, 58);
                 ipv6(&mut packet, ends, ip, protocol, |out| {
-                    out.extend_from_slice(upper)
+                    out.extend_from_slice(upper);
                 });
                 let total = ETHERNET + 40 + upper.len();
                 error6(

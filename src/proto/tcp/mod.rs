@@ -498,7 +498,7 @@ impl Conn {
         match text {
             Text::Outside => (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfWindow)),
             Text::Gap if len > 0 || flags.has(Flags::FIN) => {
-                (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfOrder))
+                (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfOrder));
             }
             Text::Gap => {}
             Text::Next { skip, take } => self.text(segment, skip, take, &mut todo),
@@ -595,3 +595,6 @@ pub fn reset_for(segment: &Segment) -> TcpFields {
         options: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

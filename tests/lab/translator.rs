@@ -43,6 +43,7 @@ pub fn binary() -> OsString {
 /// How a translator is to be started; [`Translator::start`] is the short way.
 #[derive(Debug)]
 pub struct Setup {
+    binary: OsString,
     args: Vec<String>,
     resolv_conf: String,
     private_tmp: bool,
@@ -53,12 +54,19 @@ pub struct Setup {
 impl Setup {
     pub fn new(args: &[&str]) -> Self {
         Self {
+            binary: binary(),
             args: args.iter().map(|&a| a.to_owned()).collect(),
             resolv_conf: RESOLV_CONF.to_owned(),
             private_tmp: false,
             fd: None,
             dir: TempDir::new(),
         }
+    }
+
+    /// Starts another program, with the same command line.
+    pub fn binary(mut self, path: impl Into<OsString>) -> Self {
+        self.binary = path.into();
+        self
     }
 
     /// Gives it another `/etc/resolv.conf`.
@@ -159,11 +167,11 @@ impl Setup {
             command = Command::new("sh");
             command
                 .args(["-c", r#"exec "$@" 5<&0 </dev/null"#, "sh"])
-                .arg(binary())
+                .arg(&self.binary)
                 .args(["-f", "--fd", "5"])
                 .stdin(fd);
         } else {
-            command = Command::new(binary());
+            command = Command::new(&self.binary);
             command.arg("-f").stdin(Stdio::null());
             if let Some(path) = socket.filter(|_| !self.private_tmp) {
                 command.arg("--socket").arg(path);

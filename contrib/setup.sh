@@ -19,6 +19,9 @@ tools=(
   unshare:util-linux
   perl:perl-base
   cc:gcc
+  make:make
+  dhclient:isc-dhcp-client
+  dhcpcd:dhcpcd-base
   mandoc:mandoc
   tcpdump:tcpdump
 )

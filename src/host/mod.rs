@@ -1,1 +1,7 @@
-//! host
+//! Host side: sockets, netlink, resolver.
+
+mod netlink;
+
+pub mod resolv;
+
+pub mod facts;

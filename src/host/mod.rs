@@ -1,3 +1,9 @@
 //! Host side: sockets, and what the host's network is.
 
 pub mod socket;
+
+mod netlink;
+
+pub mod resolv;
+
+pub mod facts;

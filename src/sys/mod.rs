@@ -9,6 +9,8 @@ pub mod errqueue;
 
 pub mod msg;
 
+pub mod process;
+
 pub mod sockopt;
 
 pub use iovec::{Gather, Iovecs, Scatter};

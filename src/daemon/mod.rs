@@ -1,5 +1,9 @@
 //! The loop: start-up, reactor, log.
 
+pub mod log;
+
+pub mod background;
+
 mod event;
 
 mod reactor;

@@ -1,1 +1,5 @@
-//! link
+//! Guest side: frames in, frame slots out.
+
+mod capture;
+
+pub use capture::Capture;

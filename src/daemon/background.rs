@@ -1,4 +1,4 @@
-//! What makes a process a daemon: standard descriptors, PID file, identity, and the fork.
+//! What makes a process a daemon: PID file, identity, and the fork.
 
 use std::{
     fs::{File, OpenOptions},
@@ -22,25 +22,6 @@ use crate::{
         reason,
     },
 };
-
-/// Makes descriptors 0 to 2 valid, so that no socket lands there and nothing is written to one by accident.
-///
-/// # Errors
-/// Those of open(2) on /dev/null.
-pub fn fill_standard_descriptors() -> io::Result<()> {
-    use std::os::fd::{AsRawFd, IntoRawFd};
-    loop {
-        let null = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/null")?;
-        if null.as_raw_fd() > 2 {
-            return Ok(());
-        }
-        // It stays open as the standard descriptor that was missing.
-        let _ = null.into_raw_fd();
-    }
-}
 
 /// A PID file, opened while the caller's rights are still ours.
 #[derive(Debug)]

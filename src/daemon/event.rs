@@ -15,8 +15,8 @@ pub enum Source {
     Flow(Id),
 }
 
-/// The kind stands above the 56 bits of a flow's handle.
-const KIND: u32 = 56;
+/// The kind stands above the bits of a flow's handle.
+const KIND: u32 = Id::BITS;
 
 impl Source {
     pub fn token(self) -> Token {

@@ -14,7 +14,7 @@ use super::{
     state::Relay,
 };
 use crate::{
-    flow::{Id, Key, nat},
+    flow::{self, Id, Key},
     host::socket::{self, Peer},
     link::{Inbox, Outbox, Slot},
     net::{Endpoint, Now, Protocol, Why},
@@ -95,9 +95,9 @@ impl Relay {
     }
 
     fn echo_open(&mut self, key: Key, now: Now) -> Result<Id, Why> {
-        nat::check_source(&self.net, key.guest.addr)?;
-        let target = nat::outbound(&self.net, Protocol::Echo, key.remote)?;
-        let endpoint = Endpoint::new(target.endpoint.addr, 0);
+        flow::check_source(&self.net, key.guest.addr)?;
+        let target = flow::outbound(&self.net, Protocol::Echo, key.remote)?;
+        let endpoint = Endpoint::new(target.addr.addr, 0);
         let socket = match socket::echo(
             Peer {
                 endpoint,
@@ -145,7 +145,7 @@ impl Relay {
 
     /// Hands waiting replies to the guest.
     pub(super) fn echo_pull(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let Some(key) = self.flows.key(id).copied() else {
+        let Some(key) = self.flows.key(id) else {
             return;
         };
         for _ in 0..TURN {
@@ -155,26 +155,21 @@ impl Relay {
             if !flow.readable {
                 return;
             }
-            let mut message = std::mem::take(&mut self.message);
-            message.resize(message.capacity(), 0);
-            let received = msg::receive_into(flow.socket.as_fd(), &mut message);
-            match &received {
-                Ok(_) => flow.last = now,
+            match msg::receive_into(flow.socket.as_fd(), &mut self.message) {
+                Ok(len) => {
+                    flow.last = now;
+                    self.echo_reply(&key, len, outbox);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,
-                Err(_) => {}
-            }
-            if let Ok(len) = received {
-                self.echo_reply(&key, message.get(..len).unwrap_or_default(), outbox);
-            }
-            self.message = message;
-            if received.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
-                self.echo_errors(id, outbox);
+                Err(_) => self.echo_errors(id, outbox),
             }
         }
         self.starve(id);
     }
 
-    fn echo_reply(&mut self, key: &Key, message: &[u8], outbox: &mut Outbox) {
+    /// Hands the guest the reply that was received.
+    fn echo_reply(&mut self, key: &Key, len: usize, outbox: &mut Outbox) {
+        let message = self.message.get(..len).unwrap_or_default();
         let Some((&[kind, _, _, _, _, _, high, low], payload)) = message.split_first_chunk() else {
             return;
         };
@@ -212,7 +207,7 @@ impl Relay {
 
     /// Tells the guest of errors its requests met.
     fn echo_errors(&mut self, id: Id, outbox: &mut Outbox) {
-        let Some(key) = self.flows.key(id).copied() else {
+        let Some(key) = self.flows.key(id) else {
             return;
         };
         let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::state::Relay;
 use crate::{
-    flow::{Key, nat},
+    flow::{self, Key},
     link::Outbox,
     net::Protocol,
     wire::{
@@ -41,9 +41,10 @@ impl Relay {
             src: self.net.mac,
             dst: self.guest_mac(),
         };
-        let offender = nat::error_source(&self.net, &self.guest, fault.offender, key.remote.addr);
-        let mut packet = std::mem::take(&mut self.message);
-        let out = &mut self.scratch;
+        let Some(offender) = self.offender(key, fault.offender) else {
+            return;
+        };
+        let (packet, out) = (&mut self.quote, &mut self.scratch);
         match (key.guest.addr, key.remote.addr, offender) {
             (IpAddr::V4(guest), IpAddr::V4(remote), IpAddr::V4(offender)) => {
                 let Some(error) = Error4::new(fault.kind, fault.code, fault.info) else {
@@ -55,7 +56,7 @@ impl Relay {
                     ttl: 64,
                 };
                 let protocol = number(key.protocol, 1);
-                ipv4(&mut packet, ends, ip, protocol, |out| {
+                ipv4(packet, ends, ip, protocol, |out| {
                     out.extend_from_slice(upper);
                 });
                 let total = ETHERNET + 20 + upper.len();
@@ -78,7 +79,7 @@ impl Relay {
                     flow_label: 0,
                 };
                 let protocol = number(key.protocol, 58);
-                ipv6(&mut packet, ends, ip, protocol, |out| {
+                ipv6(packet, ends, ip, protocol, |out| {
                     out.extend_from_slice(upper);
                 });
                 let total = ETHERNET + 40 + upper.len();
@@ -92,12 +93,31 @@ impl Relay {
             }
             _ => out.clear(),
         }
-        self.message = packet;
         if !self.scratch.is_empty()
             && let Err(why) = outbox.copy(&self.scratch)
         {
             self.drops.count(why);
         }
+    }
+}
+
+impl Relay {
+    /// Under which address the guest sees who met an error.
+    fn offender(&self, key: &Key, offender: Option<IpAddr>) -> Option<IpAddr> {
+        let Some(offender) = offender else {
+            return match key.remote.addr {
+                IpAddr::V4(_) => self.net.v4.as_ref().map(|v4| v4.ours.into()),
+                IpAddr::V6(_) => self.net.v6.as_ref().map(|v6| v6.ours.into()),
+            };
+        };
+        let target = flow::outbound(&self.net, key.protocol, key.remote).ok()?;
+        flow::error_source(
+            &self.net,
+            offender,
+            target.addr.addr,
+            key.remote.addr,
+            &self.guest,
+        )
     }
 }
 

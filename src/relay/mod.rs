@@ -124,7 +124,7 @@ impl Relay {
     /// Carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
         while let Some(slot) = self.wheel.expired(now) {
-            let Some(id) = self.flows.id_at(slot) else {
+            let Some(id) = self.flows.at(slot) else {
                 continue;
             };
             let idle_until = match self.flows.get(id) {
@@ -151,10 +151,10 @@ impl Relay {
 
     /// The guest is gone: every connection's peer hears a reset, nothing is kept.
     pub fn guest_left(&mut self) {
-        for slot in 0..self.flows.slots() {
-            if let Some(id) = self.flows.id_at(slot) {
-                self.abort(id);
-            }
+        let mut slot = 0;
+        while let Some(id) = self.flows.from(slot) {
+            slot = id.slot + 1;
+            self.abort(id);
         }
         self.starved.clear();
         self.guest.left();

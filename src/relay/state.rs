@@ -22,6 +22,9 @@ use crate::{
 /// Octets read and thrown away at a time where a kernel has no peek offset.
 const WASTE: usize = 64 * 1024;
 
+/// Octets of a block of the spill pool, a page: most flows that spill at all spill little.
+const SPILL_BLOCK: usize = 4096;
+
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -47,9 +50,12 @@ pub struct Relay {
     pub(super) drops: Drops,
     pub(super) iovecs: Iovecs,
     pub(super) waste: Box<[u8]>,
-    /// A frame or message in the making.
+    /// A frame in the making.
     pub(super) scratch: Vec<u8>,
-    pub(super) message: Vec<u8>,
+    /// A packet to be quoted in an error.
+    pub(super) quote: Vec<u8>,
+    /// A message received.
+    pub(super) message: Box<[u8]>,
     /// Keys initial sequence numbers and flow labels.
     secret: RandomState,
     /// Whether the guest was told in the log that echo requests cannot be carried.
@@ -69,7 +75,7 @@ impl Relay {
             features,
             flows: Table::new(limits.flows),
             wheel: Wheel::new(limits.flows),
-            pool: Pool::new(limits.spill),
+            pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
             burst: Burst::new(),
             starved: VecDeque::with_capacity(limits.flows.min(4096)),
             requests: Vec::with_capacity(1024),
@@ -77,7 +83,8 @@ impl Relay {
             iovecs: Iovecs::new(),
             waste: vec![0; WASTE].into_boxed_slice(),
             scratch: Vec::with_capacity(70_000),
-            message: vec![0; 66_000],
+            quote: Vec::with_capacity(2048),
+            message: vec![0; 65_536].into_boxed_slice(),
             secret: RandomState::new(),
             echo_warned: false,
             table_warned: false,

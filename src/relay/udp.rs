@@ -12,7 +12,7 @@ use super::{
     state::Relay,
 };
 use crate::{
-    flow::{Id, Key, nat},
+    flow::{self, Id, Key},
     host::socket::{self, Peer},
     link::{Flushed, Inbox, Outbox, Slot},
     net::{Now, Protocol, Why},
@@ -75,13 +75,13 @@ impl Relay {
     }
 
     fn udp_open(&mut self, key: Key, outbox: &mut Outbox, now: Now) -> Result<Id, Why> {
-        nat::check_source(&self.net, key.guest.addr)?;
-        let target = nat::outbound(&self.net, Protocol::Udp, key.remote)?;
+        flow::check_source(&self.net, key.guest.addr)?;
+        let target = flow::outbound(&self.net, Protocol::Udp, key.remote)?;
         if key.guest.port == 0 {
             return Err(Why::PortZero);
         }
         let peer = Peer {
-            endpoint: target.endpoint,
+            endpoint: target.addr,
             scope: target.scope,
         };
         let socket = match socket::udp(peer, &self.net.outbound, key.guest.port) {
@@ -116,7 +116,7 @@ impl Relay {
 
     /// Hands waiting datagrams to the guest.
     pub(super) fn udp_pull(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let Some(key) = self.flows.key(id).copied() else {
+        let Some(key) = self.flows.key(id) else {
             return;
         };
         let template = self.template(&key);
@@ -163,7 +163,7 @@ impl Relay {
 
     /// Tells the guest of errors its datagrams met.
     fn udp_errors(&mut self, id: Id, outbox: &mut Outbox) {
-        let Some(key) = self.flows.key(id).copied() else {
+        let Some(key) = self.flows.key(id) else {
             return;
         };
         for _ in 0..ERRORS {

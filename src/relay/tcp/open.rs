@@ -8,7 +8,7 @@ use super::super::{
     state::Relay,
 };
 use crate::{
-    flow::{Chain, Id, Key, nat},
+    flow::{self, Chain, Id, Key},
     host::socket::{self, Peer},
     link::Outbox,
     net::{Now, Protocol, Seq, Why},
@@ -85,13 +85,13 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        nat::check_source(&self.net, ip.src)?;
-        let target = nat::outbound(&self.net, Protocol::Tcp, key.remote)?;
+        flow::check_source(&self.net, ip.src)?;
+        let target = flow::outbound(&self.net, Protocol::Tcp, key.remote)?;
         if key.guest.port == 0 {
             return Err(Why::PortZero);
         }
         let peer = Peer {
-            endpoint: target.endpoint,
+            endpoint: target.addr,
             scope: target.scope,
         };
         let peeks = self.features.peek_offset(key.remote.addr);
@@ -142,7 +142,7 @@ impl Relay {
             Ok(()) => self.tcp_connected(id, outbox, now),
             Err(error) => {
                 let syn = flow.conn.guest_syn();
-                if let Some(key) = self.flows.key(id).copied() {
+                if let Some(key) = self.flows.key(id) {
                     log::debug!("flow {}: {key}: {error}", id.slot);
                     self.refuse(&key, syn, &error, outbox);
                 }

@@ -71,7 +71,7 @@ impl Relay {
     }
 
     fn pull_once(&mut self, id: Id, want: usize, outbox: &mut Outbox, now: Now) -> Look {
-        let Some(key) = self.flows.key(id).copied() else {
+        let Some(key) = self.flows.key(id) else {
             return Look::Nothing;
         };
         let template = self.template(&key);
@@ -164,7 +164,7 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return true;
         };
-        let template = self.template(key);
+        let template = self.template(&key);
         let queue = |outbox: &mut Outbox| {
             outbox
                 .bare(|headers| template.tcp(headers, fields, 0, crate::wire::checksum::Sum::new()))

@@ -4,6 +4,11 @@
 mod config;
 mod facts;
 mod net;
+
+mod template;
+
+mod nameservers;
+
 mod resolve;
 
 pub use config::{

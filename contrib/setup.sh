@@ -44,7 +44,7 @@ as_root() {
 
 install_packages() {
   local packages
-  mapfile -t packages < <(missing_packages; static_busybox || echo busybox-static)
+  mapfile -t packages < <({ missing_packages; static_busybox || echo busybox-static; } | sort -u)
   [ "${#packages[@]}" -gt 0 ] || return 0
   if ! command -v apt-get >/dev/null || ! as_root true 2>/dev/null; then
     echo "setup: please install: ${packages[*]}" >&2
@@ -68,7 +68,7 @@ unpack_kernel() {
   [ -n "$package" ] || { echo "setup: no guest kernel: apt knows no linux-image-cloud-amd64" >&2; return 1; }
   echo "setup: unpacking $package into $kernel_dir"
   mkdir -p "$kernel_dir"
-  (cd "$kernel_dir" && apt-get download -qq "$package" && dpkg -x "$package"_*.deb . && rm "$package"_*.deb)
+  (cd "$kernel_dir" && apt-get download -qq -o APT::Sandbox::User= "$package" && dpkg -x "$package"_*.deb . && rm "$package"_*.deb)
 }
 
 install_packages

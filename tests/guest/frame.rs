@@ -393,6 +393,35 @@ impl Icmp {
     }
 }
 
+/// An ICMP error must quote the packet it is about: not less than eight octets behind the IP header, and not one octet
+/// that was not in it (X13). What routers change on the way, and the host does not tell, may differ: IPv4's
+/// identification, TTL and header checksum, IPv6's flow label and hop limit.
+pub fn assert_quotes(error: &Icmp, packet: &[u8]) {
+    let quote = &error.body;
+    let (header, length, rest) = if error.dst.is_ipv4() {
+        (20, 2..4, 12..20)
+    } else {
+        (40, 4..7, 8..40)
+    };
+    assert!(
+        quote.len() >= header + 8,
+        "only {} octets are quoted",
+        quote.len()
+    );
+    assert!(
+        quote.len() <= packet.len(),
+        "{} octets too many",
+        quote.len() - packet.len()
+    );
+    for part in [0..1, length, rest, header..quote.len()] {
+        assert_eq!(
+            quote[part.clone()],
+            packet[part.clone()],
+            "octets {part:?} of the quote"
+        );
+    }
+}
+
 #[test]
 fn checksums_of_built_frames_hold() {
     for (src, dst) in [("10.0.0.1:7", "10.0.0.2:9"), ("[fd00::1]:7", "[fd00::2]:9")] {

@@ -7,7 +7,15 @@
     clippy::expect_used
 )]
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::lab::{
+    Translator, World,
+    world::{POD4, POD6},
+};
+
 pub mod dhcp;
+pub mod dhcpv6;
 pub mod frame;
 pub mod stack;
 pub mod tcp;
@@ -17,6 +25,40 @@ pub use frame::{Icmp, Ip, Tcp, Udp};
 pub use stack::Guest;
 pub use tcp::Peer;
 pub use wire::Wire;
+
+/// A translator in the pod, and a wire to it; dropped in this order.
+#[derive(Debug)]
+pub struct Scene {
+    pub wire: Wire,
+    pub translator: Translator,
+    pub world: World,
+}
+
+impl Scene {
+    /// `None` when the test is not to go on here: see [`World::pod`].
+    pub fn new(args: &[&str]) -> Option<Self> {
+        let world = World::pod()?;
+        let translator = Translator::start(&world.pod, args);
+        Some(Self {
+            wire: Wire::new(translator.connect()),
+            translator,
+            world,
+        })
+    }
+}
+
+/// The guest's address in the family of `remote`, with a port.
+pub fn guest_addr(remote: impl Into<SocketAddr>, port: u16) -> SocketAddr {
+    match remote.into() {
+        SocketAddr::V4(_) => (POD4, port).into(),
+        SocketAddr::V6(_) => (POD6, port).into(),
+    }
+}
+
+/// The same in both families.
+pub fn both(v4: Ipv4Addr, v6: Ipv6Addr, port: u16) -> [SocketAddr; 2] {
+    [(v4, port).into(), (v6, port).into()]
+}
 
 /// Octets `from..from + len` of the test stream: no stretch of eight looks like another at the wrong place.
 pub fn pattern(from: u64, len: usize) -> Vec<u8> {

@@ -8,6 +8,7 @@ use std::{
 use super::{
     Tcp, Wire,
     frame::{ACK, FIN, PSH, RST, SYN},
+    pattern,
 };
 
 /// A connection from the guest, by hand.
@@ -22,8 +23,12 @@ pub struct Peer<'w> {
     pub rcv_nxt: u32,
     /// The window field of every segment sent.
     pub window: u16,
+    /// The other side's window, in octets from the last acknowledgement, as [`Self::upload`] last saw it.
+    pub snd_wnd: u32,
     /// Shift of the windows received: the other side's, if both sides announced one.
     pub scale: u8,
+    /// Octets received in order that nobody has read.
+    inbox: Vec<u8>,
     /// Segments received that brought nothing new although they held data.
     pub repeated: usize,
 }
@@ -48,7 +53,9 @@ impl<'w> Peer<'w> {
             snd_nxt: iss,
             rcv_nxt: 0,
             window: 0xffff,
+            snd_wnd: 0,
             scale: 0,
+            inbox: Vec::new(),
             repeated: 0,
         }
     }
@@ -76,6 +83,7 @@ impl<'w> Peer<'w> {
         assert!(answer.has(SYN | ACK), "SYN,ACK wanted, not {answer:?}");
         assert_eq!(answer.ack, peer.snd_nxt);
         peer.rcv_nxt = answer.seq.wrapping_add(1);
+        peer.snd_wnd = answer.window.into();
         peer.scale = answer.option(3).map_or(0, |value| value[0]);
         assert_eq!(answer.option(3).is_some(), scale.is_some());
         peer.ack();
@@ -119,6 +127,40 @@ impl<'w> Peer<'w> {
         self.send(RST, &[]);
     }
 
+    /// Sends octets `from..from + len` of the test stream as fast as the other side's window allows, each once, and waits
+    /// until they are acknowledged. When nothing moves for `patience` it returns early with how many were acknowledged
+    /// and how many sent.
+    pub fn upload(&mut self, from: usize, len: usize, patience: Duration) -> (usize, usize) {
+        const BURST: usize = 32;
+        let first = self.snd_nxt;
+        let (mut sent, mut acked) = (0, 0);
+        while acked < len {
+            let mut burst = 0;
+            while burst < BURST && sent < len {
+                let size = 1400.min(len - sent);
+                if sent + size > acked + self.snd_wnd as usize {
+                    break;
+                }
+                self.send(ACK | PSH, &pattern((from + sent) as u64, size));
+                sent += size;
+                burst += 1;
+            }
+            let may_go_on = burst == BURST;
+            let wait = if may_go_on { Duration::ZERO } else { patience };
+            let Some(segment) = self.recv_within(wait) else {
+                if may_go_on {
+                    continue;
+                }
+                break;
+            };
+            assert!(!segment.has(RST), "reset after {acked} octets");
+            acked = segment.ack.wrapping_sub(first) as usize;
+            assert!(acked <= sent, "acknowledged more than was sent");
+            self.snd_wnd = u32::from(segment.window) << self.scale;
+        }
+        (acked, sent)
+    }
+
     /// What belongs to this connection.
     pub fn mine(&self, frame: &[u8]) -> Option<Tcp> {
         Tcp::of_frame(frame).filter(|s| s.src == self.remote && s.dst == self.local)
@@ -133,7 +175,7 @@ impl<'w> Peer<'w> {
     pub fn recv_within(&self, patience: Duration) -> Option<Tcp> {
         let deadline = Instant::now() + patience;
         loop {
-            let left = deadline.checked_duration_since(Instant::now())?;
+            let left = deadline.saturating_duration_since(Instant::now());
             let frame = self.wire.recv(left)?;
             if let Some(segment) = self.mine(&frame) {
                 return Some(segment);
@@ -145,6 +187,12 @@ impl<'w> Peer<'w> {
     pub fn expect(&self, what: &str, wanted: impl Fn(&Tcp) -> bool) -> Tcp {
         self.wire
             .expect(what, |frame| self.mine(frame).filter(&wanted))
+    }
+
+    /// The test fails if within `patience` a segment comes for which `unwanted` holds.
+    pub fn expect_quiet(&self, patience: Duration, what: &str, unwanted: impl Fn(&Tcp) -> bool) {
+        self.wire
+            .never(patience, what, |frame| self.mine(frame).filter(&unwanted));
     }
 
     /// Waits until everything sent is acknowledged.
@@ -162,18 +210,21 @@ impl<'w> Peer<'w> {
         reset
     }
 
-    /// Reads and acknowledges `len` octets.
+    /// Reads `len` octets, and acknowledges what comes.
     pub fn read(&mut self, len: usize) -> Vec<u8> {
-        let (data, _) = self.read_until(Some(len));
-        assert_eq!(data.len(), len, "the other side closed early");
-        data
+        let fin = self.receive(|got| got.len() >= len);
+        assert!(
+            self.inbox.len() >= len,
+            "FIN ({fin}) after {} octets",
+            self.inbox.len()
+        );
+        self.inbox.drain(..len).collect()
     }
 
     /// Reads and acknowledges everything up to the FIN.
     pub fn read_to_end(&mut self) -> Vec<u8> {
-        let (data, fin) = self.read_until(None);
-        assert!(fin);
-        data
+        assert!(self.receive(|_| false));
+        std::mem::take(&mut self.inbox)
     }
 
     /// Takes what is new in a segment into `data`, and says whether it held the FIN; what leaves a hole is dropped.
@@ -192,9 +243,10 @@ impl<'w> Peer<'w> {
         fin
     }
 
-    fn read_until(&mut self, len: Option<usize>) -> (Vec<u8>, bool) {
-        let (mut data, mut fin) = (Vec::new(), false);
-        while !fin && len.is_none_or(|len| data.len() < len) {
+    /// Takes and acknowledges segments until there is enough, or the FIN: then `true`.
+    fn receive(&mut self, enough: impl Fn(&[u8]) -> bool) -> bool {
+        let (mut data, mut fin) = (std::mem::take(&mut self.inbox), false);
+        while !fin && !enough(&data) {
             let segment = self.recv();
             assert!(!segment.has(RST), "reset after {} octets", data.len());
             fin = self.take(&segment, &mut data);
@@ -202,7 +254,8 @@ impl<'w> Peer<'w> {
                 self.ack();
             }
         }
-        (data, fin)
+        self.inbox = data;
+        fin
     }
 
     /// Closes this end, then waits for the other, which has nothing more to say.

@@ -52,11 +52,16 @@ impl Wire {
     pub fn recv(&self, patience: Duration) -> Option<Vec<u8>> {
         let deadline = Instant::now() + patience;
         let mut inner = self.inner.borrow_mut();
-        while inner.frames.is_empty() && !inner.closed {
-            let left = deadline.checked_duration_since(Instant::now())?;
-            self.read(&mut inner, left);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if inner.frames.is_empty() && !inner.closed {
+                self.read(&mut inner, left);
+            }
+            let frame = inner.frames.pop_front();
+            if frame.is_some() || inner.closed || left.is_zero() {
+                return frame;
+            }
         }
-        inner.frames.pop_front()
     }
 
     /// The next frame for which `wanted` gives something; others are passed over.

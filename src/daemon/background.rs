@@ -11,12 +11,16 @@ use std::{
     process,
 };
 
-use nix::unistd::{Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid};
+use nix::unistd::{
+    Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid,
+};
 
-use super::log::reason;
 use crate::{
     config::Identity,
-    sys::process::{Forked, fork},
+    sys::{
+        process::{Forked, fork},
+        reason,
+    },
 };
 
 /// Makes descriptors 0 to 2 valid, so that no socket lands there and nothing is written to one by accident.
@@ -26,7 +30,10 @@ use crate::{
 pub fn fill_standard_descriptors() -> io::Result<()> {
     use std::os::fd::{AsRawFd, IntoRawFd};
     loop {
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
         if null.as_raw_fd() > 2 {
             return Ok(());
         }
@@ -45,8 +52,19 @@ impl PidFile {
     /// # Errors
     /// One line: it cannot be opened.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-        file.map(Self).map_err(|error| format!("Couldn't open PID file {}: {}", path.display(), reason(&error)))
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path);
+        file.map(Self).map_err(|error| {
+            format!(
+                "Couldn't open PID file {}: {}",
+                path.display(),
+                reason(&error)
+            )
+        })
     }
 
     /// Writes a process's number and a newline.
@@ -69,7 +87,10 @@ impl Ready {
     /// # Errors
     /// Those of open(2) and dup2(2).
     pub fn tell(mut self) -> io::Result<()> {
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
         dup2_stdin(null.as_fd())?;
         dup2_stdout(null.as_fd())?;
         dup2_stderr(null.as_fd())?;
@@ -111,10 +132,16 @@ pub fn become_identity(wanted: Option<Identity>) -> Result<(), String> {
         None if Uid::effective().is_root() => {
             log::warn!("Started as root, will change to nobody.");
             let nobody = User::from_name("nobody").ok().flatten();
-            nobody.map_or(Identity { uid: 65_534, gid: 65_534 }, |user| Identity {
-                uid: user.uid.as_raw(),
-                gid: user.gid.as_raw(),
-            })
+            nobody.map_or(
+                Identity {
+                    uid: 65_534,
+                    gid: 65_534,
+                },
+                |user| Identity {
+                    uid: user.uid.as_raw(),
+                    gid: user.gid.as_raw(),
+                },
+            )
         }
         None => return Ok(()),
     };
@@ -122,9 +149,22 @@ pub fn become_identity(wanted: Option<Identity>) -> Result<(), String> {
     if (uid, gid) == (Uid::effective(), Gid::effective()) {
         return Ok(());
     }
-    let groups = setgroups(&[]).or_else(|error| if Uid::effective().is_root() { Err(error) } else { Ok(()) });
+    let groups = setgroups(&[]).or_else(|error| {
+        if Uid::effective().is_root() {
+            Err(error)
+        } else {
+            Ok(())
+        }
+    });
     groups
         .and_then(|()| setgid(gid))
         .and_then(|()| setuid(uid))
-        .map_err(|error| format!("Can't change to user {} and group {}: {}", identity.uid, identity.gid, error.desc()))
+        .map_err(|error| {
+            format!(
+                "Can't change to user {} and group {}: {}",
+                identity.uid,
+                identity.gid,
+                error.desc()
+            )
+        })
 }

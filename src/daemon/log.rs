@@ -13,7 +13,7 @@ use std::{
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::config::Verbosity;
+use crate::{config::Verbosity, sys::reason};
 
 /// The system log's socket (syslog(3)).
 const SYSLOG: &str = "/dev/log";
@@ -77,7 +77,10 @@ impl Logger {
 
     /// Sends what follows elsewhere.
     pub fn redirect(&self, to: Destination) {
-        *self.destination.lock().unwrap_or_else(PoisonError::into_inner) = to;
+        *self
+            .destination
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = to;
     }
 }
 
@@ -91,7 +94,10 @@ impl Log for Logger {
             return;
         }
         let micros = self.start.elapsed().as_micros();
-        let mut destination = self.destination.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut destination = self
+            .destination
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // A message that cannot be written anywhere is lost: nobody could be told.
         let _ = match &mut *destination {
             Destination::Stderr => to_stderr(record, micros, self.verbosity),
@@ -106,7 +112,12 @@ impl Log for Logger {
 fn to_stderr(record: &Record<'_>, micros: u128, verbosity: Verbosity) -> io::Result<()> {
     let mut line = String::new();
     if verbosity >= Verbosity::Debug {
-        let _ = write!(line, "{}.{:04}: ", micros / 1_000_000, micros % 1_000_000 / 100);
+        let _ = write!(
+            line,
+            "{}.{:04}: ",
+            micros / 1_000_000,
+            micros % 1_000_000 / 100
+        );
     }
     let _ = writeln!(line, "{}", record.args());
     io::stderr().write_all(line.as_bytes())
@@ -142,11 +153,29 @@ impl LogFile {
     /// # Errors
     /// One line: the file cannot be opened.
     pub fn create(path: &Path, limit: u64) -> Result<Self, String> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
-        let file = file.map_err(|error| format!("Couldn't open log file {}: {}", path.display(), reason(&error)))?;
-        let executable = std::env::current_exe().map_or_else(|_| "passt".into(), |path| path.display().to_string());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path);
+        let file = file.map_err(|error| {
+            format!(
+                "Couldn't open log file {}: {}",
+                path.display(),
+                reason(&error)
+            )
+        })?;
+        let executable = std::env::current_exe()
+            .map_or_else(|_| "passt".into(), |path| path.display().to_string());
         let header = format!("passt {}: {executable}", env!("CARGO_PKG_VERSION"));
-        Ok(Self { file, size: 0, limit, header })
+        Ok(Self {
+            file,
+            size: 0,
+            limit,
+            header,
+        })
     }
 
     /// Writes the first line; by now the process has the number it keeps.
@@ -166,7 +195,12 @@ impl LogFile {
             Level::Info => "info:    ",
             Level::Debug | Level::Trace => "         ",
         };
-        let line = format!("{}.{:04}: {name}{}\n", micros / 1_000_000, micros % 1_000_000 / 100, record.args());
+        let line = format!(
+            "{}.{:04}: {name}{}\n",
+            micros / 1_000_000,
+            micros % 1_000_000 / 100,
+            record.args()
+        );
         if self.size + line.len() as u64 > self.limit {
             self.cut(micros)?;
         }
@@ -186,22 +220,25 @@ impl LogFile {
         self.file.read_to_end(&mut text)?;
         let from = (self.limit * CUT / 100).min(text.len() as u64) as usize;
         let rest = text.get(from..).unwrap_or_default();
-        let line = rest.iter().position(|&octet| octet == b'\n').map_or(rest.len(), |at| at + 1);
+        let line = rest
+            .iter()
+            .position(|&octet| octet == b'\n')
+            .map_or(rest.len(), |at| at + 1);
         let kept = rest.get(line..).unwrap_or_default();
         self.file.seek(SeekFrom::Start(0))?;
         self.file.set_len(0)?;
         self.size = 0;
-        let header = format!("{} - log truncated at {}.{:04}\n", self.header, micros / 1_000_000, micros % 1_000_000 / 100);
+        let header = format!(
+            "{} - log truncated at {}.{:04}\n",
+            self.header,
+            micros / 1_000_000,
+            micros % 1_000_000 / 100
+        );
         self.append(&header)?;
         self.file.write_all(kept)?;
         self.size += kept.len() as u64;
         Ok(())
     }
-}
-
-/// An error's text as strerror(3) has it, without the number that `io::Error` adds.
-pub fn reason(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |code| nix::errno::Errno::from_raw(code).desc().to_owned())
 }
 
 #[cfg(test)]
@@ -217,15 +254,29 @@ mod tests {
         log.begin().unwrap();
         for n in 0..5_000_u128 {
             let args = format_args!("message {n}");
-            log.record(&Record::builder().args(args).level(Level::Info).build(), n * 1_000).unwrap();
+            log.record(
+                &Record::builder().args(args).level(Level::Info).build(),
+                n * 1_000,
+            )
+            .unwrap();
         }
         let text = fs::read_to_string(&path).unwrap();
         fs::remove_file(&path).unwrap();
-        assert!(text.len() as u64 <= FILE_LEAST && text.len() as u64 > FILE_LEAST / 2, "{}", text.len());
+        assert!(
+            text.len() as u64 <= FILE_LEAST && text.len() as u64 > FILE_LEAST / 2,
+            "{}",
+            text.len()
+        );
         let mut lines = text.lines();
         let header = lines.next().unwrap();
-        assert!(header.starts_with("passt ") && header.contains(&format!("({}) - log truncated at", process::id())), "{header}");
-        let times: Vec<f64> = lines.map(|line| line.split(':').next().unwrap().parse().unwrap()).collect();
+        assert!(
+            header.starts_with("passt ")
+                && header.contains(&format!("({}) - log truncated at", process::id())),
+            "{header}"
+        );
+        let times: Vec<f64> = lines
+            .map(|line| line.split(':').next().unwrap().parse().unwrap())
+            .collect();
         assert!(times.is_sorted());
         assert!(text.ends_with("4.9990: info:    message 4999\n"));
     }
@@ -233,6 +284,9 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_opened_is_named_with_the_reason() {
         let error = LogFile::create(Path::new("/nowhere/log"), 1 << 20).unwrap_err();
-        assert_eq!(error, "Couldn't open log file /nowhere/log: No such file or directory");
+        assert_eq!(
+            error,
+            "Couldn't open log file /nowhere/log: No such file or directory"
+        );
     }
 }

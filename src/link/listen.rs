@@ -15,7 +15,10 @@ use std::{
 use nix::errno::Errno;
 use socket2::{SockRef, Type};
 
-use crate::{config::LinkChoice, sys::process};
+use crate::{
+    config::LinkChoice,
+    sys::{process, reason},
+};
 
 /// Names tried when none is given.
 const PROBES: u32 = 64;
@@ -63,7 +66,9 @@ fn check_stream(socket: &OwnedFd) -> Result<(), &'static str> {
         return Err("not a stream socket");
     }
     socket.peer_addr().map_err(|_| "not connected")?;
-    socket.set_nonblocking(true).map_err(|_| "cannot be made non-blocking")
+    socket
+        .set_nonblocking(true)
+        .map_err(|_| "cannot be made non-blocking")
 }
 
 fn listen_at(path: &Path) -> Result<Opened, String> {
@@ -71,9 +76,15 @@ fn listen_at(path: &Path) -> Result<Opened, String> {
         return Err(format!("Invalid socket path: {}", path.display()));
     }
     match bind(path) {
-        Ok(socket) => Ok(Opened::Listener { socket, path: path.to_owned() }),
+        Ok(socket) => Ok(Opened::Listener {
+            socket,
+            path: path.to_owned(),
+        }),
         Err(Refused::InUse) => Err(format!("Socket path {} already in use", path.display())),
-        Err(Refused::Other(error)) => Err(format!("Failed to bind UNIX domain socket: {}", reason(&error))),
+        Err(Refused::Other(error)) => Err(format!(
+            "Failed to bind UNIX domain socket: {}",
+            reason(&error)
+        )),
     }
 }
 
@@ -105,17 +116,15 @@ fn bind(path: &Path) -> Result<OwnedFd, Refused> {
             },
         }
         match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Refused::Other(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Refused::Other(error));
+            }
             _ => {}
         }
     }
     let socket = UnixListener::bind(path).map_err(Refused::Other)?;
     socket.set_nonblocking(true).map_err(Refused::Other)?;
     Ok(socket.into())
-}
-
-fn reason(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned())
 }
 
 #[cfg(test)]
@@ -134,7 +143,10 @@ mod tests {
     fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let path = path("stale");
         let first = at(&path).unwrap();
-        assert_eq!(at(&path).unwrap_err(), format!("Socket path {} already in use", path.display()));
+        assert_eq!(
+            at(&path).unwrap_err(),
+            format!("Socket path {} already in use", path.display())
+        );
         drop(first);
         assert!(path.exists());
         assert!(at(&path).is_ok());
@@ -145,7 +157,10 @@ mod tests {
     fn what_is_no_socket_is_left_alone() {
         let path = path("file");
         fs::write(&path, "precious").unwrap();
-        assert_eq!(at(&path).unwrap_err(), "Failed to bind UNIX domain socket: Address already in use");
+        assert_eq!(
+            at(&path).unwrap_err(),
+            "Failed to bind UNIX domain socket: Address already in use"
+        );
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         fs::remove_file(&path).unwrap();
     }
@@ -153,7 +168,10 @@ mod tests {
     #[test]
     fn paths_that_cannot_be_are_refused() {
         let long = format!("/tmp/{}", "x".repeat(104));
-        assert_eq!(at(Path::new(&long)).unwrap_err(), format!("Invalid socket path: {long}"));
+        assert_eq!(
+            at(Path::new(&long)).unwrap_err(),
+            format!("Invalid socket path: {long}")
+        );
         assert_eq!(
             at(Path::new("/nowhere/socket")).unwrap_err(),
             "Failed to bind UNIX domain socket: No such file or directory"
@@ -164,9 +182,15 @@ mod tests {
     fn a_descriptor_must_be_a_connected_stream() {
         use std::os::fd::IntoRawFd;
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        assert!(matches!(open(&LinkChoice::Fd(ours.into_raw_fd())), Ok(Opened::Connected(_))));
+        assert!(matches!(
+            open(&LinkChoice::Fd(ours.into_raw_fd())),
+            Ok(Opened::Connected(_))
+        ));
         let file = fs::File::open("/dev/null").unwrap().into_raw_fd();
-        assert_eq!(open(&LinkChoice::Fd(file)).unwrap_err(), format!("Invalid --fd: {file}: not a stream socket"));
+        assert_eq!(
+            open(&LinkChoice::Fd(file)).unwrap_err(),
+            format!("Invalid --fd: {file}: not a stream socket")
+        );
         assert_eq!(
             open(&LinkChoice::Fd(88_888)).unwrap_err(),
             "Could not move --fd descriptor: Bad file descriptor"

@@ -2,6 +2,8 @@
 
 mod capture;
 
+pub mod listen;
+
 mod inbox;
 
 mod outbox;

@@ -14,3 +14,7 @@ pub mod process;
 pub mod sockopt;
 
 pub use iovec::{Gather, Iovecs, Scatter};
+
+mod reason;
+
+pub use reason::reason;

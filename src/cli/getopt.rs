@@ -92,7 +92,9 @@ fn flag_at(matches: &ArgMatches, opt: &Opt) -> Option<usize> {
         .flatten()
 }
 
-/// What getopt_long(3) would have said, with the usage below.
+const USAGE: &str = "Usage: passt [OPTION]... (passt --help lists them)";
+
+/// What getopt_long(3) would have said, with the usage below if an option is not known.
 fn complaint(error: &clap::Error, argv: &[OsString]) -> String {
     let culprit = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(text)) => text.as_str(),
@@ -114,7 +116,10 @@ fn complaint(error: &clap::Error, argv: &[OsString]) -> String {
         }
         _ => error.kind().to_string(),
     };
-    format!("passt: {what}\nUsage: passt [OPTION]... (passt --help lists them)")
+    match error.kind() {
+        ErrorKind::UnknownArgument => format!("passt: {what}\n{USAGE}"),
+        _ => format!("passt: {what}"),
+    }
 }
 
 /// A long option that is none, or more than one.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    errors::Fault,
+    errors::{Fault, Quote},
     flow::{ECHO_TIMEOUT, EchoFlow, Flow},
     request::Ready,
     state::Relay,
@@ -21,6 +21,7 @@ use crate::{
     sys::{errqueue, msg},
     wire::{
         build::Ends,
+        checksum::Sum,
         frame::{Ip, Message},
         headers::TTL,
         icmp::{Echo, echo_reply4, echo_reply6},
@@ -32,6 +33,9 @@ const REQUEST4: u8 = 8;
 const REPLY4: u8 = 0;
 const REQUEST6: u8 = 128;
 const REPLY6: u8 = 129;
+
+/// The protocol's number.
+const ICMPV6: u8 = 58;
 
 /// Octets of an echo message before its payload.
 const HEADER: usize = 8;
@@ -215,27 +219,37 @@ impl Relay {
         };
         // What the queue returns is the message with the kernel's identifier.
         let mut upper = [0; 1280];
-        if let Ok(error) = errqueue::take(flow.socket.as_fd(), &mut upper) {
-            if let Some(identifier) = upper.get_mut(4..6) {
-                identifier.copy_from_slice(&key.guest.port.to_be_bytes());
-            }
-            let fault = Fault {
-                kind: error.kind,
-                code: error.code,
-                info: error.info,
-                offender: error.offender,
+        if let Ok(error) = errqueue::take(flow.socket.as_fd(), &mut upper)
+            && error.v6 == key.remote.addr.is_ipv6()
+            && error.quoted >= HEADER
+        {
+            upper[4..6].copy_from_slice(&key.guest.port.to_be_bytes());
+            // The kernel put its own identifier in: the sum over all of the message is the guest's again.
+            let upper = upper.get_mut(..error.quoted).unwrap_or_default();
+            restore_checksum(upper, &key);
+            let quote = Quote {
+                upper,
+                len: error.quoted,
             };
-            if error.v6 == key.remote.addr.is_ipv6() && error.quoted >= HEADER {
-                self.icmp_error(
-                    &key,
-                    fault,
-                    upper.get(..error.quoted).unwrap_or_default(),
-                    outbox,
-                );
-            }
+            self.icmp_error(&key, Fault::of(&error), quote, outbox);
         }
         if let Some(Flow::Echo(flow)) = self.flows.get_mut(id) {
             let _ = socket::outcome(&flow.socket);
         }
+    }
+}
+
+/// Computes the checksum of an echo request anew.
+fn restore_checksum(message: &mut [u8], key: &Key) {
+    if let Some(field) = message.get_mut(2..4) {
+        field.fill(0);
+    }
+    let pseudo = match key.remote.addr {
+        IpAddr::V4(_) => Sum::new(),
+        IpAddr::V6(_) => Sum::pseudo(key.guest.addr, key.remote.addr, ICMPV6, message.len()),
+    };
+    let sum = pseudo.bytes(message).finish();
+    if let Some(field) = message.get_mut(2..4) {
+        field.copy_from_slice(&sum.to_be_bytes());
     }
 }

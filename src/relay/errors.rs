@@ -7,8 +7,9 @@ use crate::{
     flow::{self, Key},
     link::Outbox,
     net::Protocol,
+    sys::errqueue::SocketError,
     wire::{
-        build::{Ends, Ip4, Ip6, ipv4, ipv6},
+        build::{ETHERNET, Ends, HOPS, Ip4, Ip6, ipv4, ipv6},
         icmp::{Error4, Error6, error4, error6},
     },
 };
@@ -24,17 +25,45 @@ pub struct Fault {
     pub offender: Option<IpAddr>,
 }
 
-/// Octets of Ethernet header before the packet that is quoted.
-const ETHERNET: usize = 14;
+impl Fault {
+    /// Destination unreachable, with the code of each family (RFC 792; RFC 4443, section 3.1).
+    pub const fn unreachable(v4: bool, code4: u8, code6: u8) -> Self {
+        let (kind, code) = if v4 { (3, code4) } else { (1, code6) };
+        Self {
+            kind,
+            code,
+            info: 0,
+            offender: None,
+        }
+    }
+
+    /// What a socket's error queue tells.
+    pub const fn of(error: &SocketError) -> Self {
+        Self {
+            kind: error.kind,
+            code: error.code,
+            info: error.info,
+            offender: error.offender,
+        }
+    }
+}
+
+/// What the packet at fault carried.
+#[derive(Debug, Clone, Copy)]
+pub struct Quote<'a> {
+    /// Octets from the upper layer's header on, as far as they are known: eight at least.
+    pub upper: &'a [u8],
+    /// How many there were.
+    pub len: usize,
+}
 
 impl Relay {
-    /// Tells the guest that a packet of this flow met an error. `upper` is what the packet carried, from the upper layer's
-    /// header on, as far as it is known; its IP header is written anew.
+    /// Tells the guest that a packet of this flow met an error. The packet's IP header is written anew.
     pub(super) fn icmp_error(
         &mut self,
         key: &Key,
         fault: Fault,
-        upper: &[u8],
+        quote: Quote<'_>,
         outbox: &mut Outbox,
     ) {
         let ends = Ends {
@@ -45,6 +74,12 @@ impl Relay {
             return;
         };
         let (packet, out) = (&mut self.quote, &mut self.scratch);
+        out.clear();
+        let body = |out: &mut Vec<u8>| {
+            let start = out.len();
+            out.extend_from_slice(quote.upper);
+            out.resize(start + quote.len.max(quote.upper.len()), 0);
+        };
         match (key.guest.addr, key.remote.addr, offender) {
             (IpAddr::V4(guest), IpAddr::V4(remote), IpAddr::V4(offender)) => {
                 let Some(error) = Error4::new(fault.kind, fault.code, fault.info) else {
@@ -53,20 +88,13 @@ impl Relay {
                 let ip = Ip4 {
                     src: guest,
                     dst: remote,
-                    ttl: 64,
+                    ttl: HOPS,
                 };
-                let protocol = number(key.protocol, 1);
-                ipv4(packet, ends, ip, protocol, |out| {
-                    out.extend_from_slice(upper);
-                });
-                let total = ETHERNET + 20 + upper.len();
-                error4(
-                    out,
-                    ends,
-                    (offender, guest),
-                    error,
-                    packet.get(ETHERNET..total).unwrap_or_default(),
-                );
+                ipv4(packet, ends, ip, number(key.protocol, 1), body);
+                let known = packet
+                    .get(ETHERNET..ETHERNET + 20 + quote.upper.len())
+                    .unwrap_or_default();
+                error4(out, ends, (offender, guest), error, known);
             }
             (IpAddr::V6(guest), IpAddr::V6(remote), IpAddr::V6(offender)) => {
                 let Some(error) = Error6::new(fault.kind, fault.code, fault.info) else {
@@ -75,33 +103,22 @@ impl Relay {
                 let ip = Ip6 {
                     src: guest,
                     dst: remote,
-                    hop_limit: 64,
+                    hop_limit: HOPS,
                     flow_label: 0,
                 };
-                let protocol = number(key.protocol, 58);
-                ipv6(packet, ends, ip, protocol, |out| {
-                    out.extend_from_slice(upper);
-                });
-                let total = ETHERNET + 40 + upper.len();
-                error6(
-                    out,
-                    ends,
-                    (offender, guest),
-                    error,
-                    packet.get(ETHERNET..total).unwrap_or_default(),
-                );
+                ipv6(packet, ends, ip, number(key.protocol, 58), body);
+                let known = packet
+                    .get(ETHERNET..ETHERNET + 40 + quote.upper.len())
+                    .unwrap_or_default();
+                error6(out, ends, (offender, guest), error, known);
             }
-            _ => out.clear(),
+            _ => return,
         }
-        if !self.scratch.is_empty()
-            && let Err(why) = outbox.copy(&self.scratch)
-        {
+        if let Err(why) = outbox.copy(&self.scratch) {
             self.drops.count(why);
         }
     }
-}
 
-impl Relay {
     /// Under which address the guest sees who met an error.
     fn offender(&self, key: &Key, offender: Option<IpAddr>) -> Option<IpAddr> {
         let Some(offender) = offender else {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use crate::{
     flow::Chain,
     link::Slot,
-    net::{Now, Span},
+    net::{Now, Seq, Span},
     proto::tcp::Conn,
 };
 
@@ -32,6 +32,7 @@ impl Flow {
 pub struct TcpFlow {
     pub socket: OwnedFd,
     pub conn: Conn,
+    pub syn: Syn,
     /// Octets taken from the guest that the kernel would not take yet.
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
@@ -41,6 +42,14 @@ pub struct TcpFlow {
     /// Payloads of the current burst, as a chain through [`Burst`].
     pub pieces: Option<(u32, u32)>,
     pub state: State,
+}
+
+/// The guest's SYN, which an ICMP error about it has to quote.
+#[derive(Debug, Clone, Copy)]
+pub struct Syn {
+    pub seq: Seq,
+    /// Octets of the whole segment.
+    pub len: u16,
 }
 
 /// What a TCP flow waits for, and what the current burst asked of it.
@@ -72,6 +81,8 @@ pub struct UdpFlow {
     pub last: Now,
     /// Datagrams seen from the guest and from the host, up to two each: a stream lives longer than a question.
     pub seen: (u8, u8),
+    /// Octets of the last datagram from the guest, which an ICMP error about it has to quote.
+    pub len: u16,
     pub readable: bool,
     pub starved: bool,
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    errors::Fault,
+    errors::{Fault, Quote},
     flow::{Flow, UdpFlow},
     request::Ready,
     state::Relay,
@@ -17,8 +17,14 @@ use crate::{
     link::{Flushed, Inbox, Outbox, Slot},
     net::{Now, Protocol, Why},
     sys::{Iovecs, errqueue, msg},
-    wire::frame::{Datagram, Ip},
+    wire::{
+        checksum::Sum,
+        frame::{Datagram, Ip},
+    },
 };
+
+/// The protocol's number.
+const UDP: u8 = 17;
 
 /// The largest payload of a datagram, in octets.
 const LARGEST: usize = 65_535;
@@ -48,17 +54,18 @@ impl Relay {
             guest: ip.source(datagram.src_port),
             remote: ip.destination(datagram.dst_port),
         };
+        let payload = frame.part(&datagram.payload);
         let id = match self.flows.find(&key) {
             Some(id) => id,
-            None => self.udp_open(key, outbox, now)?,
+            None => self.udp_open(key, payload, outbox, now)?,
         };
-        let payload = frame.part(&datagram.payload);
         // An error of an earlier datagram is reported by the next call and clears with it (udp(7)): then once more.
         for _ in 0..2 {
             let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
                 return Err(Why::NoFlow);
             };
             flow.last = now;
+            flow.len = payload.len() as u16;
             flow.seen.0 = flow.seen.0.saturating_add(1).min(2);
             match send(&mut self.iovecs, flow.socket.as_fd(), inbox, payload) {
                 Ok(_) => return Ok(()),
@@ -74,7 +81,13 @@ impl Relay {
         Err(Why::Socket)
     }
 
-    fn udp_open(&mut self, key: Key, outbox: &mut Outbox, now: Now) -> Result<Id, Why> {
+    fn udp_open(
+        &mut self,
+        key: Key,
+        payload: Slot,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<Id, Why> {
         flow::check_source(&self.net, key.guest.addr)?;
         let target = flow::outbound(&self.net, Protocol::Udp, key.remote)?;
         if key.guest.port == 0 {
@@ -87,7 +100,7 @@ impl Relay {
         let socket = match socket::udp(peer, &self.net.outbound, key.guest.port) {
             Ok(socket) => socket,
             Err(error) => {
-                self.unreachable(&key, &error, outbox);
+                self.unreachable(&key, payload, &error, outbox);
                 return Err(Why::Socket);
             }
         };
@@ -96,6 +109,7 @@ impl Relay {
             socket,
             last: now,
             seen: (0, 0),
+            len: 0,
             readable: false,
             starved: false,
         };
@@ -176,49 +190,51 @@ impl Relay {
                 let _ = socket::outcome(&flow.socket);
                 return;
             };
-            let len = 8 + error.quoted;
-            upper[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
-            upper[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
-            upper[4..6].copy_from_slice(&(len as u16).to_be_bytes());
-            let fault = Fault {
-                kind: error.kind,
-                code: error.code,
-                info: error.info,
-                offender: error.offender,
-            };
-            if error.v6 == key.remote.addr.is_ipv6() {
-                self.icmp_error(&key, fault, upper.get(..len).unwrap_or_default(), outbox);
+            if error.v6 != key.remote.addr.is_ipv6() {
+                continue;
             }
+            let known = 8 + error.quoted;
+            let len = known.max(8 + usize::from(flow.len));
+            let upper = upper.get_mut(..known).unwrap_or_default();
+            write_header(upper, &key, len);
+            let quote = Quote { upper, len };
+            self.icmp_error(&key, Fault::of(&error), quote, outbox);
         }
     }
 
     /// A datagram for which no socket could be had: unreachable, if that is why.
-    fn unreachable(&mut self, key: &Key, error: &io::Error, outbox: &mut Outbox) {
+    fn unreachable(&mut self, key: &Key, payload: Slot, error: &io::Error, outbox: &mut Outbox) {
         let (code4, code6) = match error.raw_os_error() {
             Some(libc::ENETUNREACH | libc::ENETDOWN) => (0, 0),
             Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => (1, 3),
             _ => return,
         };
-        let (kind, code) = if key.guest.addr.is_ipv4() {
-            (3, code4)
-        } else {
-            (1, code6)
-        };
         let mut upper = [0; 8];
-        upper[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
-        upper[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
-        upper[4..6].copy_from_slice(&8_u16.to_be_bytes());
-        self.icmp_error(
-            key,
-            Fault {
-                kind,
-                code,
-                info: 0,
-                offender: None,
-            },
-            &upper,
-            outbox,
-        );
+        let len = 8 + payload.len();
+        write_header(&mut upper, key, len);
+        let fault = Fault::unreachable(key.guest.addr.is_ipv4(), code4, code6);
+        self.icmp_error(key, fault, Quote { upper: &upper, len }, outbox);
+    }
+}
+
+/// Writes the UDP header of a datagram of `len` octets with its own, of which `upper` holds the first. Its checksum is known
+/// if the whole datagram is.
+fn write_header(upper: &mut [u8], key: &Key, len: usize) {
+    let whole = upper.len() == len;
+    let Some(header) = upper.first_chunk_mut::<8>() else {
+        return;
+    };
+    header[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
+    header[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
+    header[4..6].copy_from_slice(&(len as u16).to_be_bytes());
+    if whole {
+        let sum = Sum::pseudo(key.guest.addr, key.remote.addr, UDP, len)
+            .bytes(upper)
+            .finish();
+        let sum = if sum == 0 { 0xffff } else { sum };
+        if let Some(field) = upper.get_mut(6..8) {
+            field.copy_from_slice(&sum.to_be_bytes());
+        }
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Segment {
     pub window: u16,
     /// Of a SYN; others are not read.
     pub options: Options,
+    /// Octets of header and payload.
+    pub len: usize,
     /// Where the payload lies in the frame.
     pub payload: Range<usize>,
 }
@@ -248,6 +250,7 @@ fn tcp(seen: &[u8], at: &Range<usize>) -> Result<Segment, Why> {
         } else {
             Options::default()
         },
+        len: at.len(),
         payload: at.start + header.slice().len()..at.end,
     })
 }

@@ -128,11 +128,6 @@ impl Conn {
         usize::from(self.send.mss)
     }
 
-    /// The guest's initial sequence number, whose SYN an ICMP error quotes.
-    pub fn guest_syn(&self) -> Seq {
-        self.receive.nxt - 1
-    }
-
     /// Octets sent and not acknowledged, of the host's stream.
     pub fn unacknowledged(&self) -> u32 {
         let past_end = matches!(

@@ -22,6 +22,7 @@ fn segment(seq: Seq, ack: Seq, flags: Flags, len: usize) -> Segment {
         flags,
         window: 500,
         options,
+        len: 20 + len,
         payload: 54..54 + len,
     }
 }

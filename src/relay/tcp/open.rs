@@ -3,8 +3,8 @@
 use std::{io, os::fd::AsRawFd};
 
 use super::super::{
-    errors::Fault,
-    flow::{Flow, State, TcpFlow},
+    errors::{Fault, Quote},
+    flow::{Flow, State, Syn, TcpFlow},
     state::Relay,
 };
 use crate::{
@@ -94,12 +94,16 @@ impl Relay {
             endpoint: target.addr,
             scope: target.scope,
         };
+        let syn = Syn {
+            seq: segment.seq,
+            len: segment.len as u16,
+        };
         let peeks = self.features.peek_offset(key.remote.addr);
         let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks) {
             Ok(opened) => opened,
             Err(error) => {
                 self.warn_exhausted(&error);
-                self.refuse(&key, segment.seq, &error, outbox);
+                self.refuse(&key, syn, &error, outbox);
                 return Err(Why::Socket);
             }
         };
@@ -114,6 +118,7 @@ impl Relay {
         let flow = TcpFlow {
             socket,
             conn,
+            syn,
             spill: Chain::default(),
             forget: 0,
             armed: None,
@@ -141,7 +146,7 @@ impl Relay {
         match socket::outcome(&flow.socket) {
             Ok(()) => self.tcp_connected(id, outbox, now),
             Err(error) => {
-                let syn = flow.conn.guest_syn();
+                let syn = flow.syn;
                 if let Some(key) = self.flows.key(id) {
                     log::debug!("flow {}: {key}: {error}", id.slot);
                     self.refuse(&key, syn, &error, outbox);
@@ -172,14 +177,14 @@ impl Relay {
     }
 
     /// Lets the guest's connect() fail as the host's did.
-    fn refuse(&mut self, key: &Key, syn: Seq, error: &io::Error, outbox: &mut Outbox) {
+    fn refuse(&mut self, key: &Key, syn: Syn, error: &io::Error, outbox: &mut Outbox) {
         match Refusal::of(error) {
             Refusal::Silence => {}
             Refusal::Reset => {
                 let flags = Flags::RST | Flags::ACK;
                 let fields = TcpFields {
                     seq: Seq(0),
-                    ack: syn + 1,
+                    ack: syn.seq + 1,
                     flags,
                     window: 0,
                     options: None,
@@ -187,30 +192,17 @@ impl Relay {
                 self.say_to(key, fields, outbox);
             }
             Refusal::Unreachable { code4, code6 } => {
-                let code = if key.guest.addr.is_ipv4() {
-                    code4
-                } else {
-                    code6
+                let fault = Fault::unreachable(key.guest.addr.is_ipv4(), code4, code6);
+                // What is known of its header is what its stack looks at: ports and sequence number.
+                let mut upper = [0; 8];
+                upper[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
+                upper[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
+                upper[4..8].copy_from_slice(&syn.seq.0.to_be_bytes());
+                let quote = Quote {
+                    upper: &upper,
+                    len: usize::from(syn.len),
                 };
-                // The first eight octets of the guest's TCP header: ports and sequence number, which its stack checks.
-                let mut quoted = [0; 20];
-                quoted[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
-                quoted[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
-                quoted[4..8].copy_from_slice(&syn.0.to_be_bytes());
-                quoted[12] = 5 << 4;
-                quoted[13] = Flags::SYN.0;
-                let kind = if key.guest.addr.is_ipv4() { 3 } else { 1 };
-                self.icmp_error(
-                    key,
-                    Fault {
-                        kind,
-                        code,
-                        info: 0,
-                        offender: None,
-                    },
-                    &quoted,
-                    outbox,
-                );
+                self.icmp_error(key, fault, quote, outbox);
             }
         }
     }

@@ -1,15 +1,18 @@
 //! A log file of bounded size: when it is full, the oldest third or so makes room.
 
 use std::{
-    fmt,
+    env, fmt,
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    process,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
+
+use crate::sys::reason;
 
 /// The part of the size, in percent, that goes when the file is full.
 const CUT_PERCENT: u64 = 30;
@@ -24,8 +27,7 @@ pub(super) struct LogFile {
     start: Instant,
     /// Octets the file may have.
     limit: u64,
-    /// First line, without what is added on cutting.
-    title: String,
+    /// Octets of the first line, 0 until there is one.
     header: AtomicU64,
     len: AtomicU64,
     /// Held while one thread writes: lines stay whole and sorted.
@@ -33,19 +35,11 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    /// Opens or creates the file with mode 0600, empties it and writes its header: who writes it, and since when
-    /// timestamps count is `start`.
+    /// Opens or creates the file with mode 0600 and empties it. Timestamps count from `start`.
     ///
     /// # Errors
     /// One line for a person.
     pub(super) fn open(path: &Path, limit: u64, start: Instant) -> Result<Self, String> {
-        let fail = |error: io::Error| {
-            format!(
-                "Couldn't open log file {}: {}",
-                path.display(),
-                reason(&error)
-            )
-        };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -53,29 +47,31 @@ impl LogFile {
             .truncate(true)
             .mode(0o600)
             .open(path)
-            .map_err(fail)?;
-        let program = std::env::current_exe().unwrap_or_default();
-        let log = Self {
+            .map_err(|error| {
+                format!(
+                    "Couldn't open log file {}: {}",
+                    path.display(),
+                    reason(&error)
+                )
+            })?;
+        Ok(Self {
             file,
             start,
             limit,
-            title: format!(
-                "passt {}: {} ({})",
-                env!("CARGO_PKG_VERSION"),
-                program.display(),
-                std::process::id()
-            ),
             header: AtomicU64::new(0),
             len: AtomicU64::new(0),
             busy: AtomicBool::new(false),
-        };
-        let header = format!("{}\n", log.title);
-        // A full disk must not keep us from starting: then the log is empty.
-        if log.file.write_all_at(header.as_bytes(), 0).is_ok() {
-            log.header.store(octets(&header), Ordering::Relaxed);
-            log.len.store(octets(&header), Ordering::Relaxed);
+        })
+    }
+
+    /// Writes the header: who we are, now that the process has the number it keeps. Messages before are not taken; a full
+    /// disk is no error, the log stays empty then.
+    pub(super) fn begin(&self) {
+        let header = format!("{}\n", title());
+        if self.file.write_all_at(header.as_bytes(), 0).is_ok() {
+            self.header.store(octets(&header), Ordering::Relaxed);
+            self.len.store(octets(&header), Ordering::Relaxed);
         }
-        Ok(log)
     }
 
     /// Adds a message with the time and its label. What cannot be written is lost: there is nobody to tell.
@@ -92,6 +88,9 @@ impl LogFile {
 
     fn append_line(&self, stamp: Stamp, line: &[u8]) -> io::Result<()> {
         let mut len = self.len.load(Ordering::Relaxed);
+        if len == 0 {
+            return Ok(());
+        }
         if len + line.len() as u64 > self.limit {
             len = self.cut(stamp, len)?;
             self.len.store(len, Ordering::Relaxed);
@@ -107,7 +106,7 @@ impl LogFile {
 
     /// Moves the newest lines to the front, below a new header, and returns the new length.
     fn cut(&self, stamp: Stamp, len: u64) -> io::Result<u64> {
-        let header = format!("{} - log truncated at {}\n", self.title, stamp.bare());
+        let header = format!("{} - log truncated at {}\n", title(), stamp.bare());
         let old_header = self.header.load(Ordering::Relaxed);
         let mut from = self.next_line(old_header + self.limit * CUT_PERCENT / 100, len)?;
         let mut to = octets(&header);
@@ -146,17 +145,14 @@ impl LogFile {
     }
 }
 
-fn octets(text: &str) -> u64 {
-    text.len() as u64
+fn title() -> String {
+    let program = env::current_exe().unwrap_or_default();
+    let version = env!("CARGO_PKG_VERSION");
+    format!("passt {version}: {} ({})", program.display(), process::id())
 }
 
-/// What went wrong, without the number of the error.
-pub(super) fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error") {
-        Some((reason, _)) => reason.to_owned(),
-        None => text,
-    }
+fn octets(text: &str) -> u64 {
+    text.len() as u64
 }
 
 /// Time since the start, in seconds and tenths of milliseconds.
@@ -185,7 +181,13 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Self {
-            Self(std::env::temp_dir().join(format!("passt-log-{name}-{}", std::process::id())))
+            Self(env::temp_dir().join(format!("passt-log-{name}-{}", process::id())))
+        }
+
+        fn log(&self, limit: u64) -> LogFile {
+            let log = LogFile::open(&self.0, limit, Instant::now()).unwrap();
+            log.begin();
+            log
         }
 
         fn lines(&self) -> Vec<String> {
@@ -208,18 +210,16 @@ mod tests {
     #[test]
     fn an_old_file_is_emptied_and_a_new_one_is_private() {
         let scratch = Scratch::new("fresh");
-        LogFile::open(&scratch.0, 50_000, Instant::now()).unwrap();
+        scratch.log(50_000);
         let mode = fs::metadata(&scratch.0).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         fs::write(&scratch.0, "old and long ".repeat(1_000)).unwrap();
-        let log = LogFile::open(&scratch.0, 50_000, Instant::now()).unwrap();
+        let log = scratch.log(50_000);
         log.append("ERROR:   ", "it burns");
         let [header, line] = &scratch.lines()[..] else {
             panic!("{:?}", scratch.lines());
         };
-        assert!(
-            header.starts_with("passt ") && header.ends_with(&format!("({})", std::process::id()))
-        );
+        assert!(header.starts_with("passt ") && header.ends_with(&format!("({})", process::id())));
         assert!(line.ends_with(": ERROR:   it burns"), "{line}");
     }
 
@@ -228,7 +228,7 @@ mod tests {
     fn a_full_file_loses_its_oldest_lines_keeps_its_header_and_stays_sorted() {
         let scratch = Scratch::new("full");
         let limit = 50_000;
-        let log = LogFile::open(&scratch.0, limit, Instant::now()).unwrap();
+        let log = scratch.log(limit);
         let mut cuts = 0;
         let mut before = 0;
         for n in 0..10_000 {
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn lines_of_several_threads_stay_whole() {
         let scratch = Scratch::new("threads");
-        let log = LogFile::open(&scratch.0, 50_000, Instant::now()).unwrap();
+        let log = scratch.log(50_000);
         thread::scope(|scope| {
             for letter in ["a", "b", "c"] {
                 let log = &log;
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn a_message_longer_than_the_file_is_cut() {
         let scratch = Scratch::new("long");
-        let log = LogFile::open(&scratch.0, 40_960, Instant::now()).unwrap();
+        let log = scratch.log(40_960);
         log.append("", &"ü".repeat(100_000));
         assert!(fs::metadata(&scratch.0).unwrap().len() < 40_960);
     }
@@ -286,6 +286,8 @@ mod tests {
     #[test]
     fn a_full_disk_is_no_reason_to_fail() {
         let log = LogFile::open(Path::new("/dev/full"), 50_000, Instant::now()).unwrap();
+        log.append("", "too early");
+        log.begin();
         log.append("", "lost");
     }
 

@@ -1,4 +1,6 @@
-//! Host side: sockets, netlink, resolver.
+//! Host side: sockets, and what the host's network is.
+
+pub mod socket;
 
 mod netlink;
 

@@ -2,11 +2,12 @@
 
 mod capture;
 
-pub mod listen;
-
 mod inbox;
 
 mod outbox;
 
+pub mod listen;
+
+pub use capture::Capture;
 pub use inbox::{FRAME_MAX, Frame, Inbox, Received, Slot};
 pub use outbox::{Flushed, Outbox, Piece, Room};

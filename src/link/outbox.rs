@@ -6,12 +6,16 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{capture::Capture, inbox::PREFIX};
+use super::{
+    capture::Capture,
+    inbox::{Inbox, PREFIX},
+};
 use crate::{
     net::Why,
-    sys::{Gather, Iovecs, Scatter, msg},
+    sys::{Gather, Iovecs, Scatter, msg, reason},
     wire::{checksum::Sum, headers::HEADERS_MAX},
 };
 
@@ -98,6 +102,21 @@ impl Outbox {
             sent: 0,
             iovecs: Iovecs::new(),
             capture: None,
+        }
+    }
+
+    /// Captures what passes from now on.
+    pub fn set_capture(&mut self, capture: Option<Capture>) {
+        self.capture = capture;
+    }
+
+    /// Captures the frames of a burst from the guest: both directions share one file, in the order they passed.
+    pub fn capture_burst(&mut self, inbox: &Inbox) {
+        if self.capture.is_some() {
+            for frame in (0..inbox.frames()).filter_map(|index| inbox.frame(index)) {
+                capture(&mut self.capture, |file, at| file.record(at, &[frame.head]));
+            }
+            capture(&mut self.capture, |file, _| file.flush());
         }
     }
 
@@ -242,6 +261,9 @@ impl Outbox {
                 Err(_) => break,
             }
         }
+        if !self.frames.is_empty() {
+            capture(&mut self.capture, |file, _| file.flush());
+        }
         self.clear();
         Flushed::Done
     }
@@ -254,11 +276,11 @@ impl Outbox {
                 break;
             }
             self.sent -= frame.head + frame.len;
-            if let (Some(capture), Some(head)) = (&mut self.capture, self.heads.get(self.first)) {
-                capture.record_now(&[
-                    &head[PREFIX..frame.head],
-                    &self.arena[frame.at..frame.at + frame.len],
-                ]);
+            if let Some(head) = self.heads.get(self.first) {
+                let payload = &self.arena[frame.at..frame.at + frame.len];
+                capture(&mut self.capture, |file, at| {
+                    file.record(at, &[&head[PREFIX..frame.head], payload])
+                });
             }
             self.first += 1;
         }
@@ -273,6 +295,22 @@ impl Outbox {
 impl Default for Outbox {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Does something with the capture, if there is one. It ends with its first error.
+fn capture(
+    capture: &mut Option<Capture>,
+    act: impl FnOnce(&mut Capture, Duration) -> io::Result<()>,
+) {
+    let Some(file) = capture else { return };
+    // A clock before 1970 is as good as none.
+    let at = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    if let Err(error) = act(file, at) {
+        log::warn!("Capture ends here: {}", reason(&error));
+        *capture = None;
     }
 }
 

@@ -5,6 +5,8 @@
 
 mod iovec;
 
+mod reason;
+
 pub mod errqueue;
 
 pub mod msg;
@@ -14,7 +16,4 @@ pub mod process;
 pub mod sockopt;
 
 pub use iovec::{Gather, Iovecs, Scatter};
-
-mod reason;
-
 pub use reason::reason;

@@ -52,7 +52,7 @@ impl Options {
                     };
                     match (kind, option) {
                         (2, &[_, _, high, low]) => {
-                            found.mss = Some(u16::from_be_bytes([high, low]))
+                            found.mss = Some(u16::from_be_bytes([high, low]));
                         }
                         (3, &[_, _, shift]) => found.window_scale = Some(shift.min(14)),
                         _ => {}

@@ -289,6 +289,17 @@ impl Conn {
         ) && self.send.fin_due()
     }
 
+    /// Whether all was sent but our FIN.
+    pub fn fin_waits(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::FinSeen | Half::FinSent,
+                ..
+            }
+        ) && self.send.ends_at(self.send.nxt)
+    }
+
     /// Notes our FIN sent.
     pub fn fin_sent(&mut self, now: Now) {
         if let Phase::Open { host, .. } = &mut self.phase {
@@ -487,7 +498,7 @@ impl Conn {
         match text {
             Text::Outside => (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfWindow)),
             Text::Gap if len > 0 || flags.has(Flags::FIN) => {
-                (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfOrder))
+                (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfOrder));
             }
             Text::Gap => {}
             Text::Next { skip, take } => self.text(segment, skip, take, &mut todo),
@@ -584,3 +595,6 @@ pub fn reset_for(segment: &Segment) -> TcpFields {
         options: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,46 @@
+//! The laboratory: the real binary in network namespaces of its own, with servers around it.
+//!
+//! Everything made here disappears with the test: namespaces have no names, only descriptors; processes and folders are
+//! removed on drop, and by the [`janitor`] if the test process itself is killed.
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used
+)]
+
+pub mod janitor;
+pub mod netns;
+pub mod servers;
+pub mod translator;
+pub mod world;
+
+pub use netns::Host;
+pub use translator::{Setup, Translator};
+pub use world::World;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// More than anything here may take on a loaded machine.
+pub const LONG: Duration = Duration::from_secs(20);
+
+/// How long to watch for something that must not happen.
+pub const QUIET: Duration = Duration::from_millis(300);
+
+/// Asks until `condition` holds, at most for `patience`; `false` when that ran out.
+pub fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}

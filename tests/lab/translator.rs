@@ -1,0 +1,363 @@
+//! The binary under test as a process: started on a [`Host`], watched, stopped.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    io::Read,
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    Host, LONG,
+    janitor::{self, TempDir},
+    wait_until,
+};
+
+/// What the translator finds in `/etc/resolv.conf` unless told otherwise.
+pub const RESOLV_CONF: &str = "nameserver 10.233.70.1
+nameserver fd10:233:70::1
+search lab.example pod.example
+";
+
+/// The binary under test: `$PASST_BIN`, or what cargo built.
+pub fn binary() -> OsString {
+    env::var_os("PASST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_passt").into())
+}
+
+/// How a translator is to be started; [`Translator::start`] is the short way.
+#[derive(Debug)]
+pub struct Setup {
+    binary: OsString,
+    args: Vec<String>,
+    resolv_conf: String,
+    private_tmp: bool,
+    fd: Option<OwnedFd>,
+    dir: TempDir,
+}
+
+impl Setup {
+    pub fn new(args: &[&str]) -> Self {
+        Self {
+            binary: binary(),
+            args: args.iter().map(|&a| a.to_owned()).collect(),
+            resolv_conf: RESOLV_CONF.to_owned(),
+            private_tmp: false,
+            fd: None,
+            dir: TempDir::new(),
+        }
+    }
+
+    /// Starts another program, with the same command line.
+    pub fn binary(mut self, path: impl Into<OsString>) -> Self {
+        self.binary = path.into();
+        self
+    }
+
+    /// Gives it another `/etc/resolv.conf`.
+    pub fn resolv_conf(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.resolv_conf);
+        self
+    }
+
+    /// Gives it a `/tmp` of its own, which is [`Self::dir`], and no `--socket`.
+    pub fn private_tmp(mut self) -> Self {
+        self.private_tmp = true;
+        self
+    }
+
+    /// Hands it this connected socket as descriptor 5 with `--fd 5`, and no `--socket`.
+    pub fn fd(mut self, fd: impl Into<OwnedFd>) -> Self {
+        self.fd = Some(fd.into());
+        self
+    }
+
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// The folder of its socket and whatever else the test needs.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts it in the foreground and waits until it listens (with [`Self::fd`]: until it runs).
+    pub fn start(self, host: &Host) -> Translator {
+        let socket = if self.fd.is_some() {
+            None
+        } else if self.private_tmp {
+            Some(PathBuf::from("/tmp/passt_1.socket"))
+        } else {
+            Some(self.dir().join("passt.sock"))
+        };
+        self.start_at(host, socket)
+    }
+
+    /// As [`Self::start`], where the socket to wait for is known to be another.
+    pub fn start_at(mut self, host: &Host, socket: Option<PathBuf>) -> Translator {
+        let mut command = self.command(socket.as_deref());
+        let mut child = self.spawn(host, &mut command);
+        drop(command);
+        janitor::watch_pid(child.id());
+        let log = Log::follow(child.stderr.take().expect("piped"));
+        let mut translator = Translator {
+            child,
+            log,
+            socket: match &socket {
+                Some(path) if self.private_tmp => self.dir().join(path.file_name().expect("file")),
+                Some(path) => path.clone(),
+                None => PathBuf::new(),
+            },
+            dir: self.dir,
+            ended: None,
+        };
+        if let Some(path) = &socket {
+            let up = wait_until(LONG, || {
+                translator.has_ended() || listens(host, path.to_str().expect("UTF-8"))
+            });
+            assert!(
+                up && translator.ended.is_none(),
+                "not listening at {}: {:?}\n{}",
+                path.display(),
+                translator.ended,
+                translator.log()
+            );
+        }
+        translator
+    }
+
+    /// Starts it where it is expected to give up at once: exit status, what it said on stdout and on stderr.
+    pub fn run_to_end(mut self, host: &Host) -> (ExitStatus, String, String) {
+        let mut command = self.command(None);
+        command.stdout(Stdio::piped());
+        let mut child = self.spawn(host, &mut command);
+        janitor::watch_pid(child.id());
+        let ended = wait_until(LONG, || child.try_wait().expect("wait").is_some());
+        if !ended {
+            let _ = child.kill();
+        }
+        janitor::gone(child.id());
+        let output = child.wait_with_output().expect("wait");
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|s| String::from_utf8_lossy(&s).into_owned());
+        assert!(ended, "still running: {stderr}");
+        (output.status, stdout, stderr)
+    }
+
+    fn command(&mut self, socket: Option<&Path>) -> Command {
+        let mut command;
+        if let Some(fd) = self.fd.take() {
+            // The shell turns stdin into descriptor 5, which needs no unsafe code here.
+            command = Command::new("sh");
+            command
+                .args(["-c", r#"exec "$@" 5<&0 </dev/null"#, "sh"])
+                .arg(&self.binary)
+                .args(["-f", "--fd", "5"])
+                .stdin(fd);
+        } else {
+            command = Command::new(&self.binary);
+            command.arg("-f").stdin(Stdio::null());
+            if let Some(path) = socket.filter(|_| !self.private_tmp) {
+                command.arg("--socket").arg(path);
+            }
+        }
+        command
+            .args(&self.args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// The process starts in a mount namespace where `/etc/resolv.conf` (and `/tmp`) are ours.
+    fn spawn(&self, host: &Host, command: &mut Command) -> Child {
+        let dir = self.dir();
+        let resolv_conf = dir.join("resolv.conf");
+        fs::write(&resolv_conf, &self.resolv_conf).expect("resolv.conf");
+        let nothing = None::<&str>;
+        host.run(|| {
+            unshare(CloneFlags::CLONE_NEWNS).expect("mount namespace");
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(nothing, "/", nothing, private, nothing).expect("private mounts");
+            let bind = |from: &Path, to: &str| {
+                mount(Some(from), to, nothing, MsFlags::MS_BIND, nothing).expect(to);
+            };
+            bind(&resolv_conf, "/etc/resolv.conf");
+            if self.private_tmp {
+                bind(dir, "/tmp");
+            }
+            command.spawn().expect("the binary under test")
+        })
+    }
+}
+
+/// A running translator; killed on drop.
+#[derive(Debug)]
+pub struct Translator {
+    child: Child,
+    log: Log,
+    socket: PathBuf,
+    dir: TempDir,
+    ended: Option<ExitStatus>,
+}
+
+impl Translator {
+    /// Starts it in the foreground on `host` with a private `--socket` and `args`, and waits until it listens.
+    pub fn start(host: &Host, args: &[&str]) -> Self {
+        Setup::new(args).start(host)
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Becomes its client, as QEMU would.
+    pub fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.socket).expect("connect to the translator")
+    }
+
+    /// Whether the process has ended by now.
+    pub fn has_ended(&mut self) -> bool {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("wait");
+            if self.ended.is_some() {
+                janitor::gone(self.child.id());
+            }
+        }
+        self.ended.is_some()
+    }
+
+    /// Waits until it ends by itself: its exit code, or minus the signal that ended it.
+    pub fn wait(&mut self, patience: Duration) -> i32 {
+        let ended = wait_until(patience, || self.has_ended());
+        assert!(ended, "still running\n{}", self.log());
+        let status = self.ended.expect("ended");
+        status
+            .code()
+            .or_else(|| status.signal().map(|s| -s))
+            .expect("a code or a signal")
+    }
+
+    /// Asks it to stop (SIGTERM) and returns its exit code.
+    pub fn stop(&mut self) -> i32 {
+        self.signal(Signal::SIGTERM);
+        self.wait(LONG)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid()).expect("a process number");
+        kill(Pid::from_raw(pid), signal).expect("kill");
+    }
+
+    /// What it has said on stderr so far.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// Waits for `text` on stderr.
+    pub fn expect_log(&self, text: &str) {
+        let said = wait_until(LONG, || self.log().contains(text));
+        assert!(said, "never said {text:?}\n{}", self.log());
+    }
+
+    /// Resident memory, in KiB.
+    pub fn rss(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let digits = line.and_then(|line| line.split_whitespace().nth(1));
+        digits.and_then(|d| d.parse().ok()).expect("VmRSS")
+    }
+
+    /// Processor time used so far, user and system.
+    pub fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("stat");
+        let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+        let ticks = |n: usize| fields.split_whitespace().nth(n)?.parse::<u64>().ok();
+        // Fields 14 and 15 of proc_pid_stat(5); the text after the name starts at field 3. A tick is 10 ms.
+        let sum = ticks(11).zip(ticks(12)).map(|(user, sys)| user + sys);
+        Duration::from_millis(10 * sum.expect("times"))
+    }
+
+    /// Open descriptors.
+    pub fn fd_count(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("fd");
+        open.count()
+    }
+
+    /// Waits until as many descriptors are open as at the time `idle` was counted.
+    pub fn expect_fd_count(&self, idle: usize) {
+        let back = wait_until(LONG, || self.fd_count() <= idle);
+        assert!(back, "{} descriptors, idle {idle}", self.fd_count());
+    }
+
+    /// The test fails, with the log, if the process has ended.
+    pub fn assert_alive(&mut self) {
+        assert!(!self.has_ended(), "{:?}\n{}", self.ended, self.log());
+    }
+}
+
+impl Drop for Translator {
+    fn drop(&mut self) {
+        if !self.has_ended() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            janitor::gone(self.child.id());
+        }
+        if thread::panicking() {
+            eprintln!("--- the translator said:\n{}---", self.log());
+        }
+    }
+}
+
+/// What a process says on stderr, collected by a thread that ends with it.
+#[derive(Debug, Clone)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn follow(mut from: impl Read + Send + 'static) -> Self {
+        let log = Self(Arc::default());
+        let text = Arc::clone(&log.0);
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(n @ 1..) = from.read(&mut bytes) {
+                text.lock().expect("log").extend_from_slice(&bytes[..n]);
+            }
+        });
+        log
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("log")).into_owned()
+    }
+}
+
+/// Whether a UNIX socket listens at `path`; connecting would make us its client. See `__SO_ACCEPTCON` in proc_net(5).
+fn listens(host: &Host, path: &str) -> bool {
+    host.proc_net("unix").iter().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(3) == Some(&"00010000") && fields.last() == Some(&path)
+    })
+}

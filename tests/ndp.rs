@@ -67,7 +67,8 @@ fn message(kind: u8) -> impl FnMut(&[u8]) -> Option<Icmp> {
 fn options(message: &Icmp, fixed: usize) -> Vec<(u8, Vec<u8>)> {
     let mut rest = &message.body[fixed..];
     let mut found = Vec::new();
-    while let [kind, len @ 1.., ..] = *rest {
+    while let [kind, len, ..] = *rest {
+        assert!(len > 0, "an option without length");
         let len = usize::from(len) * 8;
         found.push((kind, rest[2..len].to_vec()));
         rest = &rest[len..];

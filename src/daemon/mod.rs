@@ -24,7 +24,7 @@ mod reactor;
 pub use reactor::Ending;
 
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -81,6 +81,22 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         Opened::Listener { socket, path } => (Entrance::Listener(socket), Some(path)),
         Opened::Connected(socket) => (Entrance::Connected(socket), None),
     };
+    // A socket nobody will answer at is taken away again.
+    build(config, resolved, descriptors, entrance, path.clone()).inspect_err(|_| {
+        if let Some(path) = &path {
+            let _ = fs::remove_file(path);
+        }
+    })
+}
+
+/// What comes after the way in.
+fn build(
+    config: &Config,
+    resolved: Resolved,
+    descriptors: u64,
+    entrance: Entrance,
+    path: Option<PathBuf>,
+) -> Result<Prepared, String> {
     let log = log::init(config)?;
     let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
@@ -147,7 +163,7 @@ fn open_capture(path: &Path) -> Option<Capture> {
                 "Couldn't open pcap file {}: {}",
                 path.display(),
                 reason(&error)
-            )
+            );
         })
         .ok()
 }

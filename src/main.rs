@@ -25,13 +25,15 @@ fn main() -> ExitCode {
 /// the only line.
 fn run(config: &Config, warnings: &[String]) -> Result<(), String> {
     let prepared = daemon::prepare(config)?;
+    for note in &prepared.resolved().notes {
+        log::info!("{note}");
+    }
     for warning in warnings.iter().chain(&prepared.resolved().warnings) {
         log::warn!("{warning}");
     }
-    log::info!(
-        "{}",
-        cli::summary(prepared.resolved(), config, prepared.path()).trim_end()
-    );
+    for line in cli::summary(prepared.resolved(), config, prepared.path()).lines() {
+        log::info!("{line}");
+    }
     prepared.serve().map(drop)
 }
 

@@ -57,11 +57,11 @@ fn each_option_does_what_it_says() {
         ("-s /s", |c| c.link = LinkChoice::Socket("/s".into())),
         ("--socket /s", |c| c.link = LinkChoice::Socket("/s".into())),
         ("--socket-path=/s", |c| {
-            c.link = LinkChoice::Socket("/s".into())
+            c.link = LinkChoice::Socket("/s".into());
         }),
         ("-F 0", |c| (c.link, c.one_off) = (LinkChoice::Fd(0), true)),
         ("--fd=3", |c| {
-            (c.link, c.one_off) = (LinkChoice::Fd(3), true)
+            (c.link, c.one_off) = (LinkChoice::Fd(3), true);
         }),
         ("-1", |c| c.one_off = true),
         ("--one-off", |c| c.one_off = true),
@@ -81,10 +81,10 @@ fn each_option_does_what_it_says() {
         ("-p c", |c| c.pcap = Some("c".into())),
         ("--pcap c", |c| c.pcap = Some("c".into())),
         ("--runas 107:5", |c| {
-            c.identity = Some(Identity { uid: 107, gid: 5 })
+            c.identity = Some(Identity { uid: 107, gid: 5 });
         }),
         ("--runas root", |c| {
-            c.identity = Some(Identity { uid: 0, gid: 0 })
+            c.identity = Some(Identity { uid: 0, gid: 0 });
         }),
         ("-m 1500", |c| c.mtu = Some(1500)),
         ("--mtu 0", |c| c.mtu = Some(0)),
@@ -92,14 +92,14 @@ fn each_option_does_what_it_says() {
         ("-m 65521", |c| c.mtu = Some(65_521)),
         ("-a 10.0.0.2", |c| c.addr4 = Some([10, 0, 0, 2].into())),
         ("--address fd00::2", |c| {
-            c.addr6 = Some("fd00::2".parse().unwrap())
+            c.addr6 = Some("fd00::2".parse().unwrap());
         }),
         ("-a 10.0.0.2/24", |c| {
             (c.addr4, c.prefix4) = (Some([10, 0, 0, 2].into()), Some(24));
         }),
         ("-a 10.0.0.2/0", |c| c.addr4 = Some([10, 0, 0, 2].into())),
         ("-a fd00::2/48", |c| {
-            c.addr6 = Some("fd00::2".parse().unwrap())
+            c.addr6 = Some("fd00::2".parse().unwrap());
         }),
         ("-n 24", |c| c.prefix4 = Some(24)),
         ("--netmask 255.255.240.0", |c| c.prefix4 = Some(20)),
@@ -107,25 +107,25 @@ fn each_option_does_what_it_says() {
         ("-n 0", |c| c.prefix4 = None),
         ("-M 02:00:00:00:00:0a", |c| c.mac = Mac([2, 0, 0, 0, 0, 10])),
         ("--mac-addr 2:0:0:0:0:A", |c| {
-            c.mac = Mac([2, 0, 0, 0, 0, 10])
+            c.mac = Mac([2, 0, 0, 0, 0, 10]);
         }),
         ("-g 10.0.0.1", |c| c.gateway4 = Some([10, 0, 0, 1].into())),
         ("--gateway fe80::1", |c| {
-            c.gateway6 = Some("fe80::1".parse().unwrap())
+            c.gateway6 = Some("fe80::1".parse().unwrap());
         }),
         ("-i eth0", |c| c.interface = Some("eth0".into())),
         ("--interface eth0", |c| c.interface = Some("eth0".into())),
         ("-o 127.0.0.1", |c| {
-            c.outbound.addr4 = Some([127, 0, 0, 1].into())
+            c.outbound.addr4 = Some([127, 0, 0, 1].into());
         }),
         ("--outbound fd00::2", |c| {
-            c.outbound.addr6 = Some("fd00::2".parse().unwrap())
+            c.outbound.addr6 = Some("fd00::2".parse().unwrap());
         }),
         ("--outbound-if4 enp0s31f6a1b2c3", |c| {
             c.outbound.interface4 = Some("enp0s31f6a1b2c3".into());
         }),
         ("--outbound-if6 eth1", |c| {
-            c.outbound.interface6 = Some("eth1".into())
+            c.outbound.interface6 = Some("eth1".into());
         }),
         ("-D none", |c| c.dns_servers = DnsServers::Given(vec![])),
         ("--dns= --dns 1.1.1.1 -D ::1", |c| {
@@ -133,35 +133,35 @@ fn each_option_does_what_it_says() {
                 DnsServers::Given(vec!["1.1.1.1".parse().unwrap(), "::1".parse().unwrap()]);
         }),
         ("-D 1.1.1.1 -D none", |c| {
-            c.dns_servers = DnsServers::Given(vec![])
+            c.dns_servers = DnsServers::Given(vec![]);
         }),
         ("-S none", |c| c.search = SearchList::Given(vec![])),
         ("-S a.example -S b.example.", |c| {
             c.search = SearchList::Given(vec!["a.example".into(), "b.example".into()]);
         }),
         ("-S a --search none", |c| {
-            c.search = SearchList::Given(vec![])
+            c.search = SearchList::Given(vec![]);
         }),
         ("-H h", |c| c.hostname = Some("h".into())),
         ("--hostname h", |c| c.hostname = Some("h".into())),
         ("--fqdn h.example", |c| c.fqdn = Some("h.example".into())),
         ("--fqdn h --fqdn=", |c| c.fqdn = None),
         ("--dns-forward 10.0.0.3", |c| {
-            c.dns_forward4 = Some([10, 0, 0, 3].into())
+            c.dns_forward4 = Some([10, 0, 0, 3].into());
         }),
         ("--dns-forward fd00::3", |c| {
-            c.dns_forward6 = Some("fd00::3".parse().unwrap())
+            c.dns_forward6 = Some("fd00::3".parse().unwrap());
         }),
         ("--dns-host 127.0.0.53", |c| {
-            c.dns_host4 = Some([127, 0, 0, 53].into())
+            c.dns_host4 = Some([127, 0, 0, 53].into());
         }),
         ("--dns-host ::1", |c| {
-            c.dns_host6 = Some("::1".parse().unwrap())
+            c.dns_host6 = Some("::1".parse().unwrap());
         }),
         ("--no-tcp", |c| c.serve.tcp = false),
         ("--no-udp", |c| c.serve.udp = false),
         ("--no-icmp", |c| {
-            (c.serve.icmp, c.serve.ndp) = (false, false)
+            (c.serve.icmp, c.serve.ndp) = (false, false);
         }),
         ("--no-dhcp", |c| c.serve.dhcp = false),
         ("--no-ndp", |c| c.serve.ndp = false),
@@ -183,10 +183,10 @@ fn each_option_does_what_it_says() {
             c.map_host_loopback6 = MapChoice::Off;
         }),
         ("--map-guest-addr 10.0.0.5", |c| {
-            c.map_guest_addr4 = Some([10, 0, 0, 5].into())
+            c.map_guest_addr4 = Some([10, 0, 0, 5].into());
         }),
         ("--map-guest-addr fd00::5", |c| {
-            c.map_guest_addr6 = Some("fd00::5".parse().unwrap())
+            c.map_guest_addr6 = Some("fd00::5".parse().unwrap());
         }),
         ("--map-guest-addr fd00::5 --map-guest-addr none", |_| {}),
         ("-4", |c| c.v6 = false),

@@ -88,7 +88,7 @@ pub(super) fn split(argv: &[OsString]) -> Result<Vec<(&'static Opt, Option<OsStr
 fn flag_at(matches: &ArgMatches, opt: &Opt) -> Option<usize> {
     let given = matches.value_source(opt.long) == Some(ValueSource::CommandLine);
     given
-        .then(|| matches.indices_of(opt.long)?.last())
+        .then(|| matches.indices_of(opt.long)?.next_back())
         .flatten()
 }
 
@@ -110,7 +110,7 @@ fn complaint(error: &clap::Error, argv: &[OsString]) -> String {
         ErrorKind::TooManyValues => format!("option '{culprit}' doesn't allow an argument"),
         ErrorKind::InvalidValue | ErrorKind::WrongNumberOfValues | ErrorKind::TooFewValues => {
             lacking(
-                argv.last().map_or(OsStr::new(""), OsString::as_os_str),
+                argv.last().map(OsString::as_os_str).unwrap_or_default(),
                 culprit,
             )
         }

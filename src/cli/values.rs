@@ -60,13 +60,14 @@ pub(super) fn log_size(text: &str) -> Result<u64, String> {
 
 /// An unsigned number as strtoul(3) reads it with base 0: decimal, 0x hexadecimal or 0 octal; no sign, no blanks.
 fn number(text: &str) -> Option<u64> {
-    let (digits, radix) = if let Some(hex) = text.strip_prefix("0x").or(text.strip_prefix("0X")) {
-        (hex, 16)
-    } else if text.len() > 1 && text.starts_with('0') {
-        (&text[1..], 8)
-    } else {
-        (text, 10)
-    };
+    let (digits, radix) =
+        if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+            (hex, 16)
+        } else if text.len() > 1 && text.starts_with('0') {
+            (&text[1..], 8)
+        } else {
+            (text, 10)
+        };
     let plain = digits.bytes().all(|b| b.is_ascii_alphanumeric());
     plain
         .then(|| u64::from_str_radix(digits, radix).ok())

@@ -120,13 +120,12 @@ fn resolve4(
         (None, None) => (LOCAL_GUEST4, LOCAL_PREFIX4),
     };
     let prefix = config.prefix4.unwrap_or(known_prefix);
-    let router = config
-        .gateway4
-        .or(match template.map(|template| template.router()) {
-            Some(Some(IpAddr::V4(via))) => Some(via),
-            Some(_) => None,
-            None => Some(LOCAL_ROUTER4),
-        });
+    let lent_router = match template.map(|template| template.router()) {
+        Some(Some(IpAddr::V4(via))) => Some(via),
+        Some(_) => None,
+        None => Some(LOCAL_ROUTER4),
+    };
+    let router = config.gateway4.or(lent_router);
     let map_host_loopback = mapping(config.map_host_loopback4, router);
     let hidden = |server: Ipv4Addr| {
         server.is_loopback() || Some(server) == map_host_loopback || server == addr
@@ -181,13 +180,12 @@ fn resolve6(
         said.local_mode(Family::V6);
     }
 
-    let router = config
-        .gateway6
-        .or(match template.map(|template| template.router()) {
-            Some(Some(IpAddr::V6(via))) => Some(via),
-            Some(_) => None,
-            None => Some(LOCAL_ROUTER6),
-        });
+    let lent_router = match template.map(|template| template.router()) {
+        Some(Some(IpAddr::V6(via))) => Some(via),
+        Some(_) => None,
+        None => Some(LOCAL_ROUTER6),
+    };
+    let router = config.gateway6.or(lent_router);
     let ours = router
         .filter(|&router| is_link_local6(router))
         .or_else(|| template?.link_local6())

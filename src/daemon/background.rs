@@ -1,7 +1,7 @@
 //! What makes a process a daemon: PID file, identity, and the fork.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     os::{
         fd::AsFd,
@@ -102,7 +102,7 @@ pub fn detach() -> io::Result<Ready> {
     }
 }
 
-/// Becomes whom the caller wants; root becomes nobody unless told otherwise. To be called once everything that takes rights
+/// Becomes whom the caller wants; the machine's root becomes nobody unless told otherwise. To be called once everything that takes rights
 /// is open.
 ///
 /// # Errors
@@ -110,7 +110,7 @@ pub fn detach() -> io::Result<Ready> {
 pub fn become_identity(wanted: Option<Identity>) -> Result<(), String> {
     let identity = match wanted {
         Some(identity) => identity,
-        None if Uid::effective().is_root() => {
+        None if Uid::effective().is_root() && in_initial_namespace() => {
             log::warn!("Started as root, will change to nobody.");
             let nobody = User::from_name("nobody").ok().flatten();
             nobody.map_or(
@@ -148,4 +148,48 @@ pub fn become_identity(wanted: Option<Identity>) -> Result<(), String> {
                 error.desc()
             )
         })
+}
+
+/// Whether everybody is themselves here (user_namespaces(7)): root of any other user namespace is root over little.
+fn in_initial_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").map_or(true, |map| maps_everybody(&map))
+}
+
+fn maps_everybody(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Regressions C45 and S11.
+    #[test]
+    fn a_pid_file_may_exist_and_is_rewritten_whole() {
+        let path = std::env::temp_dir().join(format!("passt-pid-{}", process::id()));
+        PidFile::open(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        fs::write(&path, "4294967295\nrubbish\n").unwrap();
+        PidFile::open(&path).unwrap().write(17).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!((text.as_str(), mode & 0o777), ("17\n", 0o600));
+    }
+
+    #[test]
+    fn a_pid_file_that_cannot_be_opened_is_named_with_the_reason() {
+        assert_eq!(
+            PidFile::open(Path::new("/nonexistent/pid")).unwrap_err(),
+            "Couldn't open PID file /nonexistent/pid: No such file or directory"
+        );
+    }
+
+    #[test]
+    fn roots_of_user_namespaces_are_told_apart() {
+        assert!(maps_everybody("         0          0 4294967295\n"));
+        assert!(!maps_everybody("         0       1000          1\n"));
+        assert!(!maps_everybody("0 0 1\n1 100000 65536\n"));
+    }
 }

@@ -1,292 +1,237 @@
-//! Where log lines go: to stderr until the start is complete, then to stderr, the system log, or a file of bounded size.
+//! Where messages go: standard error until we are in the background (for ever in the foreground), the system log, or a log
+//! file instead of that. No destination's trouble is ours: what cannot be written is lost.
 
 use std::{
-    fmt::Write as _,
-    fs::{File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::{fs::OpenOptionsExt, net::UnixDatagram},
-    path::Path,
-    process,
-    sync::{Mutex, PoisonError},
+    fmt,
+    io::{self, Write},
+    os::unix::net::UnixDatagram,
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::{config::Verbosity, sys::reason};
+use super::log_file::{LogFile, Stamp};
+use crate::{
+    config::{Config, Verbosity},
+    net::{Now, Span},
+};
 
-/// The system log's socket (syslog(3)).
+/// Where the system log listens (syslog(3)).
 const SYSLOG: &str = "/dev/log";
 
 /// Facility "daemon" (RFC 3164, section 4.1.1), in the place of the severity's upper bits.
 const FACILITY: u8 = 3 << 3;
 
-/// The least size of a log file, in octets: less would be cut all the time.
-pub const FILE_LEAST: u64 = 40_960;
-
-/// A full log file loses this share of its oldest lines, in percent.
-const CUT: u64 = 30;
-
-/// What follows the start.
+/// The destinations of all messages of this process.
 #[derive(Debug)]
-pub enum Destination {
-    Stderr,
-    Syslog(UnixDatagram),
-    File(LogFile),
-}
-
-impl Destination {
-    /// The system log; silence where there is none.
-    pub fn syslog() -> Self {
-        let socket = UnixDatagram::unbound().and_then(|socket| {
-            socket.set_nonblocking(true)?;
-            // A log daemon that is absent now is not waited for.
-            let _ = socket.connect(SYSLOG);
-            Ok(socket)
-        });
-        socket.map_or(Self::Stderr, Self::Syslog)
-    }
-}
-
-/// The process's logger, made once.
-#[derive(Debug)]
-pub struct Logger {
+pub struct Destinations {
     start: Instant,
-    verbosity: Verbosity,
-    destination: Mutex<Destination>,
+    level: LevelFilter,
+    /// Whether standard error still is somebody's.
+    stderr: AtomicBool,
+    syslog: Option<Syslog>,
+    file: Option<LogFile>,
 }
 
-impl Logger {
-    /// Makes the logger, for stderr at first.
-    pub fn install(verbosity: Verbosity) -> &'static Self {
-        let logger: &'static Self = Box::leak(Box::new(Self {
-            start: Instant::now(),
-            verbosity,
-            destination: Mutex::new(Destination::Stderr),
-        }));
-        // Only a second logger could be refused, and there is none.
-        let _ = log::set_logger(logger);
-        log::set_max_level(match verbosity {
-            Verbosity::Quiet => LevelFilter::Warn,
-            Verbosity::Info => LevelFilter::Info,
-            Verbosity::Debug => LevelFilter::Debug,
-            Verbosity::Trace => LevelFilter::Trace,
-        });
-        logger
+/// Opens the destinations the configuration names and takes all messages from here on.
+///
+/// # Errors
+/// One line for a person: the log file cannot be opened. A system log that is not there is none.
+pub fn init(config: &Config) -> Result<&'static Destinations, String> {
+    let start = Instant::now();
+    let level = match config.verbosity {
+        Verbosity::Quiet => LevelFilter::Warn,
+        Verbosity::Info => LevelFilter::Info,
+        Verbosity::Debug => LevelFilter::Debug,
+        Verbosity::Trace => LevelFilter::Trace,
+    };
+    let file = config.log_file.as_ref();
+    let file = file
+        .map(|path| LogFile::open(path, config.log_size, start))
+        .transpose()?;
+    let wants_syslog = file.is_none() && level <= LevelFilter::Info;
+    let destinations: &'static Destinations = Box::leak(Box::new(Destinations {
+        start,
+        level,
+        stderr: AtomicBool::new(true),
+        syslog: wants_syslog.then(Syslog::open).flatten(),
+        file,
+    }));
+    log::set_logger(destinations).map_err(|error| error.to_string())?;
+    log::set_max_level(level);
+    Ok(destinations)
+}
+
+impl Destinations {
+    /// Begins the log file, if there is one: to be called once this process is the one that stays.
+    pub fn begin(&self) {
+        if let Some(file) = &self.file {
+            file.begin();
+        }
     }
 
-    /// Sends what follows elsewhere.
-    pub fn redirect(&self, to: Destination) {
-        *self
-            .destination
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = to;
+    /// Leaves standard error alone from now on: it is about to become /dev/null.
+    pub fn leave_stderr(&self) {
+        self.stderr.store(false, Ordering::Relaxed);
     }
 }
 
-impl Log for Logger {
+impl Log for Destinations {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+        // Libraries have no say here.
+        metadata.level() <= self.level && metadata.target().starts_with("passt")
     }
 
     fn log(&self, record: &Record<'_>) {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let micros = self.start.elapsed().as_micros();
-        let mut destination = self
-            .destination
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // A message that cannot be written anywhere is lost: nobody could be told.
-        let _ = match &mut *destination {
-            Destination::Stderr => to_stderr(record, micros, self.verbosity),
-            Destination::Syslog(socket) => to_syslog(socket, record),
-            Destination::File(file) => file.record(record, micros),
-        };
+        let message = record.args().to_string();
+        if self.stderr.load(Ordering::Relaxed) {
+            let stamp = match self.level {
+                LevelFilter::Debug | LevelFilter::Trace => Stamp(self.start.elapsed()).to_string(),
+                _ => String::new(),
+            };
+            let _ = io::stderr().write_all(format!("{stamp}{message}\n").as_bytes());
+        }
+        if let Some(syslog) = &self.syslog {
+            syslog.send(record.level(), &message);
+        }
+        if let Some(file) = &self.file {
+            file.append(label(record.level()), &message);
+        }
     }
 
     fn flush(&self) {}
 }
 
-fn to_stderr(record: &Record<'_>, micros: u128, verbosity: Verbosity) -> io::Result<()> {
-    let mut line = String::new();
-    if verbosity >= Verbosity::Debug {
-        let _ = write!(
-            line,
-            "{}.{:04}: ",
-            micros / 1_000_000,
-            micros % 1_000_000 / 100
-        );
+const fn label(level: Level) -> &'static str {
+    match level {
+        Level::Error => "ERROR:   ",
+        Level::Warn => "WARNING: ",
+        Level::Info => "info:    ",
+        Level::Debug | Level::Trace => "         ",
     }
-    let _ = writeln!(line, "{}", record.args());
-    io::stderr().write_all(line.as_bytes())
 }
 
-fn to_syslog(socket: &UnixDatagram, record: &Record<'_>) -> io::Result<()> {
-    let severity = match record.level() {
+/// The system log. Not by libc's client, which would wait for a daemon that is slow.
+#[derive(Debug)]
+struct Syslog(UnixDatagram);
+
+impl Syslog {
+    fn open() -> Option<Self> {
+        let socket = UnixDatagram::unbound().ok()?;
+        socket.set_nonblocking(true).ok()?;
+        // A log daemon that is absent may come later; every message tries again.
+        let _ = socket.connect(SYSLOG);
+        Some(Self(socket))
+    }
+
+    fn send(&self, level: Level, message: &str) {
+        for line in message.lines().filter(|line| !line.is_empty()) {
+            let datagram = datagram(level, line);
+            let sent = self.0.send(datagram.as_bytes());
+            let gone = sent.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock);
+            if gone && self.0.connect(SYSLOG).is_ok() {
+                let _ = self.0.send(datagram.as_bytes());
+            }
+        }
+    }
+}
+
+fn datagram(level: Level, line: &str) -> String {
+    // LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG of syslog(3).
+    let severity = match level {
         Level::Error => 3,
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
     };
-    let line = format!("<{}>passt: {}", FACILITY | severity, record.args());
-    socket.send(line.as_bytes()).map(drop).or_else(|_| {
-        socket.connect(SYSLOG)?;
-        socket.send(line.as_bytes()).map(drop)
-    })
+    format!("<{}>passt: {line}", FACILITY | severity)
 }
 
-/// A log file that keeps to its size by losing its oldest lines.
-#[derive(Debug)]
-pub struct LogFile {
-    file: File,
-    size: u64,
-    limit: u64,
-    /// The first line, kept for ever.
-    header: String,
+/// Messages of a kind in a period that are said: the guest must not be able to fill the log.
+const BURST: u32 = 5;
+const PERIOD: Span = Span::secs(1);
+
+/// Keeps one kind of warning from being repeated without end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RateLimit {
+    since: Now,
+    said: u32,
+    suppressed: u64,
 }
 
-impl LogFile {
-    /// Begins a new log of at most `limit` octets, readable by its owner alone.
-    ///
-    /// # Errors
-    /// One line: the file cannot be opened.
-    pub fn create(path: &Path, limit: u64) -> Result<Self, String> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path);
-        let file = file.map_err(|error| {
-            format!(
-                "Couldn't open log file {}: {}",
-                path.display(),
-                reason(&error)
-            )
-        })?;
-        let executable = std::env::current_exe()
-            .map_or_else(|_| "passt".into(), |path| path.display().to_string());
-        let header = format!("passt {}: {executable}", env!("CARGO_PKG_VERSION"));
-        Ok(Self {
-            file,
-            size: 0,
-            limit,
-            header,
-        })
-    }
+/// What may be said of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Say {
+    Nothing,
+    /// The message, after word of how many were left out, and before word that the next will be.
+    Message {
+        left_out: u64,
+        last: bool,
+    },
+}
 
-    /// Writes the first line; by now the process has the number it keeps.
-    ///
-    /// # Errors
-    /// Those of write(2).
-    pub fn begin(&mut self) -> io::Result<()> {
-        let _ = write!(self.header, " ({})", process::id());
-        let header = format!("{}\n", self.header);
-        self.append(&header)
-    }
-
-    fn record(&mut self, record: &Record<'_>, micros: u128) -> io::Result<()> {
-        let name = match record.level() {
-            Level::Error => "ERROR:   ",
-            Level::Warn => "WARNING: ",
-            Level::Info => "info:    ",
-            Level::Debug | Level::Trace => "         ",
+impl RateLimit {
+    /// Warns of an event at `now`, unless five of the kind were said within the second.
+    pub fn warn(&mut self, now: Now, message: fmt::Arguments<'_>) {
+        let Say::Message { left_out, last } = self.admit(now) else {
+            return;
         };
-        let line = format!(
-            "{}.{:04}: {name}{}\n",
-            micros / 1_000_000,
-            micros % 1_000_000 / 100,
-            record.args()
-        );
-        if self.size + line.len() as u64 > self.limit {
-            self.cut(micros)?;
+        if left_out > 0 {
+            log::warn!("(suppressed {left_out} similar messages)");
         }
-        self.append(&line)
+        log::warn!("{message}");
+        if last {
+            log::warn!("(suppressing further similar messages)");
+        }
     }
 
-    fn append(&mut self, text: &str) -> io::Result<()> {
-        self.file.write_all(text.as_bytes())?;
-        self.size += text.len() as u64;
-        Ok(())
-    }
-
-    /// Drops the oldest lines behind the header.
-    fn cut(&mut self, micros: u128) -> io::Result<()> {
-        let mut text = Vec::new();
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.read_to_end(&mut text)?;
-        let from = (self.limit * CUT / 100).min(text.len() as u64) as usize;
-        let rest = text.get(from..).unwrap_or_default();
-        let line = rest
-            .iter()
-            .position(|&octet| octet == b'\n')
-            .map_or(rest.len(), |at| at + 1);
-        let kept = rest.get(line..).unwrap_or_default();
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.set_len(0)?;
-        self.size = 0;
-        let header = format!(
-            "{} - log truncated at {}.{:04}\n",
-            self.header,
-            micros / 1_000_000,
-            micros % 1_000_000 / 100
-        );
-        self.append(&header)?;
-        self.file.write_all(kept)?;
-        self.size += kept.len() as u64;
-        Ok(())
+    fn admit(&mut self, now: Now) -> Say {
+        let mut left_out = 0;
+        if now.since(self.since) >= PERIOD {
+            left_out = self.suppressed;
+            *self = Self {
+                since: now,
+                ..Self::default()
+            };
+        }
+        if self.said >= BURST {
+            self.suppressed += 1;
+            return Say::Nothing;
+        }
+        self.said += 1;
+        Say::Message {
+            left_out,
+            last: self.said == BURST,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
-    /// C58.
     #[test]
-    fn a_log_file_keeps_its_size_its_header_and_its_order() {
-        let path = std::env::temp_dir().join(format!("passt-log-test-{}", process::id()));
-        let mut log = LogFile::create(&path, FILE_LEAST).unwrap();
-        log.begin().unwrap();
-        for n in 0..5_000_u128 {
-            let args = format_args!("message {n}");
-            log.record(
-                &Record::builder().args(args).level(Level::Info).build(),
-                n * 1_000,
-            )
-            .unwrap();
-        }
-        let text = fs::read_to_string(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        assert!(
-            text.len() as u64 <= FILE_LEAST && text.len() as u64 > FILE_LEAST / 2,
-            "{}",
-            text.len()
-        );
-        let mut lines = text.lines();
-        let header = lines.next().unwrap();
-        assert!(
-            header.starts_with("passt ")
-                && header.contains(&format!("({}) - log truncated at", process::id())),
-            "{header}"
-        );
-        let times: Vec<f64> = lines
-            .map(|line| line.split(':').next().unwrap().parse().unwrap())
-            .collect();
-        assert!(times.is_sorted());
-        assert!(text.ends_with("4.9990: info:    message 4999\n"));
+    fn syslog_datagrams_name_facility_severity_and_program() {
+        assert_eq!(datagram(Level::Error, "a"), "<27>passt: a");
+        assert_eq!(datagram(Level::Warn, "a"), "<28>passt: a");
+        assert_eq!(datagram(Level::Info, "a"), "<30>passt: a");
+        assert_eq!(datagram(Level::Trace, "a"), "<31>passt: a");
     }
 
     #[test]
-    fn a_file_that_cannot_be_opened_is_named_with_the_reason() {
-        let error = LogFile::create(Path::new("/nowhere/log"), 1 << 20).unwrap_err();
-        assert_eq!(
-            error,
-            "Couldn't open log file /nowhere/log: No such file or directory"
-        );
+    fn a_storm_of_warnings_is_said_five_times_a_second() {
+        let mut limit = RateLimit::default();
+        let start = Now(5_000_000);
+        let said: Vec<Say> = (0..7).map(|n| limit.admit(Now(start.0 + n))).collect();
+        let message = |left_out, last| Say::Message { left_out, last };
+        assert_eq!(said[..4], [message(0, false); 4]);
+        assert_eq!(said[4..], [message(0, true), Say::Nothing, Say::Nothing]);
+        let later = start + Span::secs(1);
+        assert_eq!(limit.admit(later), message(2, false));
+        assert_eq!(limit.admit(later), message(0, false));
     }
 }

@@ -9,11 +9,13 @@
 //! 5. become another user, if we are to;
 //! 6. go to the background; the caller's process waits;
 //! 7. build the reactor, write the PID file;
-//! 8. print what was held back, let the caller's process exit, send the log where it belongs, run.
+//! 8. print what was held back, let the caller's process exit, run.
 
-pub mod background;
+mod log_file;
 
 pub mod log;
+
+pub mod background;
 
 mod event;
 
@@ -22,14 +24,14 @@ mod reactor;
 pub use reactor::Ending;
 
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use background::{PidFile, Ready};
-use log::{Destination, LogFile, Logger};
+use log::Destinations;
 use reactor::{Entrance, Reactor};
 
 use crate::{
@@ -60,8 +62,7 @@ pub struct Prepared {
     /// Where the guest connects, if it is to.
     path: Option<PathBuf>,
     ready: Option<Ready>,
-    destination: Destination,
-    logger: &'static Logger,
+    log: &'static Destinations,
 }
 
 /// Opens, forks and builds as the configuration says.
@@ -69,7 +70,6 @@ pub struct Prepared {
 /// # Errors
 /// One line for a person.
 pub fn prepare(config: &Config) -> Result<Prepared, String> {
-    let logger = Logger::install(config.verbosity);
     process::close_inherited(match config.link {
         LinkChoice::Fd(fd) => Some(fd),
         LinkChoice::Probe | LinkChoice::Socket(_) => None,
@@ -81,11 +81,23 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         Opened::Listener { socket, path } => (Entrance::Listener(socket), Some(path)),
         Opened::Connected(socket) => (Entrance::Connected(socket), None),
     };
-    let log_file = config
-        .log_file
-        .as_deref()
-        .map(|path| LogFile::create(path, config.log_size))
-        .transpose()?;
+    // A socket nobody will answer at is taken away again.
+    build(config, resolved, descriptors, entrance, path.clone()).inspect_err(|_| {
+        if let Some(path) = &path {
+            let _ = fs::remove_file(path);
+        }
+    })
+}
+
+/// What comes after the way in.
+fn build(
+    config: &Config,
+    resolved: Resolved,
+    descriptors: u64,
+    entrance: Entrance,
+    path: Option<PathBuf>,
+) -> Result<Prepared, String> {
+    let log = log::init(config)?;
     let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
     background::become_identity(config.identity)?;
@@ -110,14 +122,13 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
     if let Some(file) = &mut pid_file {
         failed("Couldn't write PID file", file.write(std::process::id()))?;
     }
-    let destination = destination(log_file, config.foreground)?;
+    log.begin();
     Ok(Prepared {
         reactor,
         resolved,
         path,
         ready,
-        destination,
-        logger,
+        log,
     })
 }
 
@@ -137,9 +148,9 @@ impl Prepared {
     /// One line: the event loop broke down.
     pub fn serve(self) -> Result<Ending, String> {
         if let Some(ready) = self.ready {
+            self.log.leave_stderr();
             failed("Failed to detach", ready.tell())?;
         }
-        self.logger.redirect(self.destination);
         failed("Event loop failed", self.reactor.run())
     }
 }
@@ -152,20 +163,9 @@ fn open_capture(path: &Path) -> Option<Capture> {
                 "Couldn't open pcap file {}: {}",
                 path.display(),
                 reason(&error)
-            )
+            );
         })
         .ok()
-}
-
-fn destination(log_file: Option<LogFile>, foreground: bool) -> Result<Destination, String> {
-    match log_file {
-        Some(mut file) => {
-            failed("Couldn't write log file", file.begin())?;
-            Ok(Destination::File(file))
-        }
-        None if foreground => Ok(Destination::Stderr),
-        None => Ok(Destination::syslog()),
-    }
 }
 
 /// Raises the soft limit of descriptors to the hard one. Returns what is allowed now.

@@ -4,16 +4,13 @@ use std::{
     fs, io,
     os::{
         fd::OwnedFd,
-        unix::{
-            fs::FileTypeExt,
-            net::{UnixListener, UnixStream},
-        },
+        unix::{fs::FileTypeExt, net::UnixListener},
     },
     path::{Path, PathBuf},
 };
 
 use nix::errno::Errno;
-use socket2::{SockRef, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::{
     config::LinkChoice,
@@ -50,7 +47,7 @@ enum Refused {
 pub fn open(choice: &LinkChoice) -> Result<Opened, String> {
     match choice {
         LinkChoice::Socket(path) => listen_at(path),
-        LinkChoice::Probe => probe(),
+        LinkChoice::Probe => probe(Path::new("/tmp")),
         LinkChoice::Fd(fd) => {
             let socket = process::adopt(*fd)
                 .map_err(|error| format!("Could not move --fd descriptor: {}", reason(&error)))?;
@@ -88,10 +85,11 @@ fn listen_at(path: &Path) -> Result<Opened, String> {
     }
 }
 
-fn probe() -> Result<Opened, String> {
+/// The first of the default paths in `folder` that is free, or left behind by somebody who is gone.
+fn probe(folder: &Path) -> Result<Opened, String> {
     let mut last = None;
     for index in 1..=PROBES {
-        let path = PathBuf::from(format!("/tmp/passt_{index}.socket"));
+        let path = folder.join(format!("passt_{index}.socket"));
         match bind(&path) {
             Ok(socket) => return Ok(Opened::Listener { socket, path }),
             Err(Refused::InUse) => {}
@@ -108,12 +106,8 @@ fn bind(path: &Path) -> Result<OwnedFd, Refused> {
         if !found.file_type().is_socket() {
             return Err(Refused::Other(Errno::EADDRINUSE.into()));
         }
-        match UnixStream::connect(path) {
-            Ok(_) => return Err(Refused::InUse),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ECONNREFUSED | libc::ENOENT | libc::EACCES) => {}
-                _ => return Err(Refused::InUse),
-            },
+        if is_answered(path) {
+            return Err(Refused::InUse);
         }
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -127,8 +121,24 @@ fn bind(path: &Path) -> Result<OwnedFd, Refused> {
     Ok(socket.into())
 }
 
+/// Whether somebody serves a socket. Somebody too busy to answer does too, so this does not wait; only three failures say
+/// that nobody is there: no such file, nobody behind it, no right to know.
+fn is_answered(path: &Path) -> bool {
+    let connected = SockAddr::unix(path).and_then(|address| {
+        Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?.connect(&address)
+    });
+    let vacant = [
+        io::ErrorKind::NotFound,
+        io::ErrorKind::ConnectionRefused,
+        io::ErrorKind::PermissionDenied,
+    ];
+    connected.map_or_else(|error| !vacant.contains(&error.kind()), |()| true)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn path(name: &str) -> PathBuf {
@@ -195,5 +205,45 @@ mod tests {
             open(&LinkChoice::Fd(88_888)).unwrap_err(),
             "Could not move --fd descriptor: Bad file descriptor"
         );
+    }
+
+    #[test]
+    fn a_socket_whose_server_accepts_nobody_is_in_use_too() {
+        let path = path("busy");
+        let address = SockAddr::unix(&path).unwrap();
+        let busy = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        busy.bind(&address).unwrap();
+        busy.listen(0).unwrap();
+        let mut clients = Vec::new();
+        loop {
+            let client = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).unwrap();
+            if client.connect(&address).is_err() {
+                break;
+            }
+            clients.push(client);
+        }
+        assert!(at(&path).unwrap_err().ends_with("already in use"));
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn probing_passes_by_live_sockets_and_files_and_takes_stale_sockets() {
+        let folder = path("probe");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("passt_2.socket"), "precious").unwrap();
+        drop(UnixListener::bind(folder.join("passt_3.socket")).unwrap());
+        let found: Vec<Opened> = (0..3).map(|_| probe(&folder).unwrap()).collect();
+        let paths: Vec<&PathBuf> = found
+            .iter()
+            .filter_map(|opened| match opened {
+                Opened::Listener { path, .. } => Some(path),
+                Opened::Connected(_) => None,
+            })
+            .collect();
+        let wanted = [1, 3, 4].map(|n| folder.join(format!("passt_{n}.socket")));
+        assert_eq!(paths, wanted.iter().collect::<Vec<_>>());
+        let kept = fs::read_to_string(folder.join("passt_2.socket")).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(kept, "precious");
     }
 }

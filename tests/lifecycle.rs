@@ -1,16 +1,205 @@
-//! How the process starts and ends, and what it leaves behind: nothing.
+//! How the process starts and ends, what it leaves behind, and what a guest leaves behind in it: nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod guest;
 mod lab;
 
-use lab::{Translator, World};
+use std::{
+    fs,
+    io::{ErrorKind, Read},
+    os::unix::fs::PermissionsExt,
+    time::Duration,
+};
+
+use guest::{Guest, Peer, Udp, Wire, both, guest_addr};
+use lab::{
+    LONG, Setup, Translator, World, janitor,
+    servers::{TcpServer, UdpEcho, accept, tcp_listener},
+    wait_until,
+    world::{BLACKHOLE4, INTERNET4, INTERNET6},
+};
+use nix::sys::signal::Signal;
 
 #[test]
-fn sigterm_ends_it_with_success() {
+fn sigterm_and_sigquit_end_it_with_success() {
+    let Some(world) = World::pod() else { return };
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
+        let mut translator = Translator::start(&world.pod, &[]);
+        let _guest = translator.connect();
+        translator.signal(signal);
+        assert_eq!(translator.wait(LONG), 0, "{signal}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_does_not_end_it() {
     let Some(world) = World::pod() else { return };
     let mut translator = Translator::start(&world.pod, &[]);
-    let _guest = translator.connect();
-    assert!(translator.fd_count() > 3);
-    assert!(translator.rss() > 100);
-    assert_eq!(translator.stop(), 0);
+    translator.signal(Signal::SIGPIPE);
+    assert!(!wait_until(Duration::from_millis(200), || translator.has_ended()));
+}
+
+/// A machine that is killed in the middle of everything.
+#[test]
+fn a_killed_guest_leaves_nothing_behind_and_the_next_one_works() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &[]);
+    let idle = translator.fd_count();
+    for _ in 0..2 {
+        let mut servers = Vec::new();
+        let wire = Wire::new(translator.connect());
+        for remote in both(INTERNET4, INTERNET6, 9) {
+            let listener = tcp_listener(&world.outside, remote);
+            let _echo = UdpEcho::start(&world.outside, remote);
+            for port in 1000..1020 {
+                let local = guest_addr(remote, port);
+                let mut peer = Peer::connect(&wire, local, remote);
+                peer.send_data(b"hello");
+                peer.expect_acked();
+                servers.push(accept(&listener));
+                wire.send(&Udp::new(local, remote, b"hello").frame());
+                wire.expect("echo", Udp::of_frame);
+            }
+        }
+        // Some that have not come far.
+        for port in 1000..1010 {
+            let mut peer = Peer::new(
+                &wire,
+                guest_addr((BLACKHOLE4, 9), port),
+                (BLACKHOLE4, 9).into(),
+                1,
+            );
+            peer.send(guest::frame::SYN, &[]);
+        }
+        let busy = || translator.fd_count() >= idle + 80;
+        assert!(
+            wait_until(LONG, busy),
+            "{} descriptors",
+            translator.fd_count()
+        );
+        drop(wire);
+        for mut server in servers {
+            let mut said = Vec::new();
+            match server.read_to_end(&mut said) {
+                Ok(_) => {}
+                Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset),
+            }
+            assert_eq!(said, b"hello");
+        }
+        translator.expect_fd_count(idle);
+        let left = |name| world.pod.proc_net(name).len();
+        let gone = wait_until(LONG, || left("udp") + left("udp6") == 2);
+        assert!(gone, "{:?}", world.pod.proc_net("udp"));
+    }
+    let server = TcpServer::echo(&world.outside, (INTERNET4, 7));
+    let mut guest = Guest::online(translator.connect(), 65_520);
+    let connection = guest.connect(server.addr());
+    guest.echo(connection, 1 << 20);
+    translator.assert_alive();
+}
+
+#[test]
+fn the_pid_file_names_the_process() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[]);
+    let path = setup.dir().join("pid");
+    // C45: longer than any process number.
+    fs::write(&path, "123456789012345678901234567890\n").unwrap();
+    let setup = setup.arg("--pid").arg(path.to_str().unwrap());
+    let translator = setup.start(&world.pod);
+    let pid = format!("{}\n", translator.pid());
+    let written = || fs::read_to_string(&path).unwrap() == pid;
+    assert!(wait_until(LONG, written), "{:?}", fs::read_to_string(&path));
+}
+
+/// The parent returns when a client may connect, and lets go of its output (libvirt reads it to the end).
+#[test]
+fn it_goes_to_the_background_when_it_is_ready() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[]).background();
+    let dir = janitor::TempDir::new();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let setup = ["--socket", &path("sock"), "--pid", &path("pid")]
+        .iter()
+        .fold(setup, |setup, arg| setup.arg(arg));
+    let (status, _, stderr) = setup.run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    let pid: u32 = fs::read_to_string(path("pid"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    janitor::watch_pid(pid);
+    let mode = fs::metadata(path("pid")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let server = UdpEcho::start(&world.outside, (INTERNET4, 7));
+    let wire = Wire::new(std::os::unix::net::UnixStream::connect(path("sock")).unwrap());
+    let local = guest_addr(server.addr(), 5000);
+    wire.send(&Udp::new(local, server.addr(), b"hello").frame());
+    wire.expect("echo", Udp::of_frame);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert!(wire.closes(LONG));
+    let gone = || nix::sys::signal::kill(pid, None).is_err() || is_zombie(pid);
+    assert!(wait_until(LONG, gone));
+    janitor::gone(pid.as_raw().cast_unsigned());
+}
+
+/// Nobody may be there to reap what was orphaned.
+fn is_zombie(pid: nix::unistd::Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+}
+
+#[test]
+fn a_bad_option_is_one_line_and_creates_nothing() {
+    let Some(world) = World::pod() else { return };
+    let mut wrong = Vec::new();
+    for (bad, want) in [
+        (&["--mtu", "lots"][..], "Invalid MTU: lots"),
+        (&["--mtu", "70000"], "too large"),
+        (&["-a", "10.1.1"], "10.1.1"),
+        (&["-a", "127.0.0.1"], "127.0.0.1"),
+        (&["-n", "33"], "33"),
+        (&["-g", "nowhere"], "Invalid gateway address: nowhere"),
+        (&["-M", "9a:55"], "Invalid MAC address: 9a:55"),
+        (&["-M", "01:00:5e:00:00:01"], "01:00:5e:00:00:01"),
+        (&["-i", "nosuch0"], "nosuch0"),
+        (&["-D", "here"], "here"),
+        (&["--dns-forward", "127.0.0.1"], "127.0.0.1"),
+        (&["--map-host-loopback", "x"], "x"),
+        (&["-H", ""], "hostname"),
+        (&["--fd", "foo"], "foo"),
+        (&["extra"], "extra"),
+    ] {
+        let setup = Setup::new(bad);
+        let dir = janitor::TempDir::new();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let options = ["-s", &path("s"), "-P", &path("p"), "-p", &path("c")];
+        let setup = options.iter().fold(setup, |setup, arg| setup.arg(arg));
+        let (status, stdout, stderr) = setup.run_to_end(&world.pod);
+        let lines = stderr.lines();
+        let lines = lines.filter(|line| !line.starts_with("Started as root"));
+        let created: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        if status.code() != Some(1)
+            || !stdout.is_empty()
+            || !stderr.contains(want)
+            || lines.count() != 1
+            || !created.is_empty()
+        {
+            wrong.push(format!("{bad:?}: {status}, {created:?}, {stdout}{stderr}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What Podman looks for.
+#[test]
+fn an_unknown_option_is_named() {
+    let Some(world) = World::pod() else { return };
+    let (status, _, stderr) = Setup::new(&["--frobnicate"]).run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        stderr.contains("unrecognized option '--frobnicate'"),
+        "{stderr}"
+    );
 }

@@ -81,6 +81,8 @@ pub fn tcp(peer: Peer, outbound: &Outbound, peek_offset: bool) -> io::Result<(Ow
     if peek_offset {
         sockopt::set_peek_offset(socket.as_fd(), 0)?;
     }
+    // Until it is connected: afterwards every error would end it, those that pass too (ip(7)).
+    sockopt::set_receive_errors(socket.as_fd(), peer.endpoint.addr.is_ipv6(), true)?;
     bind(&socket, peer, outbound, 0)?;
     match socket.connect(&SockAddr::from(peer.address())) {
         Ok(()) => Ok((socket.into(), true)),
@@ -97,7 +99,7 @@ pub fn udp(peer: Peer, outbound: &Outbound, port: u16) -> io::Result<OwnedFd> {
     let socket = open(peer, Type::DGRAM, Protocol::UDP)?;
     // Flows from one port of the guest to several peers share that port; each hears its own peer only, once connected.
     socket.set_reuse_address(true)?;
-    sockopt::set_receive_errors(socket.as_fd(), peer.endpoint.addr.is_ipv6())?;
+    sockopt::set_receive_errors(socket.as_fd(), peer.endpoint.addr.is_ipv6(), true)?;
     if bind(&socket, peer, outbound, port).is_err() {
         bind(&socket, peer, outbound, 0)?;
     }
@@ -121,7 +123,7 @@ pub fn echo(peer: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
             Protocol::ICMPV4
         },
     )?;
-    sockopt::set_receive_errors(socket.as_fd(), v6)?;
+    sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
     bind(&socket, peer, outbound, 0)?;
     socket.connect(&SockAddr::from(peer.address()))?;
     Ok(socket.into())
@@ -184,6 +186,12 @@ fn discard_strays(socket: &Socket) {
 /// That very error.
 pub fn outcome(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).take_error()?.map_or(Ok(()), Err)
+}
+
+/// Lets a connected TCP socket ride out errors that may pass; those that end it are reported all the same.
+pub fn ignore_passing_errors(socket: &OwnedFd, v6: bool) {
+    // It could be set, so it can be unset.
+    let _ = sockopt::set_receive_errors(socket.as_fd(), v6, false);
 }
 
 /// Ends our half of a connection (shutdown(2)).

@@ -81,8 +81,8 @@ pub struct UdpFlow {
     pub last: Now,
     /// Datagrams seen from the guest and from the host, up to two each: a stream lives longer than a question.
     pub seen: (u8, u8),
-    /// Octets of the last datagram from the guest, which an ICMP error about it has to quote.
-    pub len: u16,
+    /// Length and checksum of the last datagram from the guest, as its header has them: an ICMP error about it quotes them.
+    pub header: (u16, u16),
     pub readable: bool,
     pub starved: bool,
 }

@@ -17,14 +17,8 @@ use crate::{
     link::{Flushed, Inbox, Outbox, Slot},
     net::{Now, Protocol, Why},
     sys::{Iovecs, errqueue, msg},
-    wire::{
-        checksum::Sum,
-        frame::{Datagram, Ip},
-    },
+    wire::frame::{Datagram, Ip},
 };
-
-/// The protocol's number.
-const UDP: u8 = 17;
 
 /// The largest payload of a datagram, in octets.
 const LARGEST: usize = 65_535;
@@ -57,7 +51,7 @@ impl Relay {
         let payload = frame.part(&datagram.payload);
         let id = match self.flows.find(&key) {
             Some(id) => id,
-            None => self.udp_open(key, payload, outbox, now)?,
+            None => self.udp_open(key, datagram, outbox, now)?,
         };
         // An error of an earlier datagram is reported by the next call and clears with it (udp(7)): then once more.
         for _ in 0..2 {
@@ -65,7 +59,7 @@ impl Relay {
                 return Err(Why::NoFlow);
             };
             flow.last = now;
-            flow.len = payload.len() as u16;
+            flow.header = (datagram.len, datagram.checksum);
             flow.seen.0 = flow.seen.0.saturating_add(1).min(2);
             match send(&mut self.iovecs, flow.socket.as_fd(), inbox, payload) {
                 Ok(_) => return Ok(()),
@@ -84,7 +78,7 @@ impl Relay {
     fn udp_open(
         &mut self,
         key: Key,
-        payload: Slot,
+        datagram: &Datagram,
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<Id, Why> {
@@ -100,7 +94,7 @@ impl Relay {
         let socket = match socket::udp(peer, &self.net.outbound, key.guest.port) {
             Ok(socket) => socket,
             Err(error) => {
-                self.unreachable(&key, payload, &error, outbox);
+                self.unreachable(&key, datagram, &error, outbox);
                 return Err(Why::Socket);
             }
         };
@@ -109,7 +103,7 @@ impl Relay {
             socket,
             last: now,
             seen: (0, 0),
-            len: 0,
+            header: (0, 0),
             readable: false,
             starved: false,
         };
@@ -194,47 +188,50 @@ impl Relay {
                 continue;
             }
             let known = 8 + error.quoted;
-            let len = known.max(8 + usize::from(flow.len));
+            let (len, checksum) = flow.header;
+            // Of a datagram before the last, length and checksum are known only as far as all of it came back.
+            let (len, checksum) = if known <= usize::from(len) {
+                (len, checksum)
+            } else {
+                (known as u16, 0)
+            };
             let upper = upper.get_mut(..known).unwrap_or_default();
-            write_header(upper, &key, len);
+            write_header(upper, &key, len, checksum);
+            let len = usize::from(len);
             let quote = Quote { upper, len };
             self.icmp_error(&key, Fault::of(&error), quote, outbox);
         }
     }
 
     /// A datagram for which no socket could be had: unreachable, if that is why.
-    fn unreachable(&mut self, key: &Key, payload: Slot, error: &io::Error, outbox: &mut Outbox) {
+    fn unreachable(
+        &mut self,
+        key: &Key,
+        datagram: &Datagram,
+        error: &io::Error,
+        outbox: &mut Outbox,
+    ) {
         let (code4, code6) = match error.raw_os_error() {
             Some(libc::ENETUNREACH | libc::ENETDOWN) => (0, 0),
             Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => (1, 3),
             _ => return,
         };
         let mut upper = [0; 8];
-        let len = 8 + payload.len();
-        write_header(&mut upper, key, len);
+        write_header(&mut upper, key, datagram.len, datagram.checksum);
         let fault = Fault::unreachable(key.guest.addr.is_ipv4(), code4, code6);
-        self.icmp_error(key, fault, Quote { upper: &upper, len }, outbox);
+        let quote = Quote {
+            upper: &upper,
+            len: usize::from(datagram.len),
+        };
+        self.icmp_error(key, fault, quote, outbox);
     }
 }
 
-/// Writes the UDP header of a datagram of `len` octets with its own, of which `upper` holds the first. Its checksum is known
-/// if the whole datagram is.
-fn write_header(upper: &mut [u8], key: &Key, len: usize) {
-    let whole = upper.len() == len;
-    let Some(header) = upper.first_chunk_mut::<8>() else {
-        return;
-    };
-    header[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
-    header[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
-    header[4..6].copy_from_slice(&(len as u16).to_be_bytes());
-    if whole {
-        let sum = Sum::pseudo(key.guest.addr, key.remote.addr, UDP, len)
-            .bytes(upper)
-            .finish();
-        let sum = if sum == 0 { 0xffff } else { sum };
-        if let Some(field) = upper.get_mut(6..8) {
-            field.copy_from_slice(&sum.to_be_bytes());
-        }
+/// Writes the UDP header of a datagram of the guest.
+fn write_header(upper: &mut [u8], key: &Key, len: u16, checksum: u16) {
+    let fields = [key.guest.port, key.remote.port, len, checksum];
+    for (octets, field) in upper.chunks_exact_mut(2).zip(fields) {
+        octets.copy_from_slice(&field.to_be_bytes());
     }
 }
 

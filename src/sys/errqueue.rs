@@ -132,7 +132,7 @@ mod tests {
             .unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect(closed).unwrap();
-        sockopt::set_receive_errors(socket.as_fd(), false).unwrap();
+        sockopt::set_receive_errors(socket.as_fd(), false, true).unwrap();
         socket.send(b"anybody?").unwrap();
         let mut payload = [0; 64];
         let error = take(socket.as_fd(), &mut payload).unwrap();

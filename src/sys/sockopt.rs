@@ -52,16 +52,17 @@ pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
 }
 
-/// Asks for ICMP errors in the error queue (IP_RECVERR, ip(7); IPV6_RECVERR, ipv6(7)).
+/// Asks for ICMP errors in the error queue (IP_RECVERR, ip(7); IPV6_RECVERR, ipv6(7)), or not.
 ///
 /// # Errors
 /// Those of setsockopt(2).
-pub fn set_receive_errors(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
-    if v6 {
-        set(socket, libc::SOL_IPV6, libc::IPV6_RECVERR, 1)
+pub fn set_receive_errors(socket: BorrowedFd<'_>, v6: bool, on: bool) -> io::Result<()> {
+    let (level, name) = if v6 {
+        (libc::SOL_IPV6, libc::IPV6_RECVERR)
     } else {
-        set(socket, libc::SOL_IP, libc::IP_RECVERR, 1)
-    }
+        (libc::SOL_IP, libc::IP_RECVERR)
+    };
+    set(socket, level, name, c_int::from(on))
 }
 
 fn get<T: Copy>(

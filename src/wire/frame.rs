@@ -77,6 +77,9 @@ pub struct Segment {
 pub struct Datagram {
     pub src_port: u16,
     pub dst_port: u16,
+    /// Octets of header and payload, and the checksum, as the header has them.
+    pub len: u16,
+    pub checksum: u16,
     /// Where the payload lies in the frame.
     pub payload: Range<usize>,
 }
@@ -268,6 +271,8 @@ fn udp(seen: &[u8], at: &Range<usize>) -> Result<Datagram, Why> {
     Ok(Datagram {
         src_port: header.source_port(),
         dst_port: header.destination_port(),
+        len: header.length(),
+        checksum: header.checksum(),
         payload: at.start + 8..at.start + len,
     })
 }

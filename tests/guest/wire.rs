@@ -1,7 +1,7 @@
 //! The guest's end of the UNIX socket: each frame follows its length, four octets, big-endian.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     io::{self, Read, Write},
     os::unix::net::UnixStream,
@@ -15,6 +15,7 @@ use crate::lab::LONG;
 pub struct Wire {
     stream: UnixStream,
     inner: RefCell<Inner>,
+    read_size: Cell<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -31,7 +32,13 @@ impl Wire {
         Self {
             stream,
             inner: RefCell::default(),
+            read_size: Cell::new(1 << 18),
         }
+    }
+
+    /// Reads at most so many octets at a time.
+    pub fn set_read_size(&self, size: usize) {
+        self.read_size.set(size);
     }
 
     pub fn stream(&self) -> &UnixStream {
@@ -115,7 +122,7 @@ impl Wire {
         self.stream
             .set_read_timeout(Some(patience))
             .expect("timeout");
-        let mut bytes = vec![0; 1 << 18];
+        let mut bytes = vec![0; self.read_size.get()];
         match (&self.stream).read(&mut bytes) {
             Ok(0) => inner.closed = true,
             Ok(n) => {

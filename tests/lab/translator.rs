@@ -29,6 +29,9 @@ use super::{
     wait_until,
 };
 
+/// In which a process that gives up at once has given up.
+const SOON: Duration = Duration::from_secs(5);
+
 /// What the translator finds in `/etc/resolv.conf` unless told otherwise.
 pub const RESOLV_CONF: &str = "nameserver 10.233.70.1
 nameserver fd10:233:70::1
@@ -47,6 +50,8 @@ pub struct Setup {
     args: Vec<String>,
     resolv_conf: String,
     private_tmp: bool,
+    foreground: bool,
+    files: Option<u32>,
     fd: Option<OwnedFd>,
     dir: TempDir,
 }
@@ -58,6 +63,8 @@ impl Setup {
             args: args.iter().map(|&a| a.to_owned()).collect(),
             resolv_conf: RESOLV_CONF.to_owned(),
             private_tmp: false,
+            foreground: true,
+            files: None,
             fd: None,
             dir: TempDir::new(),
         }
@@ -84,6 +91,18 @@ impl Setup {
     /// Hands it this connected socket as descriptor 5 with `--fd 5`, and no `--socket`.
     pub fn fd(mut self, fd: impl Into<OwnedFd>) -> Self {
         self.fd = Some(fd.into());
+        self
+    }
+
+    /// Lets it go to the background, as it does unless told otherwise; for [`Self::run_to_end`].
+    pub fn background(mut self) -> Self {
+        self.foreground = false;
+        self
+    }
+
+    /// Lets it open this many descriptors at most.
+    pub fn limit_files(mut self, limit: u32) -> Self {
+        self.files = Some(limit);
         self
     }
 
@@ -148,34 +167,46 @@ impl Setup {
         command.stdout(Stdio::piped());
         let mut child = self.spawn(host, &mut command);
         janitor::watch_pid(child.id());
-        let ended = wait_until(LONG, || child.try_wait().expect("wait").is_some());
-        if !ended {
-            let _ = child.kill();
+        // Killed if it does not give up by itself, which its exit status then tells.
+        if !wait_until(SOON, || child.try_wait().expect("wait").is_some()) {
+            child.kill().expect("kill");
         }
         janitor::gone(child.id());
         let output = child.wait_with_output().expect("wait");
         let [stdout, stderr] =
             [output.stdout, output.stderr].map(|s| String::from_utf8_lossy(&s).into_owned());
-        assert!(ended, "still running: {stderr}");
         (output.status, stdout, stderr)
     }
 
+    /// A shell turns stdin into descriptor 5 and sets limits, then becomes the binary; so no unsafe code is needed here.
     fn command(&mut self, socket: Option<&Path>) -> Command {
-        let mut command;
-        if let Some(fd) = self.fd.take() {
-            // The shell turns stdin into descriptor 5, which needs no unsafe code here.
-            command = Command::new("sh");
-            command
-                .args(["-c", r#"exec "$@" 5<&0 </dev/null"#, "sh"])
-                .arg(&self.binary)
-                .args(["-f", "--fd", "5"])
-                .stdin(fd);
+        let mut script = String::new();
+        if let Some(limit) = self.files {
+            script = format!("ulimit -n {limit}; ");
+        }
+        script += r#"exec "$@""#;
+        if self.fd.is_some() {
+            script += " 5<&0 </dev/null";
+        }
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh"]);
+        if self.private_tmp {
+            // The binary may be below the /tmp that is hidden.
+            fs::copy(&self.binary, self.dir().join("passt")).expect("copy the binary");
+            command.arg("/tmp/passt");
         } else {
-            command = Command::new(&self.binary);
-            command.arg("-f").stdin(Stdio::null());
-            if let Some(path) = socket.filter(|_| !self.private_tmp) {
-                command.arg("--socket").arg(path);
-            }
+            command.arg(&self.binary);
+        }
+        if self.foreground {
+            command.arg("-f");
+        }
+        if let Some(fd) = self.fd.take() {
+            command.args(["--fd", "5"]).stdin(fd);
+        } else {
+            command.stdin(Stdio::null());
+        }
+        if let Some(path) = socket.filter(|_| !self.private_tmp) {
+            command.arg("--socket").arg(path);
         }
         command
             .args(&self.args)

@@ -13,7 +13,7 @@ use crate::{
         tcp::syn_options,
     },
     lab::{
-        LONG, QUIET,
+        LONG, QUIET, Translator, World,
         servers::{TcpServer, accept, tcp_listener},
         world::{INTERNET4, INTERNET6},
     },
@@ -188,13 +188,8 @@ fn impossible_flags_open_nothing() {
 
 #[test]
 fn two_hundred_connections_at_once() {
-    let Some(scene) = Scene::new(&[]) else { return };
-    let Scene {
-        wire,
-        translator,
-        world,
-    } = scene;
-    drop(wire);
+    let Some(world) = World::pod() else { return };
+    let translator = Translator::start(&world.pod, &[]);
     let idle = translator.fd_count();
     let servers = both(INTERNET4, INTERNET6, 7).map(|addr| TcpServer::echo(&world.outside, addr));
     let mut guest = Guest::online(translator.connect(), 65_520);

@@ -44,7 +44,7 @@ impl Relay {
             return;
         };
         flow.state.touched = false;
-        let (ack, pull, over) = (flow.state.ack, flow.state.pull, flow.state.over);
+        let (ack, pull) = (flow.state.ack, flow.state.pull);
         (flow.state.ack, flow.state.pull) = (false, false);
         if flow.conn.shutdown_due() && flow.spill.is_empty() {
             self.shut_down(id);
@@ -55,6 +55,7 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
+        let over = flow.state.over;
         if ack && flow.conn.ack_due() {
             self.acknowledge(id, outbox);
         }

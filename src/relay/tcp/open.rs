@@ -1,6 +1,9 @@
 //! A connection begins: the guest's SYN becomes a connect() on the host, and the host's answer becomes the guest's.
 
-use std::{io, os::fd::AsRawFd};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use super::super::{
     errors::{Fault, Quote},
@@ -13,6 +16,7 @@ use crate::{
     link::Outbox,
     net::{Now, Protocol, Seq, Why},
     proto::tcp::{Conn, reset_for},
+    sys::errqueue,
     wire::{
         frame::{Ip, Segment},
         headers::TcpFields,
@@ -103,7 +107,7 @@ impl Relay {
             Ok(opened) => opened,
             Err(error) => {
                 self.warn_exhausted(&error);
-                self.refuse(&key, syn, &error, outbox);
+                self.refuse(&key, syn, &error, None, outbox);
                 return Err(Why::Socket);
             }
         };
@@ -146,10 +150,11 @@ impl Relay {
         match socket::outcome(&flow.socket) {
             Ok(()) => self.tcp_connected(id, outbox, now),
             Err(error) => {
-                let syn = flow.syn;
+                let (syn, told) = (flow.syn, errqueue::take(flow.socket.as_fd(), &mut []).ok());
                 if let Some(key) = self.flows.key(id) {
                     log::debug!("flow {}: {key}: {error}", id.slot);
-                    self.refuse(&key, syn, &error, outbox);
+                    let told = told.filter(|told| told.v6 == key.remote.addr.is_ipv6());
+                    self.refuse(&key, syn, &error, told.as_ref().map(Fault::of), outbox);
                 }
                 self.remove(id);
             }
@@ -157,9 +162,14 @@ impl Relay {
     }
 
     fn tcp_connected(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+        let v6 = self
+            .flows
+            .key(id)
+            .is_some_and(|key| key.remote.addr.is_ipv6());
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
+        socket::ignore_passing_errors(&flow.socket, v6);
         if flow.conn.connected(now).syn_ack {
             self.send_syn_ack(id, outbox);
             self.schedule(id);
@@ -176,8 +186,15 @@ impl Relay {
         self.say(id, fields, outbox);
     }
 
-    /// Lets the guest's connect() fail as the host's did.
-    fn refuse(&mut self, key: &Key, syn: Syn, error: &io::Error, outbox: &mut Outbox) {
+    /// Lets the guest's connect() fail as the host's did; `told` is the ICMP error behind it, where there was one.
+    fn refuse(
+        &mut self,
+        key: &Key,
+        syn: Syn,
+        error: &io::Error,
+        told: Option<Fault>,
+        outbox: &mut Outbox,
+    ) {
         match Refusal::of(error) {
             Refusal::Silence => {}
             Refusal::Reset => {
@@ -192,7 +209,8 @@ impl Relay {
                 self.say_to(key, fields, outbox);
             }
             Refusal::Unreachable { code4, code6 } => {
-                let fault = Fault::unreachable(key.guest.addr.is_ipv4(), code4, code6);
+                let fault = told
+                    .unwrap_or_else(|| Fault::unreachable(key.guest.addr.is_ipv4(), code4, code6));
                 // What is known of its header is what its stack looks at: ports and sequence number.
                 let mut upper = [0; 8];
                 upper[0..2].copy_from_slice(&key.guest.port.to_be_bytes());

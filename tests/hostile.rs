@@ -1,0 +1,228 @@
+//! Whatever a guest may send: the process lives, its memory stays, and it works afterwards.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod guest;
+mod lab;
+
+use std::{
+    env,
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr},
+    thread,
+};
+
+use guest::{
+    Guest, Icmp, Tcp, Udp, both,
+    dhcp::{DISCOVER, Dhcp, REQUEST},
+    dhcpv6::{Dhcpv6, GUEST_LL, SOLICIT},
+    frame::{ACK, FIN, PSH, SYN, ethernet},
+    guest_addr, pattern,
+    tcp::syn_options,
+    wire::framed,
+};
+use lab::{
+    LONG, Setup, Translator, World,
+    servers::{TcpServer, UdpEcho},
+    wait_until,
+    world::{BLACKHOLE4, BLACKHOLE6, GATEWAY4, INTERNET4, INTERNET6, POD4},
+};
+
+/// xorshift64*: the same numbers in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `end`.
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.roll() >> 33).unwrap() % end
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.roll().to_le_bytes()[7]
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.byte()).collect()
+    }
+}
+
+/// Frames that mean something, of every kind we read.
+fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = vec![
+        Dhcp::new(DISCOVER)
+            .with(55, &[1, 3, 6, 12, 119, 121])
+            .frame(),
+        Dhcp::new(REQUEST)
+            .with(50, &POD4.octets())
+            .with(61, b"client")
+            .frame(),
+        Dhcpv6::new(SOLICIT)
+            .with_ia_na(1, None)
+            .with(6, &[0, 23, 0, 24])
+            .frame(),
+    ];
+    let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    arp.extend_from_slice(&guest::frame::GUEST_MAC);
+    arp.extend_from_slice(&POD4.octets());
+    arp.extend_from_slice(&[0; 6]);
+    arp.extend_from_slice(&GATEWAY4.octets());
+    seeds.push(ethernet([0xff; 6], guest::frame::ETHERTYPE_ARP, &arp));
+    let routers = "ff02::2".parse().unwrap();
+    seeds.push(Icmp::new(GUEST_LL.into(), routers, 133, 0, &[1, 1, 2, 0, 0, 0, 0, 1]).frame());
+    seeds.push(Icmp::new(GUEST_LL.into(), routers, 135, 0, &pattern(0, 24)).frame());
+    for remote in [
+        both(INTERNET4, INTERNET6, 7),
+        both(INTERNET4, INTERNET6, 81),
+        both(BLACKHOLE4, BLACKHOLE6, 9),
+    ]
+    .concat()
+    {
+        let local = guest_addr(remote, 5000);
+        seeds.push(Udp::new(local, remote, b"hello").frame());
+        seeds.push(Icmp::echo_request(local.ip(), remote.ip(), 7, 1, b"hello").frame());
+        for flags in [SYN, ACK, ACK | PSH, ACK | FIN, SYN | ACK] {
+            let segment = Tcp {
+                seq: 1,
+                options: syn_options(1400, Some(7)),
+                payload: if flags & PSH != 0 {
+                    pattern(0, 600)
+                } else {
+                    vec![]
+                },
+                ..Tcp::new(local, remote, flags)
+            };
+            seeds.push(segment.frame());
+        }
+    }
+    seeds
+}
+
+/// A frame nobody should send.
+fn frame(dice: &mut Dice, seeds: &[Vec<u8>]) -> Vec<u8> {
+    if dice.below(20) == 0 {
+        let most = if dice.below(50) == 0 { 65_000 } else { 200 };
+        let len = 14 + dice.below(most);
+        return dice.bytes(len);
+    }
+    let mut frame = seeds[dice.below(seeds.len())].clone();
+    for _ in 0..dice.below(6) {
+        let at = dice.below(frame.len());
+        match dice.below(6) {
+            0 => frame[at] = 0,
+            1 => frame[at] = 0xff,
+            2 => frame[at] ^= 1 << dice.below(8),
+            3 => frame.truncate(at.max(14)),
+            4 => frame.extend(dice.bytes(at)),
+            _ => frame[at] = dice.byte(),
+        }
+    }
+    // Half of what is changed in IPv4 headers would end at the checksum.
+    if dice.below(2) == 0 && frame.len() >= 34 && frame[12..15] == [8, 0, 0x45] {
+        frame[24..26].copy_from_slice(&[0, 0]);
+        let sum = !smoltcp::wire::checksum::data(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+    frame
+}
+
+/// Sends `count` hostile frames, and throws away what comes back.
+fn bombard(translator: &Translator, dice: &mut Dice, count: usize) {
+    let mut stream = translator.connect();
+    stream.set_write_timeout(Some(LONG)).unwrap();
+    let mut back = stream.try_clone().unwrap();
+    let reading = thread::spawn(move || {
+        let mut bytes = vec![0; 1 << 18];
+        while let Ok(1..) = back.read(&mut bytes) {}
+    });
+    let seeds = seeds();
+    let mut left = count;
+    while left > 0 {
+        let batch = left.min(1 + dice.below(200));
+        let bytes: Vec<u8> = (0..batch)
+            .flat_map(|_| framed(&frame(dice, &seeds)))
+            .collect();
+        stream.write_all(&bytes).expect("the link is open");
+        left -= batch;
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    reading.join().unwrap();
+}
+
+/// Count is 100,000, or `$HOSTILE_FRAMES`.
+#[test]
+fn random_and_mutated_frames_leave_the_process_as_it_was() {
+    let Some(world) = World::pod() else { return };
+    let count = env::var("HOSTILE_FRAMES").ok();
+    let count = count.map_or(100_000, |text| text.parse().expect("HOSTILE_FRAMES"));
+    let echoes = both(INTERNET4, INTERNET6, 7).map(|addr| {
+        let udp = UdpEcho::start(&world.outside, addr);
+        (TcpServer::echo(&world.outside, addr), udp)
+    });
+    // So few descriptors that running out of them is part of the test.
+    let mut translator = Setup::new(&["--quiet"]).limit_files(512).start(&world.pod);
+    let idle = translator.fd_count();
+    let mut dice = Dice(0x5eed_1234_5678_9abc);
+    bombard(&translator, &mut dice, count / 5);
+    translator.assert_alive();
+    translator.expect_fd_count(idle);
+    let warm = translator.rss();
+    bombard(&translator, &mut dice, count - count / 5);
+    translator.assert_alive();
+    translator.expect_fd_count(idle);
+    let grown = translator.rss().saturating_sub(warm);
+    assert!(grown <= 1024, "{grown} KiB more than {warm} KiB");
+    let mut guest = Guest::online(translator.connect(), 65_520);
+    for (server, _) in &echoes {
+        let connection = guest.connect(server.addr());
+        guest.echo(connection, 1 << 20);
+        guest.close(connection);
+    }
+}
+
+#[test]
+fn random_octets_on_the_link_end_the_connection_only() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &["--quiet"]);
+    let idle = translator.fd_count();
+    let mut dice = Dice(0x0dd_ba11);
+    for _ in 0..200 {
+        let mut stream = translator.connect();
+        let len = dice.below(5000);
+        // A refusal in the middle is as good as one at the end.
+        let _ = stream.write_all(&dice.bytes(len));
+        drop(stream);
+    }
+    translator.assert_alive();
+    translator.expect_fd_count(idle);
+    let mut guest = Guest::new(translator.connect(), 1500, false);
+    assert_eq!(guest.lease().address, POD4);
+}
+
+/// More flows than there are descriptors: the rest is refused, and what was open works on.
+#[test]
+fn running_out_of_descriptors_refuses_flows_and_breaks_none() {
+    let Some(world) = World::pod() else { return };
+    let server = TcpServer::echo(&world.outside, (INTERNET4, 7));
+    let udp = UdpEcho::start(&world.outside, (INTERNET4, 7));
+    let mut translator = Setup::new(&["--quiet"]).limit_files(256).start(&world.pod);
+    let wire = guest::Wire::new(translator.connect());
+    let remote = server.addr();
+    let mut first = guest::Peer::connect(&wire, guest_addr(remote, 999), remote);
+    for port in 1000..2000 {
+        let local: SocketAddr = guest_addr(remote, port);
+        wire.send(&Udp::new(local, udp.addr(), b"x").frame());
+        let peer = guest::Peer::new(&wire, local, (Ipv4Addr::new(203, 0, 113, 3), 9).into(), 1);
+        wire.send(&peer.segment(SYN, &[]).frame());
+    }
+    assert!(wait_until(LONG, || translator.fd_count() > 200));
+    assert!(translator.fd_count() <= 256);
+    first.send_data(b"still there");
+    assert_eq!(first.read(11), b"still there");
+    translator.assert_alive();
+}

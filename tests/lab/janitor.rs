@@ -39,6 +39,7 @@ pub fn gone(pid: u32) {
 fn tell(line: &str) {
     static PIPE: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
     let pipe = PIPE.get_or_init(|| {
+        #[expect(clippy::zombie_processes, reason = "it outlives this process")]
         let child = Command::new("sh")
             .args(["-c", SCRIPT])
             .stdin(Stdio::piped())

@@ -12,6 +12,7 @@
 
 pub mod janitor;
 pub mod netns;
+pub mod servers;
 pub mod translator;
 pub mod world;
 

@@ -1,0 +1,152 @@
+//! The guest's end of the UNIX socket: each frame follows its length, four octets, big-endian.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use crate::lab::LONG;
+
+/// Frames in and out, one after the other; every wait ends.
+#[derive(Debug)]
+pub struct Wire {
+    stream: UnixStream,
+    inner: RefCell<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Octets read that are not yet a whole frame.
+    partial: Vec<u8>,
+    frames: VecDeque<Vec<u8>>,
+    closed: bool,
+}
+
+impl Wire {
+    pub fn new(stream: UnixStream) -> Self {
+        stream.set_write_timeout(Some(LONG)).expect("timeout");
+        Self {
+            stream,
+            inner: RefCell::default(),
+        }
+    }
+
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Sends one frame.
+    pub fn send(&self, frame: &[u8]) {
+        self.send_raw(&framed(frame));
+    }
+
+    /// Sends octets as they are.
+    pub fn send_raw(&self, bytes: &[u8]) {
+        (&self.stream).write_all(bytes).expect("write to the link");
+    }
+
+    /// The next frame; `None` when none comes in time or the link is closed.
+    pub fn recv(&self, patience: Duration) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + patience;
+        let mut inner = self.inner.borrow_mut();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if inner.frames.is_empty() && !inner.closed {
+                self.read(&mut inner, left);
+            }
+            let frame = inner.frames.pop_front();
+            if frame.is_some() || inner.closed || left.is_zero() {
+                return frame;
+            }
+        }
+    }
+
+    /// The next frame for which `wanted` gives something; others are passed over.
+    pub fn expect<T>(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> T {
+        let deadline = Instant::now() + LONG;
+        let mut others = Vec::new();
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            let Some(frame) = self.recv(left) else { break };
+            if let Some(found) = wanted(&frame) {
+                return found;
+            }
+            others.push(format!("{:02x?}", &frame[..frame.len().min(80)]));
+        }
+        let closed = self.inner.borrow().closed;
+        panic!(
+            "no {what} came (link closed: {closed}), but\n{}",
+            others.join("\n")
+        );
+    }
+
+    /// The test fails if within `patience` a frame comes for which `unwanted` gives something.
+    pub fn never<T>(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut unwanted: impl FnMut(&[u8]) -> Option<T>,
+    ) {
+        let deadline = Instant::now() + patience;
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            let Some(frame) = self.recv(left) else { break };
+            assert!(unwanted(&frame).is_none(), "{what} came: {frame:02x?}");
+        }
+        assert!(!self.inner.borrow().closed, "the link was closed");
+    }
+
+    /// Whether the other side closes the link in time.
+    pub fn closes(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut inner = self.inner.borrow_mut();
+        while !inner.closed {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                break;
+            };
+            self.read(&mut inner, left);
+        }
+        inner.closed
+    }
+
+    fn read(&self, inner: &mut Inner, patience: Duration) {
+        let patience = patience.max(Duration::from_millis(1));
+        self.stream
+            .set_read_timeout(Some(patience))
+            .expect("timeout");
+        let mut bytes = vec![0; 1 << 18];
+        match (&self.stream).read(&mut bytes) {
+            Ok(0) => inner.closed = true,
+            Ok(n) => {
+                inner.partial.extend_from_slice(&bytes[..n]);
+                split(&mut inner.partial, &mut inner.frames);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => inner.closed = true,
+            Err(e) => panic!("read from the link: {e}"),
+        }
+    }
+}
+
+/// A frame with its length before it.
+pub fn framed(frame: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(frame.len()).expect("a length");
+    [&len.to_be_bytes()[..], frame].concat()
+}
+
+/// Moves the whole frames at the start of `bytes` to `frames`.
+pub fn split(bytes: &mut Vec<u8>, frames: &mut VecDeque<Vec<u8>>) {
+    let mut at = 0;
+    while let Some((head, rest)) = bytes[at..].split_first_chunk::<4>() {
+        let len = u32::from_be_bytes(*head) as usize;
+        assert!(
+            (14..=65_549).contains(&len),
+            "frame of {len} octets to the guest"
+        );
+        let Some(frame) = rest.get(..len) else { break };
+        frames.push_back(frame.to_vec());
+        at += 4 + len;
+    }
+    bytes.drain(..at);
+}

@@ -1,0 +1,169 @@
+//! Echo ("ping") from the guest to the world, and back.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod guest;
+mod lab;
+
+use std::{net::IpAddr, thread, time::Duration};
+
+use guest::{Icmp, Scene, Wire, pattern};
+use lab::{
+    QUIET, Translator, World,
+    world::{GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
+};
+
+/// Pairs of the guest's address and one of the internet's.
+const PAIRS: [(IpAddr, IpAddr); 2] = [
+    (IpAddr::V4(POD4), IpAddr::V4(INTERNET4)),
+    (IpAddr::V6(POD6), IpAddr::V6(INTERNET6)),
+];
+
+fn expect_reply(wire: &Wire) -> Icmp {
+    wire.expect("echo reply", |frame| {
+        Icmp::of_frame(frame).filter(Icmp::is_echo_reply)
+    })
+}
+
+/// Sends a request and expects the reply that belongs to it.
+fn assert_echo(wire: &Wire, request: &Icmp) {
+    wire.send(&request.frame());
+    let reply = expect_reply(wire);
+    assert_eq!((reply.src, reply.dst), (request.dst, request.src));
+    assert_eq!(
+        (reply.code, reply.word),
+        (0, request.word),
+        "identifier and sequence number"
+    );
+    assert_eq!(reply.body, request.body);
+}
+
+/// I01, I04, I05: every identifier and sequence number is good.
+#[test]
+fn echoes_come_back_with_their_numbers_in_both_families() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for (src, dst) in PAIRS {
+        for (ident, seq) in [(1, 1), (0, 0), (65_535, 65_535), (0, 65_535), (4711, 0)] {
+            assert_echo(
+                &scene.wire,
+                &Icmp::echo_request(src, dst, ident, seq, b"abcdefgh"),
+            );
+        }
+    }
+}
+
+#[test]
+fn echoes_of_any_size_come_back() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for (src, dst) in PAIRS {
+        for len in [0, 1, 56, 1400, 8000] {
+            assert_echo(
+                &scene.wire,
+                &Icmp::echo_request(src, dst, 7, 1, &pattern(0, len)),
+            );
+        }
+    }
+}
+
+/// I08.
+#[test]
+fn echoes_side_by_side_do_not_mix() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for (src, dst) in PAIRS {
+        let requests: Vec<_> = (0..40_u16)
+            .map(|n| Icmp::echo_request(src, dst, n % 8, n / 8, &n.to_be_bytes()))
+            .collect();
+        for request in &requests {
+            scene.wire.send(&request.frame());
+        }
+        let mut replies: Vec<_> = requests.iter().map(|_| expect_reply(&scene.wire)).collect();
+        replies.sort_by_key(|reply| reply.body.clone());
+        for (request, reply) in requests.iter().zip(&replies) {
+            assert_eq!((reply.word, &reply.body), (request.word, &request.body));
+        }
+    }
+}
+
+#[test]
+fn the_hosts_loopback_answers_at_the_gateways_address() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    // Only the pod itself can answer when the wire is cut.
+    scene.world.outside.ip("link set pod0 down");
+    assert_echo(
+        &scene.wire,
+        &Icmp::echo_request(POD4.into(), GATEWAY4.into(), 7, 1, b"hello"),
+    );
+}
+
+#[test]
+fn a_wrong_checksum_is_dropped() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for (src, dst) in PAIRS {
+        let mut ip = Icmp::echo_request(src, dst, 7, 1, b"hello").ip();
+        ip.payload[2] ^= 0x55;
+        scene.wire.send(&ip.frame());
+    }
+    scene.wire.never(QUIET, "echo reply", |frame| {
+        Icmp::of_frame(frame).filter(Icmp::is_echo_reply)
+    });
+}
+
+#[test]
+fn what_is_not_a_request_is_dropped() {
+    let Some(mut scene) = Scene::new(&[]) else {
+        return;
+    };
+    let idle = scene.translator.fd_count();
+    for (src, dst) in PAIRS {
+        for kind in [0, 3, 5, 11, 13, 129, 1, 2, 200] {
+            scene
+                .wire
+                .send(&Icmp::new(src, dst, kind, 0x0007_0001, b"hello").frame());
+        }
+        let mut coded = Icmp::echo_request(src, dst, 7, 1, b"hello");
+        coded.code = 1;
+        scene.wire.send(&coded.frame());
+    }
+    thread::sleep(QUIET);
+    assert!(scene.translator.fd_count() <= idle + 2);
+    scene.translator.assert_alive();
+}
+
+/// The host may forbid it: then the operator is told what to set, once.
+#[test]
+fn a_host_that_forbids_echo_is_named_once_and_nothing_breaks() {
+    const SYSCTL: &str = "ping_group_range";
+    let Some(world) = World::pod() else { return };
+    world.pod.allow_ping(false);
+    let mut translator = Translator::start(&world.pod, &[]);
+    let wire = Wire::new(translator.connect());
+    for seq in 0..3 {
+        for (src, dst) in PAIRS {
+            wire.send(&Icmp::echo_request(src, dst, 7, seq, b"hello").frame());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    translator.expect_log(SYSCTL);
+    thread::sleep(QUIET);
+    assert_eq!(
+        translator.log().matches(SYSCTL).count(),
+        1,
+        "{}",
+        translator.log()
+    );
+    translator.assert_alive();
+}
+
+#[test]
+fn no_icmp_is_silence() {
+    let Some(scene) = Scene::new(&["--no-icmp"]) else {
+        return;
+    };
+    for (src, dst) in PAIRS {
+        scene
+            .wire
+            .send(&Icmp::echo_request(src, dst, 7, 1, b"hello").frame());
+    }
+    scene.wire.never(QUIET, "echo reply", |frame| {
+        Icmp::of_frame(frame).filter(Icmp::is_echo_reply)
+    });
+}

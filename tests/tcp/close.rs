@@ -1,0 +1,159 @@
+//! How connections end: half by half, at once, or by reset; and always completely.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::Shutdown,
+};
+
+use crate::{
+    guest::{
+        Peer, Scene, assert_pattern, both,
+        frame::{ACK, FIN, PSH},
+        guest_addr, pattern,
+    },
+    lab::{
+        QUIET,
+        servers::{accept, reset, tcp_listener},
+        world::{INTERNET4, INTERNET6},
+    },
+};
+
+#[test]
+fn the_guest_closes_first_and_still_receives() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.fd_count();
+    for remote in both(INTERNET4, INTERNET6, 9) {
+        let listener = tcp_listener(&scene.world.outside, remote);
+        let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+        let mut server = accept(&listener);
+        peer.send_data(b"the question");
+        peer.fin();
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"the question");
+        server.write_all(&pattern(0, 500_000)).unwrap();
+        drop(server);
+        assert_pattern(0, &peer.read_to_end());
+    }
+    scene.translator.expect_fd_count(idle);
+}
+
+#[test]
+fn the_host_closes_first_and_still_receives() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.fd_count();
+    for remote in both(INTERNET4, INTERNET6, 9) {
+        let listener = tcp_listener(&scene.world.outside, remote);
+        let mut peer = Peer::connect_with(&scene.wire, guest_addr(remote, 40_000), remote, Some(6));
+        let mut server = accept(&listener);
+        server.write_all(b"goodbye").unwrap();
+        server.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(peer.read_to_end(), b"goodbye");
+        let reading = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).unwrap();
+            got
+        });
+        peer.upload(0, 500_000, crate::lab::LONG);
+        peer.fin();
+        peer.expect_acked();
+        let got = reading.join().unwrap();
+        assert_eq!(got.len(), 500_000);
+        assert_pattern(0, &got);
+    }
+    scene.translator.expect_fd_count(idle);
+}
+
+#[test]
+fn both_close_at_once() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.fd_count();
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    for port in 40_000..40_020 {
+        let mut peer = Peer::connect(&scene.wire, guest_addr(remote, port), remote);
+        let server = accept(&listener);
+        peer.fin();
+        drop(server);
+        assert_eq!(peer.read_to_end(), b"");
+        peer.ack();
+    }
+    scene.translator.expect_fd_count(idle);
+}
+
+#[test]
+fn a_fin_may_carry_data() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    peer.send(ACK | PSH | FIN, b"last words");
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).unwrap();
+    assert_eq!(got, b"last words");
+    peer.expect_acked();
+}
+
+#[test]
+fn a_fin_before_its_data_waits_for_it() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    let mut fin = peer.segment(ACK | FIN, &[]);
+    fin.seq = fin.seq.wrapping_add(5);
+    scene.wire.send(&fin.frame());
+    server.set_read_timeout(Some(QUIET)).unwrap();
+    let mut got = [0; 9];
+    assert_eq!(
+        server.read(&mut got).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
+    peer.send(ACK | PSH, b"hello");
+    assert_eq!(server.read(&mut got).unwrap(), 5);
+    // Whoever does not keep the early FIN gets it again.
+    scene.wire.send(&fin.frame());
+    assert_eq!(server.read(&mut got).unwrap(), 0);
+}
+
+#[test]
+fn a_lost_fin_is_sent_again() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    drop(accept(&listener));
+    let first = peer.expect("FIN", |s| s.has(FIN));
+    let second = peer.expect("second FIN", |s| s.has(FIN));
+    assert_eq!(first.seq, second.seq);
+}
+
+#[test]
+fn a_reset_of_the_guest_reaches_the_host() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.fd_count();
+    for remote in both(INTERNET4, INTERNET6, 9) {
+        let listener = tcp_listener(&scene.world.outside, remote);
+        let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+        let mut server = accept(&listener);
+        peer.rst();
+        let error = server.read(&mut [0; 9]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    scene.translator.expect_fd_count(idle);
+}
+
+#[test]
+fn a_reset_of_the_host_reaches_the_guest() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.fd_count();
+    for remote in both(INTERNET4, INTERNET6, 9) {
+        let listener = tcp_listener(&scene.world.outside, remote);
+        let peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+        reset(accept(&listener));
+        peer.expect_reset();
+    }
+    scene.translator.expect_fd_count(idle);
+}

@@ -1,0 +1,224 @@
+//! How connections begin.
+
+use std::{
+    io::{ErrorKind, Write},
+    time::Duration,
+};
+
+use crate::{
+    guest::{
+        Guest, Peer, Scene, Tcp, both,
+        frame::{ACK, FIN, RST, SYN},
+        guest_addr, pattern,
+        tcp::syn_options,
+    },
+    lab::{
+        LONG, QUIET,
+        servers::{TcpServer, accept, tcp_listener},
+        world::{INTERNET4, INTERNET6},
+    },
+};
+
+#[test]
+fn connections_open_and_close_in_both_families() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.fd_count();
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let _server = TcpServer::echo(&scene.world.outside, remote);
+        let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+        let data = pattern(0, 10_000);
+        peer.send_data(&data);
+        assert_eq!(peer.read(10_000), data);
+        peer.close();
+    }
+    scene.translator.expect_fd_count(idle);
+}
+
+#[test]
+fn the_mss_fits_the_mtu_and_the_window_is_not_scaled_in_the_handshake() {
+    for (mtu, mss) in [("1500", [1460, 1440]), ("1400", [1360, 1340])] {
+        let Some(scene) = Scene::new(&["--mtu", mtu]) else {
+            return;
+        };
+        for (remote, mss) in both(INTERNET4, INTERNET6, 7).into_iter().zip(mss) {
+            let _server = TcpServer::echo(&scene.world.outside, remote);
+            let peer = Peer::new(&scene.wire, guest_addr(remote, 40_000), remote, 7);
+            let syn = Tcp {
+                options: syn_options(1400, Some(7)),
+                ..peer.segment(SYN, &[])
+            };
+            scene.wire.send(&syn.frame());
+            let answer = peer.recv();
+            assert!(answer.has(SYN | ACK));
+            assert_eq!(answer.option(2), Some(&u16::to_be_bytes(mss)[..]));
+            assert!(answer.window > 0);
+        }
+    }
+}
+
+#[test]
+fn window_scaling_is_used_if_both_sides_want_it() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    // What may be in flight to us with a window field of 3,000.
+    for (port, scale, least, most) in [
+        (1, None, 1, 3000),
+        (2, Some(0), 1, 3000),
+        (3, Some(4), 3001, 48_000),
+    ] {
+        let local = guest_addr(remote, port);
+        let mut peer = Peer::connect_with(&scene.wire, local, remote, scale);
+        peer.window = 3000;
+        peer.ack();
+        let mut server = accept(&listener);
+        server.write_all(&pattern(0, 200_000)).unwrap();
+        let mut flight = 0;
+        while let Some(segment) = peer.recv_within(QUIET) {
+            let end = segment.seq.wrapping_sub(peer.rcv_nxt) + segment.len();
+            flight = flight.max(end);
+        }
+        assert!(
+            flight >= least && flight <= most,
+            "{scale:?}: {flight} octets in flight"
+        );
+        peer.rst();
+    }
+}
+
+/// X04: not a bare SYN, nor with another sequence number.
+#[test]
+fn an_unanswered_syn_ack_is_repeated_as_it_was() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 7).into();
+    let _server = TcpServer::echo(&scene.world.outside, remote);
+    let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_000), remote, 7);
+    peer.send(SYN, &[]);
+    let first = peer.recv();
+    let second = peer.recv();
+    for answer in [&first, &second] {
+        assert!(answer.has(SYN | ACK), "{answer:?}");
+        assert_eq!(answer.ack, 8);
+    }
+    assert_eq!(first.seq, second.seq);
+    peer.rcv_nxt = first.seq.wrapping_add(1);
+    peer.send(ACK, b"hello");
+    assert_eq!(peer.read(5), b"hello");
+}
+
+#[test]
+fn a_repeated_syn_opens_no_second_connection() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_000), remote, 7);
+    let syn = peer.segment(SYN, &[]).frame();
+    scene.wire.send(&syn);
+    scene.wire.send(&syn);
+    peer.snd_nxt = 8;
+    let answer = peer.recv();
+    peer.rcv_nxt = answer.seq.wrapping_add(1);
+    peer.ack();
+    let _first = accept(&listener);
+    listener.set_nonblocking(true).unwrap();
+    peer.expect_quiet(QUIET, "reset", |s| s.has(RST));
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// X08: a machine that was reset and uses a port again learns of the old connection.
+#[test]
+fn a_syn_on_an_open_connection_gets_a_challenge_ack() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 7).into();
+    let _server = TcpServer::echo(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let again = Tcp {
+        seq: peer.snd_nxt.wrapping_add(1 << 30),
+        ..peer.segment(SYN, &[])
+    };
+    scene.wire.send(&again.frame());
+    let challenge = peer.recv();
+    assert_eq!(
+        (challenge.flags & (SYN | ACK | RST), challenge.ack),
+        (ACK, peer.snd_nxt)
+    );
+    peer.send_data(b"still there");
+    assert_eq!(peer.read(11), b"still there");
+}
+
+/// T83: what the host says before the guest has acknowledged the SYN.
+#[test]
+fn a_banner_waits_for_the_end_of_the_handshake() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET6, 25).into();
+    let _server = TcpServer::start(&scene.world.outside, remote, |mut stream| {
+        stream.write_all(b"220 ready").unwrap();
+        std::thread::sleep(LONG);
+    });
+    let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_000), remote, 7);
+    peer.send(SYN, &[]);
+    let answer = peer.recv();
+    peer.rcv_nxt = answer.seq.wrapping_add(1);
+    peer.expect_quiet(QUIET, "data", |s| !s.payload.is_empty());
+    peer.ack();
+    assert_eq!(peer.read(9), b"220 ready");
+}
+
+/// X10.
+#[test]
+fn impossible_flags_open_nothing() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    listener.set_nonblocking(true).unwrap();
+    for (port, flags) in [
+        (1, SYN | FIN),
+        (2, SYN | RST),
+        (3, SYN | RST | ACK),
+        (4, 0),
+        (5, FIN),
+    ] {
+        let peer = Peer::new(&scene.wire, guest_addr(remote, port), remote, 7);
+        scene.wire.send(&peer.segment(flags, &[]).frame());
+        let answer = peer.recv_within(QUIET);
+        assert!(!answer.is_some_and(|s| s.has(SYN)), "flags {flags:#x}");
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+}
+
+#[test]
+fn two_hundred_connections_at_once() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let Scene {
+        wire,
+        translator,
+        world,
+    } = scene;
+    drop(wire);
+    let idle = translator.fd_count();
+    let servers = both(INTERNET4, INTERNET6, 7).map(|addr| TcpServer::echo(&world.outside, addr));
+    let mut guest = Guest::online(translator.connect(), 65_520);
+    let connections: Vec<_> = (0..200)
+        .map(|n| guest.start_connect(servers[n % 2].addr()))
+        .collect();
+    for &connection in &connections {
+        guest.finish_connect(connection);
+    }
+    for &connection in &connections {
+        guest
+            .tcp(connection)
+            .send_slice(&pattern(0, 50_000))
+            .unwrap();
+    }
+    for &connection in &connections {
+        guest.download(connection, 50_000);
+    }
+    for &connection in &connections {
+        guest.shutdown(connection);
+    }
+    for &connection in &connections {
+        guest.expect_eof(connection);
+    }
+    guest.run_for(Duration::from_millis(50));
+    translator.expect_fd_count(idle);
+}

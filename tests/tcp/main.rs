@@ -1,0 +1,16 @@
+//! TCP from the guest to the world, through the real binary.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../guest/mod.rs"]
+mod guest;
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod close;
+mod data;
+mod handshake;
+mod refusal;
+mod validity;
+
+/// Octets of a bulk transfer.
+const BULK: usize = 8 << 20;

@@ -1,0 +1,271 @@
+//! UDP from the guest to the world, and back.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod guest;
+mod lab;
+
+use std::net::SocketAddr;
+
+use guest::{
+    Guest, Icmp, Scene, Udp, both,
+    frame::{Ip, assert_quotes},
+    guest_addr, pattern,
+};
+use lab::{
+    QUIET, Translator, World,
+    servers::{UdpEcho, udp_socket},
+    wait_until,
+    world::{GATEWAY4, INTERNET4, INTERNET6, PROHIBITED4, PROHIBITED6, UNREACHABLE4, UNREACHABLE6},
+};
+
+/// Waits for the datagram from `src` to `dst` and returns what it carries.
+fn expect(scene: &Scene, src: SocketAddr, dst: SocketAddr) -> Vec<u8> {
+    let datagram = scene.wire.expect("datagram", |frame| {
+        Udp::of_frame(frame).filter(|udp| (udp.src, udp.dst) == (src, dst))
+    });
+    datagram.payload
+}
+
+/// Sends a datagram and expects it back.
+fn assert_echo(scene: &Scene, local: SocketAddr, server: SocketAddr, payload: &[u8]) {
+    scene.wire.send(&Udp::new(local, server, payload).frame());
+    assert_eq!(expect(scene, server, local), payload);
+}
+
+#[test]
+fn datagrams_of_any_length_come_back_in_both_families() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for addr in both(INTERNET4, INTERNET6, 7) {
+        let server = UdpEcho::start(&scene.world.outside, addr);
+        let local = guest_addr(addr, 50_000);
+        // 60,000 octets are fragments on the way, which is the host's affair.
+        for len in [1, 0, 2, 999, 1472, 9000, 60_000] {
+            assert_echo(&scene, local, server.addr(), &pattern(0, len));
+        }
+    }
+}
+
+#[test]
+fn a_whole_stack_talks_udp() {
+    let Some(world) = World::pod() else { return };
+    let translator = Translator::start(&world.pod, &[]);
+    let mut guest = Guest::online(translator.connect(), 65_520);
+    let socket = guest.udp(5353);
+    for addr in both(INTERNET4, INTERNET6, 7) {
+        let server = UdpEcho::start(&world.outside, addr);
+        guest.send_to(socket, server.addr(), &pattern(0, 30_000));
+        assert_eq!(guest.recv_from(socket), (pattern(0, 30_000), server.addr()));
+    }
+}
+
+#[test]
+fn the_source_port_is_kept() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for addr in both(INTERNET4, INTERNET6, 7) {
+        let server = UdpEcho::start(&scene.world.outside, addr);
+        assert_echo(&scene, guest_addr(addr, 5060), server.addr(), b"hello");
+        assert_eq!(server.clients(), [guest_addr(addr, 5060)]);
+    }
+}
+
+#[test]
+fn one_port_talks_to_many_and_many_ports_to_one() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let servers: Vec<_> = (7000..7010)
+        .map(|port| UdpEcho::start(&scene.world.outside, (INTERNET4, port)))
+        .collect();
+    for (n, server) in servers.iter().enumerate() {
+        let local = guest_addr(server.addr(), 5060);
+        assert_echo(&scene, local, server.addr(), &pattern(n as u64, 100));
+    }
+    for port in 20_000..20_100 {
+        let local = guest_addr(servers[0].addr(), port);
+        assert_echo(&scene, local, servers[0].addr(), &port.to_be_bytes());
+    }
+}
+
+#[test]
+fn a_burst_arrives_in_order_and_none_is_lost() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let addr = (INTERNET4, 9).into();
+    let server = udp_socket(&scene.world.outside, addr);
+    let local = guest_addr(addr, 50_000);
+    // Lengths as they come, and a stretch of equal ones, which may leave as one.
+    let lengths = (0..60).map(|n| if n % 20 < 10 { 800 } else { n * 13 });
+    let mut burst = Vec::new();
+    for (n, len) in lengths.clone().enumerate() {
+        let datagram = Udp::new(local, addr, &pattern(n as u64, len)).frame();
+        burst.extend(guest::wire::framed(&datagram));
+    }
+    scene.wire.send_raw(&burst);
+    let mut bytes = vec![0; 1 << 16];
+    for (n, len) in lengths.enumerate() {
+        let (got, from) = server.recv_from(&mut bytes).unwrap();
+        assert_eq!(bytes[..got], pattern(n as u64, len), "datagram {n}");
+        server.send_to(&bytes[..got], from).unwrap();
+    }
+    for n in 0..60 {
+        let len = if n % 20 < 10 { 800 } else { n * 13 };
+        assert_eq!(
+            expect(&scene, addr, local),
+            pattern(n as u64, len),
+            "datagram {n}"
+        );
+    }
+}
+
+/// What the guest left undone for its card to do.
+#[test]
+fn a_partial_checksum_is_no_reason_to_drop() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for addr in both(INTERNET4, INTERNET6, 7) {
+        let server = UdpEcho::start(&scene.world.outside, addr);
+        let local = guest_addr(addr, 50_000);
+        let mut ip = Udp::new(local, server.addr(), b"hello").ip();
+        ip.payload[6..8].copy_from_slice(&[0xbe, 0xef]);
+        scene.wire.send(&ip.frame());
+        assert_eq!(expect(&scene, server.addr(), local), b"hello");
+    }
+}
+
+/// X13: the quote is what the guest sent, and no octet more.
+#[test]
+fn a_closed_port_is_an_icmp_error_with_an_exact_quote() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for (remote, code) in both(INTERNET4, INTERNET6, 81).into_iter().zip([3, 4]) {
+        for len in [0, 1, 100, 1000] {
+            let local = guest_addr(remote, 50_000);
+            let datagram = Udp::new(local, remote, &pattern(0, len)).ip();
+            scene.wire.send(&datagram.frame());
+            let error = scene.wire.expect("ICMP error", |frame| {
+                Icmp::of_frame(frame).filter(Icmp::is_unreachable)
+            });
+            assert_eq!((error.src, error.dst), (remote.ip(), local.ip()));
+            assert_eq!((error.code, error.word), (code, 0));
+            assert_quotes(&error, &datagram.packet());
+        }
+    }
+}
+
+#[test]
+fn errors_of_routers_are_told_as_they_are() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for (remote, code) in [
+        (SocketAddr::from((UNREACHABLE4, 53)), 1),
+        ((UNREACHABLE6, 53).into(), 0),
+        ((PROHIBITED4, 53).into(), 13),
+        ((PROHIBITED6, 53).into(), 1),
+    ] {
+        let local = guest_addr(remote, 50_000);
+        let datagram = Udp::new(local, remote, b"question").ip();
+        scene.wire.send(&datagram.frame());
+        let error = scene.wire.expect("ICMP error", |frame| {
+            Icmp::of_frame(frame).filter(Icmp::is_unreachable)
+        });
+        assert_eq!(error.code, code, "{remote}");
+        assert_eq!(error.dst, local.ip());
+        if remote.is_ipv4() {
+            assert_eq!(error.src, GATEWAY4);
+        }
+        assert_quotes(&error, &datagram.packet());
+    }
+}
+
+/// T56, U02, U07: ends nobody can have.
+#[test]
+fn impossible_endpoints_are_dropped() {
+    let Some(mut scene) = Scene::new(&[]) else {
+        return;
+    };
+    let idle = scene.translator.fd_count();
+    let server = UdpEcho::start(&scene.world.outside, (INTERNET4, 7));
+    for (local, remote) in [
+        ("10.233.70.50:0", "198.51.100.1:7"),
+        ("10.233.70.50:5", "198.51.100.1:0"),
+        ("224.0.0.1:5", "198.51.100.1:7"),
+        ("255.255.255.255:5", "198.51.100.1:7"),
+        ("10.233.70.50:5", "0.0.0.0:7"),
+        ("[fd10:233:70::50]:0", "[2001:db8:51::1]:7"),
+        ("[fd10:233:70::50]:5", "[::]:7"),
+        ("[ff02::1]:5", "[2001:db8:51::1]:7"),
+    ] {
+        let [local, remote] = [local, remote].map(|a| a.parse::<SocketAddr>().unwrap());
+        scene.wire.send(&Udp::new(local, remote, b"hello").frame());
+    }
+    scene.wire.never(QUIET, "a datagram", Udp::of_frame);
+    assert_eq!(server.clients(), []);
+    assert!(scene.translator.fd_count() <= idle);
+    scene.translator.assert_alive();
+}
+
+#[test]
+fn lengths_that_do_not_fit_are_dropped() {
+    let Some(mut scene) = Scene::new(&[]) else {
+        return;
+    };
+    let server = UdpEcho::start(&scene.world.outside, (INTERNET4, 7));
+    let local = guest_addr(server.addr(), 50_000);
+    let good = Udp::new(local, server.addr(), b"hello").ip();
+    for len in [0_u16, 7, 14, 0xffff] {
+        let mut bad = good.clone();
+        bad.payload[4..6].copy_from_slice(&len.to_be_bytes());
+        scene.wire.send(&bad.frame());
+    }
+    let short = Ip {
+        payload: good.payload[..7].to_vec(),
+        ..good.clone()
+    };
+    scene.wire.send(&short.frame());
+    scene.wire.never(QUIET, "a datagram", Udp::of_frame);
+    assert_eq!(server.clients(), []);
+    scene.translator.assert_alive();
+    scene.wire.send(&good.frame());
+    assert_eq!(expect(&scene, server.addr(), local), b"hello");
+}
+
+/// V19: Ethernet frames are padded; what is behind the packet is no part of it.
+#[test]
+fn padding_is_cut_off() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for addr in both(INTERNET4, INTERNET6, 7) {
+        let server = UdpEcho::start(&scene.world.outside, addr);
+        let local = guest_addr(addr, 50_000);
+        let mut frame = Udp::new(local, server.addr(), b"hi").frame();
+        frame.extend_from_slice(&[0xaa; 30]);
+        scene.wire.send(&frame);
+        assert_eq!(expect(&scene, server.addr(), local), b"hi");
+    }
+}
+
+/// What the host sends before anything was read from the flow, and what comes when the guest has long been silent.
+#[test]
+fn several_replies_to_one_request_arrive() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let addr = (INTERNET6, 9).into();
+    let server = udp_socket(&scene.world.outside, addr);
+    let local = guest_addr(addr, 50_000);
+    scene
+        .wire
+        .send(&Udp::new(local, addr, b"subscribe").frame());
+    let mut bytes = [0; 99];
+    let (_, from) = server.recv_from(&mut bytes).unwrap();
+    for n in 0..50_u8 {
+        server.send_to(&vec![n; usize::from(n)], from).unwrap();
+    }
+    for n in 0..50_u8 {
+        assert_eq!(expect(&scene, addr, local), vec![n; usize::from(n)]);
+    }
+}
+
+#[test]
+fn no_udp_is_silence() {
+    let Some(scene) = Scene::new(&["--no-udp"]) else {
+        return;
+    };
+    let server = UdpEcho::start(&scene.world.outside, (INTERNET4, 7));
+    let local = guest_addr(server.addr(), 50_000);
+    scene
+        .wire
+        .send(&Udp::new(local, server.addr(), b"hello").frame());
+    assert!(!wait_until(QUIET, || !server.clients().is_empty()));
+}

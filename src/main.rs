@@ -1,1 +1,43 @@
-fn main() {}
+//! Arguments in, exit code out.
+
+use std::process::ExitCode;
+
+use passt_rs::{
+    cli::{self, Parsed},
+    config::Config,
+    daemon,
+};
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os()) {
+        Parsed::Print(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Parsed::Fail(text) => fail(&text),
+        Parsed::Run(config, warnings) => {
+            run(&config, &warnings).map_or_else(|text| fail(&text), |()| ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Starts and serves. What there is to print is held back until nothing can fail any more, so that the reason of a failure is
+/// the only line.
+fn run(config: &Config, warnings: &[String]) -> Result<(), String> {
+    let prepared = daemon::prepare(config)?;
+    for note in &prepared.resolved().notes {
+        log::info!("{note}");
+    }
+    for warning in warnings.iter().chain(&prepared.resolved().warnings) {
+        log::warn!("{warning}");
+    }
+    for line in cli::summary(prepared.resolved(), config, prepared.path()).lines() {
+        log::info!("{line}");
+    }
+    prepared.serve().map(drop)
+}
+
+fn fail(text: &str) -> ExitCode {
+    eprintln!("{}", text.trim_end());
+    ExitCode::FAILURE
+}

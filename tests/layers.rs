@@ -86,7 +86,7 @@ fn sources() -> Vec<Source> {
                 .unwrap()
                 .trim_end_matches(".rs")
                 .to_owned();
-            (layer != "lib" && layer != "main").then(|| {
+            (layer != "lib" && layer != "main" && !path.ends_with("/tests.rs")).then(|| {
                 let text = fs::read_to_string(&file).unwrap();
                 let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
                 let lines = text.lines().count();
@@ -284,7 +284,13 @@ fn crates_and_unsafe_stay_where_they_belong() {
             );
         }
         for word in BANNED {
-            assert!(!source.code.contains(word), "{} uses {word}", source.path);
+            // The one thing that is the process's and not a reactor's.
+            let logger = source.path == "daemon/log.rs" && *word == "Mutex<";
+            assert!(
+                !source.code.contains(word) || logger,
+                "{} uses {word}",
+                source.path
+            );
         }
     }
 }

@@ -1,9 +1,14 @@
-//! Settings: what the caller asked ([`Config`]), what the host is ([`Facts`]), and what follows from both ([`Net`]).
+//! Settings: what the caller asked (`Config`), what the host is (`Facts`), and what follows from both (`Net`).
 
 #[expect(clippy::module_inception, reason = "the file is named after its type")]
 mod config;
 mod facts;
 mod net;
+
+mod template;
+
+mod nameservers;
+
 mod resolve;
 
 pub use config::{

@@ -1,1 +1,184 @@
-//! daemon
+//! The loop: start-up, reactor, log.
+//!
+//! [`prepare`] does everything that may fail, in this order, and [`Prepared::serve`] what cannot:
+//!
+//! 1. close what was inherited, but for `--fd` (Rust's runtime has made descriptors 0 to 2 valid by then);
+//! 2. allow as many descriptors as the hard limit does;
+//! 3. ask what the host is, and decide what the guest is told;
+//! 4. open what takes the caller's rights: the way in, log, PID file, capture;
+//! 5. become another user, if we are to;
+//! 6. go to the background; the caller's process waits;
+//! 7. build the reactor, write the PID file;
+//! 8. print what was held back, let the caller's process exit, run.
+
+mod log_file;
+
+pub mod log;
+
+pub mod background;
+
+mod event;
+
+mod reactor;
+
+pub use reactor::Ending;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use background::{PidFile, Ready};
+use log::Destinations;
+use reactor::{Entrance, Reactor};
+
+use crate::{
+    config::{Config, LinkChoice, Resolved, resolve},
+    host::{facts, socket::Features},
+    link::{
+        Capture,
+        listen::{self, Opened},
+    },
+    relay::{Limits, Relay},
+    sys::{process, reason},
+};
+
+/// Descriptors that are not for flows: the loop's own, and some to spare.
+const DESCRIPTORS_KEPT: u64 = 64;
+
+/// The most flows at a time, however many descriptors there are.
+const FLOWS_MOST: u64 = 131_072;
+
+/// Octets held at most for sockets that do not take what they promised to.
+const SPILL: usize = 16 << 20;
+
+/// Everything that can fail is done.
+#[derive(Debug)]
+pub struct Prepared {
+    reactor: Reactor,
+    resolved: Resolved,
+    /// Where the guest connects, if it is to.
+    path: Option<PathBuf>,
+    ready: Option<Ready>,
+    log: &'static Destinations,
+}
+
+/// Opens, forks and builds as the configuration says.
+///
+/// # Errors
+/// One line for a person.
+pub fn prepare(config: &Config) -> Result<Prepared, String> {
+    process::close_inherited(match config.link {
+        LinkChoice::Fd(fd) => Some(fd),
+        LinkChoice::Probe | LinkChoice::Socket(_) => None,
+    });
+    let descriptors = raise_descriptor_limit();
+    let resolved = resolve(config, &facts::read()?)?;
+
+    let (entrance, path) = match listen::open(&config.link)? {
+        Opened::Listener { socket, path } => (Entrance::Listener(socket), Some(path)),
+        Opened::Connected(socket) => (Entrance::Connected(socket), None),
+    };
+    // A socket nobody will answer at is taken away again.
+    build(config, resolved, descriptors, entrance, path.clone()).inspect_err(|_| {
+        if let Some(path) = &path {
+            let _ = fs::remove_file(path);
+        }
+    })
+}
+
+/// What comes after the way in.
+fn build(
+    config: &Config,
+    resolved: Resolved,
+    descriptors: u64,
+    entrance: Entrance,
+    path: Option<PathBuf>,
+) -> Result<Prepared, String> {
+    let log = log::init(config)?;
+    let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
+    let capture = config.pcap.as_deref().and_then(open_capture);
+    background::become_identity(config.identity)?;
+
+    let ready = if config.foreground {
+        None
+    } else {
+        Some(failed("Failed to fork", background::detach())?)
+    };
+    let flows = descriptors
+        .saturating_sub(DESCRIPTORS_KEPT)
+        .clamp(16, FLOWS_MOST) as usize;
+    let limits = Limits {
+        flows,
+        spill: SPILL,
+    };
+    let relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
+    let reactor = failed(
+        "Failed to set up the event loop",
+        Reactor::new(relay, entrance, config.one_off, capture),
+    )?;
+    if let Some(file) = &mut pid_file {
+        failed("Couldn't write PID file", file.write(std::process::id()))?;
+    }
+    log.begin();
+    Ok(Prepared {
+        reactor,
+        resolved,
+        path,
+        ready,
+        log,
+    })
+}
+
+impl Prepared {
+    /// What the guest is told, and where it connects.
+    pub const fn resolved(&self) -> &Resolved {
+        &self.resolved
+    }
+
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Serves until there is a reason to end.
+    ///
+    /// # Errors
+    /// One line: the event loop broke down.
+    pub fn serve(self) -> Result<Ending, String> {
+        if let Some(ready) = self.ready {
+            self.log.leave_stderr();
+            failed("Failed to detach", ready.tell())?;
+        }
+        failed("Event loop failed", self.reactor.run())
+    }
+}
+
+/// A capture that cannot be written is no reason not to serve.
+fn open_capture(path: &Path) -> Option<Capture> {
+    Capture::open(path)
+        .map_err(|error| {
+            ::log::warn!(
+                "Couldn't open pcap file {}: {}",
+                path.display(),
+                reason(&error)
+            );
+        })
+        .ok()
+}
+
+/// Raises the soft limit of descriptors to the hard one. Returns what is allowed now.
+fn raise_descriptor_limit() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 1024;
+    };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    }
+}
+
+fn failed<T>(what: &str, result: io::Result<T>) -> Result<T, String> {
+    result.map_err(|error| format!("{what}: {}", reason(&error)))
+}

@@ -1,8 +1,15 @@
 //! Memory: what is remembered of guest and flows, without knowing any protocol.
 
 mod guest;
+mod key;
+mod nat;
 mod pool;
 mod table;
 mod wheel;
 
 pub use guest::Guest;
+pub use key::{Id, Key};
+pub use nat::{Target, check_source, error_source, inbound_source, outbound};
+pub use pool::{Chain, Pool};
+pub use table::Table;
+pub use wheel::Wheel;

@@ -1,1 +1,9 @@
-//! host
+//! Host side: sockets, and what the host's network is.
+
+pub mod socket;
+
+mod netlink;
+
+pub mod resolv;
+
+pub mod facts;

@@ -1,1 +1,3 @@
-//! proto
+//! Decisions: pure machines. Facts go in, a small `Todo` comes out; `relay` carries it out.
+
+pub mod tcp;

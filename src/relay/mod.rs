@@ -1,1 +1,162 @@
-//! relay
+//! Both sides: the only place that knows the guest's link and the host's sockets. Frames and events come in here, the
+//! machines decide, and the files below carry it out.
+
+mod request;
+
+mod flow;
+
+mod state;
+
+mod errors;
+
+mod services;
+
+mod tcp;
+
+mod udp;
+
+mod echo;
+
+pub use request::{Ready, Request};
+pub use state::{Limits, Relay};
+
+use flow::{ECHO_TIMEOUT, Flow};
+
+use crate::{
+    flow::Id,
+    link::{Frame, Inbox, Outbox},
+    net::{Now, Protocol, Span, Why},
+    wire::frame::{Body, classify},
+};
+
+#[expect(
+    clippy::wrong_self_convention,
+    reason = "from where the facts come, not a conversion"
+)]
+impl Relay {
+    /// Takes a burst of frames from the guest.
+    pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+        for index in 0..inbox.frames() {
+            let Some(frame) = inbox.frame(index) else {
+                break;
+            };
+            if let Err(why) = self.frame(frame, inbox, outbox, now) {
+                log::trace!("frame of {} octets dropped: {why:?}", frame.payload.len());
+                self.count(why);
+            }
+        }
+        self.end_burst(inbox, outbox, now);
+    }
+
+    fn frame(
+        &mut self,
+        frame: Frame<'_>,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        let read = classify(frame.head, frame.payload.len())?;
+        if self.guest.saw_mac(read.mac) {
+            log::info!("New guest MAC address observed: {}", read.mac);
+        }
+        if self.serve(&read, frame.head, outbox)? {
+            return Ok(());
+        }
+        let (ip, protocol) = match &read.body {
+            Body::Arp => return Err(Why::Unanswered),
+            Body::Tcp(ip, _) => (ip, Protocol::Tcp),
+            Body::Udp(ip, _) => (ip, Protocol::Udp),
+            Body::Icmp(ip, _) => (ip, Protocol::Echo),
+        };
+        if !self.serves(protocol) {
+            return Err(Why::Disabled);
+        }
+        self.saw_source(ip.src);
+        match &read.body {
+            Body::Arp => Err(Why::Unanswered),
+            Body::Tcp(ip, segment) => {
+                self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
+            }
+            Body::Udp(ip, datagram) => {
+                self.udp_datagram(ip, datagram, frame.payload, inbox, outbox, now)
+            }
+            Body::Icmp(ip, message) => {
+                self.icmp_message(ip, message, frame.payload, inbox, outbox, now)
+            }
+        }
+    }
+
+    /// Takes an event of a flow's socket; one for a flow that is gone finds nothing.
+    pub fn from_host(&mut self, id: Id, ready: Ready, outbox: &mut Outbox, now: Now) {
+        match self.flows.get(id) {
+            Some(Flow::Tcp(_)) => self.tcp_ready(id, ready, outbox, now),
+            Some(Flow::Udp(_)) => self.udp_ready(id, ready, outbox, now),
+            Some(Flow::Echo(_)) => self.echo_ready(id, ready, outbox, now),
+            None => {}
+        }
+    }
+
+    /// Lets flows go on that waited for room on the link, each for one turn. `true` if some still wait though there is room.
+    pub fn resume(&mut self, outbox: &mut Outbox, now: Now) -> bool {
+        for _ in 0..self.starved.len() {
+            let Some(id) = self.starved.pop_front() else {
+                break;
+            };
+            match self.flows.get_mut(id) {
+                Some(Flow::Tcp(flow)) => {
+                    flow.state.starved = false;
+                    self.pull(id, outbox, now);
+                }
+                Some(Flow::Udp(flow)) => {
+                    flow.starved = false;
+                    self.udp_pull(id, outbox, now);
+                }
+                Some(Flow::Echo(flow)) => {
+                    flow.starved = false;
+                    self.echo_pull(id, outbox, now);
+                }
+                None => {}
+            }
+        }
+        !self.starved.is_empty()
+    }
+
+    /// Carries out what is due by now.
+    pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
+        while let Some(slot) = self.wheel.expired(now) {
+            let Some(id) = self.flows.at(slot) else {
+                continue;
+            };
+            let idle_until = match self.flows.get(id) {
+                Some(Flow::Tcp(_)) => {
+                    self.tcp_expired(id, outbox, now);
+                    continue;
+                }
+                Some(Flow::Udp(flow)) => flow.last + flow.timeout(),
+                Some(Flow::Echo(flow)) => flow.last + ECHO_TIMEOUT,
+                None => continue,
+            };
+            if idle_until <= now {
+                self.remove(id);
+            } else {
+                self.wheel.arm(slot, idle_until);
+            }
+        }
+    }
+
+    /// The time until [`Relay::expire`] may have something to do.
+    pub fn next_deadline(&self, now: Now) -> Option<Span> {
+        self.wheel.next(now)
+    }
+
+    /// The guest is gone: every connection's peer hears a reset, nothing is kept.
+    pub fn guest_left(&mut self) {
+        let mut slot = 0;
+        while let Some(id) = self.flows.from(slot) {
+            slot = id.slot + 1;
+            self.abort(id);
+        }
+        self.starved.clear();
+        self.guest.left();
+    }
+}

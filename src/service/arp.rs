@@ -1,1 +1,227 @@
-//! (being written)
+//! ARP (RFC 826): every IPv4 address is reached through us, so we answer for all of them but the guest's own.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
+
+use super::note::Answer;
+use crate::{
+    config::{Net, Net4},
+    flow::Guest,
+    net::{Class, Mac, Why, class},
+    wire::build::{ETHERNET, Ends, ethernet},
+};
+
+/// Answers an ARP frame with our MAC address. Silent about the guest's address, assigned or seen, lest the guest takes it for
+/// taken (RFC 5227, section 2.1), and on announcements.
+pub fn answer(frame: &[u8], net: &Net, guest: &Guest, out: &mut Vec<u8>) -> Answer {
+    let Some(net4) = &net.v4 else {
+        return Answer::Silent(Why::Disabled);
+    };
+    let Some(request) = parse(frame) else {
+        return Answer::Silent(Why::Malformed);
+    };
+    let ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: client,
+        source_protocol_addr: sender,
+        target_protocol_addr: target,
+        ..
+    } = request
+    else {
+        return Answer::Silent(Why::Unanswered);
+    };
+    if !client.is_unicast() || !can_be_host(sender) && !sender.is_unspecified() {
+        return Answer::Silent(Why::Source);
+    }
+    if !can_be_host(target) {
+        return Answer::Silent(Why::Destination);
+    }
+    if target == sender || target == net4.addr || Some(target) == guest.addr4 {
+        return Answer::Silent(Why::Unanswered);
+    }
+    let reply = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Reply,
+        source_hardware_addr: EthernetAddress(net.mac.0),
+        source_protocol_addr: target,
+        target_hardware_addr: client,
+        target_protocol_addr: sender,
+    };
+    write(out, net.mac, Mac(client.0), &reply);
+    Answer::Reply(None)
+}
+
+/// Writes a broadcast that asks who has `target`, the guest's address as far as we know.
+pub fn request(net: &Net4, ours: Mac, target: Ipv4Addr, out: &mut Vec<u8>) {
+    let request = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: EthernetAddress(ours.0),
+        source_protocol_addr: net.ours,
+        target_hardware_addr: EthernetAddress(Mac::ZERO.0),
+        target_protocol_addr: target,
+    };
+    write(out, ours, Mac::BROADCAST, &request);
+}
+
+/// Reads a frame that is ARP for IPv4 over Ethernet, by its types and lengths.
+fn parse(frame: &[u8]) -> Option<ArpRepr> {
+    let packet = ArpPacket::new_checked(frame.get(ETHERNET..)?).ok()?;
+    ArpRepr::parse(&packet).ok()
+}
+
+fn can_be_host(addr: Ipv4Addr) -> bool {
+    matches!(class(IpAddr::V4(addr)), Class::Global | Class::LinkLocal)
+}
+
+fn write(out: &mut Vec<u8>, src: Mac, dst: Mac, arp: &ArpRepr) {
+    ethernet(out, Ends { src, dst }, 0x0806, |out| {
+        let mut packet = [0; 28];
+        arp.emit(&mut ArpPacket::new_unchecked(&mut packet[..]));
+        out.extend(packet);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::fixture::{GUEST, GUEST_MAC, OUR_MAC, ROUTER, arp_request, net};
+
+    const OTHER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
+
+    fn ask(frame: &[u8], guest: &Guest) -> (Answer, Vec<u8>) {
+        let mut out = vec![0xee; 100];
+        let answer = answer(frame, &net(), guest, &mut out);
+        (answer, out)
+    }
+
+    fn guest() -> Guest {
+        Guest::new(Some(GUEST), None)
+    }
+
+    /// The request for `target`, with another sender.
+    fn from(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+        let mut frame = arp_request(target);
+        frame[28..32].copy_from_slice(&sender.octets());
+        frame
+    }
+
+    /// N13 too: the frame is padded.
+    #[test]
+    fn any_address_is_at_our_mac() {
+        for target in [ROUTER, OTHER, Ipv4Addr::new(169, 254, 1, 1)] {
+            let (answer, out) = ask(&arp_request(target), &guest());
+            assert_eq!(answer, Answer::Reply(None));
+            assert_eq!(out.len(), 60);
+            assert_eq!(out[..6], GUEST_MAC.0);
+            assert_eq!(out[6..12], OUR_MAC.0);
+            assert_eq!(out[12..22], [8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+            assert_eq!(out[22..28], OUR_MAC.0);
+            assert_eq!(out[28..32], target.octets());
+            assert_eq!(out[32..38], GUEST_MAC.0);
+            assert_eq!(out[38..42], GUEST.octets());
+            assert_eq!(out[42..], [0; 18]);
+        }
+    }
+
+    /// N14.
+    #[test]
+    fn a_probe_for_the_assigned_address_meets_silence() {
+        let silent = Answer::Silent(Why::Unanswered);
+        let unseen = Guest::new(None, None);
+        assert_eq!(ask(&from(Ipv4Addr::UNSPECIFIED, GUEST), &unseen).0, silent);
+        assert_eq!(ask(&from(ROUTER, GUEST), &unseen).0, silent);
+        assert_eq!(
+            ask(&from(Ipv4Addr::UNSPECIFIED, ROUTER), &unseen).0,
+            Answer::Reply(None)
+        );
+    }
+
+    #[test]
+    fn an_address_the_guest_has_shown_is_its_own() {
+        let mut guest = guest();
+        guest.saw_addr(OTHER.into());
+        assert_eq!(
+            ask(&arp_request(OTHER), &guest).0,
+            Answer::Silent(Why::Unanswered)
+        );
+        assert_eq!(
+            ask(&arp_request(GUEST), &guest).0,
+            Answer::Silent(Why::Unanswered)
+        );
+    }
+
+    /// N15.
+    #[test]
+    fn an_announcement_meets_silence() {
+        assert_eq!(
+            ask(&from(OTHER, OTHER), &guest()).0,
+            Answer::Silent(Why::Unanswered)
+        );
+    }
+
+    #[test]
+    fn only_requests_for_ipv4_over_ethernet_are_answered() {
+        for (at, octet) in [(15, 6), (16, 9), (18, 5), (19, 6)] {
+            let mut frame = arp_request(ROUTER);
+            frame[at] = octet;
+            assert_eq!(
+                ask(&frame, &guest()).0,
+                Answer::Silent(Why::Malformed),
+                "octet {at}"
+            );
+        }
+        let mut reply = arp_request(ROUTER);
+        reply[21] = 2;
+        assert_eq!(ask(&reply, &guest()).0, Answer::Silent(Why::Unanswered));
+        let frame = arp_request(ROUTER);
+        for len in 0..frame.len() {
+            assert_eq!(
+                ask(&frame[..len], &guest()).0,
+                Answer::Silent(Why::Malformed)
+            );
+        }
+    }
+
+    #[test]
+    fn addresses_no_host_has_are_not_answered_for() {
+        for target in [
+            Ipv4Addr::UNSPECIFIED,
+            Ipv4Addr::BROADCAST,
+            Ipv4Addr::LOCALHOST,
+            [224, 0, 0, 1].into(),
+        ] {
+            assert_eq!(
+                ask(&arp_request(target), &guest()).0,
+                Answer::Silent(Why::Destination)
+            );
+        }
+        assert_eq!(
+            ask(&from(Ipv4Addr::LOCALHOST, ROUTER), &guest()).0,
+            Answer::Silent(Why::Source)
+        );
+        let mut frame = arp_request(ROUTER);
+        frame[22] |= 1;
+        assert_eq!(ask(&frame, &guest()).0, Answer::Silent(Why::Source));
+    }
+
+    #[test]
+    fn without_ipv4_nothing_is_said() {
+        let mut net = net();
+        net.v4 = None;
+        let answer = answer(&arp_request(ROUTER), &net, &guest(), &mut Vec::new());
+        assert_eq!(answer, Answer::Silent(Why::Disabled));
+    }
+
+    #[test]
+    fn our_own_request_asks_everybody() {
+        let mut out = vec![1; 7];
+        request(net().v4.as_ref().unwrap(), OUR_MAC, GUEST, &mut out);
+        assert_eq!(out.len(), 60);
+        assert_eq!(out[..6], [0xff; 6]);
+        assert_eq!(out[12..22], [8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        assert_eq!(out[22..28], OUR_MAC.0);
+        assert_eq!(out[28..32], ROUTER.octets());
+        assert_eq!(out[32..38], [0; 6]);
+        assert_eq!(out[38..42], GUEST.octets());
+    }
+}

@@ -1,1 +1,484 @@
-//! (being written)
+//! Neighbor Discovery (RFC 4861): we are the link's router, and the way to every neighbor but the guest itself.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::note::{Answer, Note};
+use crate::{
+    config::{Net, Net6, PREFIX6},
+    flow::Guest,
+    net::{Class, Mac, Why, class},
+    wire::{
+        build::{Ends, Ip6, icmp6},
+        ndp::{
+            ALL_NODES, HOP_LIMIT, Question, RouterAdvertisement, Solicitation, flag,
+            solicited_node, write_neighbor_advertisement, write_neighbor_solicitation,
+        },
+    },
+};
+
+/// Answers a neighbor or router solicitation. `message` begins at the ICMPv6 header, its checksum verified.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a field of the packet or one of the two things a reply rests on"
+)]
+pub fn answer(
+    from: Mac,
+    src: Ipv6Addr,
+    dst: Ipv6Addr,
+    hop_limit: u8,
+    message: &[u8],
+    net: &Net,
+    guest: &Guest,
+    out: &mut Vec<u8>,
+) -> Answer {
+    let Some(v6) = net.v6.as_ref().filter(|_| net.serve.ndp) else {
+        return Answer::Silent(Why::Disabled);
+    };
+    let Some(asked) = Solicitation::parse(message).filter(|_| hop_limit == HOP_LIMIT) else {
+        return Answer::Silent(Why::Malformed);
+    };
+    let duplicate_detection = src.is_unspecified();
+    if !duplicate_detection && !can_be_host(src) {
+        return Answer::Silent(Why::Source);
+    }
+    if duplicate_detection && asked.source_link {
+        return Answer::Silent(Why::Malformed);
+    }
+    match asked.question {
+        Question::Router if !net.serve.ra => Answer::Silent(Why::Disabled),
+        Question::Router => {
+            let to = if src.is_unspecified() {
+                None
+            } else {
+                Some((from, src))
+            };
+            write_router_advertisement(net, v6, to, out);
+            Answer::Reply(Some(Note::Ndp("received RS, sending RA")))
+        }
+        Question::Neighbor { target } if duplicate_detection => {
+            detect_duplicate(dst, target, net, v6, out)
+        }
+        Question::Neighbor { target } => {
+            advertise_neighbor((from, src), target, net, v6, guest, out)
+        }
+    }
+}
+
+/// Writes the periodic router advertisement to all nodes; `false` if none is to be sent.
+pub fn advertise(net: &Net, out: &mut Vec<u8>) -> bool {
+    let Some(v6) = net.v6.as_ref().filter(|_| net.serve.ndp && net.serve.ra) else {
+        return false;
+    };
+    write_router_advertisement(net, v6, None, out);
+    true
+}
+
+/// Writes a solicitation for `target`, the guest's address as far as we know; `false` if there is no IPv6.
+pub fn solicit(net: &Net, target: Ipv6Addr, out: &mut Vec<u8>) -> bool {
+    let Some(v6) = &net.v6 else {
+        return false;
+    };
+    let group = solicited_node(target);
+    send(net, v6.ours, (Mac::of_group6(group), group), out, |out| {
+        write_neighbor_solicitation(out, target, net.mac);
+    });
+    true
+}
+
+/// The guest looks for a neighbor: that is us, whoever it is (RFC 4861, section 7.2.4).
+fn advertise_neighbor(
+    to: (Mac, Ipv6Addr),
+    target: Ipv6Addr,
+    net: &Net,
+    v6: &Net6,
+    guest: &Guest,
+    out: &mut Vec<u8>,
+) -> Answer {
+    if !can_be_host(target) {
+        return Answer::Silent(Why::Destination);
+    }
+    if [v6.addr, guest.addr6, guest.link_local6].contains(&Some(target)) {
+        return Answer::Silent(Why::Unanswered);
+    }
+    send(net, target, to, out, |out| {
+        let flags = flag::ROUTER | flag::SOLICITED | flag::OVERRIDE;
+        write_neighbor_advertisement(out, flags, target, net.mac);
+    });
+    Answer::Reply(Some(Note::Ndp("received NS, sending NA")))
+}
+
+/// The guest is about to take an address (RFC 4862, section 5.4): it may have any but ours.
+fn detect_duplicate(
+    dst: Ipv6Addr,
+    target: Ipv6Addr,
+    net: &Net,
+    v6: &Net6,
+    out: &mut Vec<u8>,
+) -> Answer {
+    if dst != solicited_node(target) {
+        return Answer::Silent(Why::Malformed);
+    }
+    if target != v6.ours {
+        return Answer::Silent(Why::Unanswered);
+    }
+    send(net, target, all_nodes(), out, |out| {
+        write_neighbor_advertisement(out, flag::ROUTER | flag::OVERRIDE, target, net.mac);
+    });
+    Answer::Reply(Some(Note::Ndp("received NS, sending NA")))
+}
+
+/// Always from our link-local address, or hosts would not heed it (RFC 4861, section 6.1.2).
+fn write_router_advertisement(
+    net: &Net,
+    v6: &Net6,
+    to: Option<(Mac, Ipv6Addr)>,
+    out: &mut Vec<u8>,
+) {
+    let routes = v6.router.is_some() || v6.addr.is_some();
+    let ra = RouterAdvertisement {
+        hop_limit: 255,
+        managed: net.serve.dhcpv6 && v6.addr.is_some(),
+        lifetime: if routes { u16::MAX } else { 0 },
+        mac: net.mac,
+        mtu: net.announce_mtu.then_some(net.mtu),
+        prefix: v6.addr.map(|addr| (addr, PREFIX6)),
+        dns: if net.serve.dhcp_dns { &v6.dns } else { &[] },
+        search: if net.serve.dhcp_search {
+            &net.dns.search
+        } else {
+            &[]
+        },
+    };
+    let limit = usize::from(net.mtu.max(1280)) - 40;
+    send(net, v6.ours, to.unwrap_or_else(all_nodes), out, |out| {
+        ra.write(out, limit);
+    });
+}
+
+fn send(
+    net: &Net,
+    src: Ipv6Addr,
+    (mac, dst): (Mac, Ipv6Addr),
+    out: &mut Vec<u8>,
+    body: impl FnOnce(&mut Vec<u8>),
+) {
+    let ends = Ends {
+        src: net.mac,
+        dst: mac,
+    };
+    let ip = Ip6 {
+        src,
+        dst,
+        hop_limit: HOP_LIMIT,
+        flow_label: 0,
+    };
+    icmp6(out, ends, ip, body);
+}
+
+fn all_nodes() -> (Mac, Ipv6Addr) {
+    (Mac::of_group6(ALL_NODES), ALL_NODES)
+}
+
+fn can_be_host(addr: Ipv6Addr) -> bool {
+    matches!(class(IpAddr::V6(addr)), Class::Global | Class::LinkLocal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::fixture::{
+        GUEST_MAC, OUR_MAC, Opened, guest_link_local, guest6, neighbor_solicitation, net, open,
+        ours6,
+    };
+
+    const NS: Answer = Answer::Reply(Some(Note::Ndp("received NS, sending NA")));
+    const RS: Answer = Answer::Reply(Some(Note::Ndp("received RS, sending RA")));
+    const ANY: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
+    const ROUTER_SOLICITATION: [u8; 8] = [133, 0, 0, 0, 0, 0, 0, 0];
+
+    fn neighbor() -> Ipv6Addr {
+        "2001:db8::99".parse().unwrap()
+    }
+
+    fn group() -> Ipv6Addr {
+        "ff02::2".parse().unwrap()
+    }
+
+    /// Asks with the packet fields that vary; the reply taken apart, if there is one.
+    fn ask(src: Ipv6Addr, dst: Ipv6Addr, message: &[u8], net: &Net) -> (Answer, Option<Opened>) {
+        let mut guest = Guest::new(None, Some(guest6()));
+        guest.saw_addr(guest_link_local().into());
+        let mut out = vec![0xee; 300];
+        let answer = answer(GUEST_MAC, src, dst, 255, message, net, &guest, &mut out);
+        let opened = matches!(answer, Answer::Reply(_)).then(|| open(&out));
+        (answer, opened)
+    }
+
+    fn ask_for(src: Ipv6Addr, target: Ipv6Addr) -> (Answer, Option<Opened>) {
+        ask(
+            src,
+            solicited_node(target),
+            &neighbor_solicitation(target, &[]),
+            &net(),
+        )
+    }
+
+    /// The options of a message behind so many octets, as type, and the whole of it.
+    fn options(message: &[u8], fixed: usize) -> Vec<(u8, &[u8])> {
+        let (mut found, mut rest) = (Vec::new(), &message[fixed..]);
+        while !rest.is_empty() {
+            let (option, behind) = rest.split_at(8 * usize::from(rest[1]));
+            found.push((option[0], option));
+            rest = behind;
+        }
+        found
+    }
+
+    fn advertisement(net: &Net) -> Vec<u8> {
+        ask(guest_link_local(), group(), &ROUTER_SOLICITATION, net)
+            .1
+            .unwrap()
+            .payload
+    }
+
+    /// N09: any address on the link leads to us.
+    #[test]
+    fn a_neighbor_is_at_our_mac() {
+        for target in [neighbor(), ours6(), "fd00::1".parse().unwrap()] {
+            let (answer, reply) = ask_for(guest_link_local(), target);
+            let reply = reply.unwrap();
+            assert_eq!(answer, NS);
+            assert_eq!((reply.to, reply.hops), (GUEST_MAC, 255));
+            assert_eq!(
+                (reply.src, reply.dst),
+                (target.into(), guest_link_local().into())
+            );
+            assert_eq!(reply.payload[..2], [136, 0]);
+            assert_eq!(reply.payload[4..8], [0xe0, 0, 0, 0]);
+            assert_eq!(reply.payload[8..24], target.octets());
+            assert_eq!(reply.payload[24..], [&[2, 1][..], &OUR_MAC.0].concat());
+        }
+    }
+
+    #[test]
+    fn a_unicast_solicitation_is_answered_too() {
+        let message = neighbor_solicitation(ours6(), &[1, 1, 2, 0, 0, 0, 0, 1]);
+        assert_eq!(ask(guest6(), ours6(), &message, &net()).0, NS);
+    }
+
+    #[test]
+    fn the_guests_own_addresses_are_not_answered_for() {
+        for target in [guest6(), guest_link_local()] {
+            let answer = ask_for(guest_link_local(), target).0;
+            assert_eq!(answer, Answer::Silent(Why::Unanswered));
+        }
+    }
+
+    #[test]
+    fn duplicate_detection_finds_only_our_address_taken() {
+        for target in [guest6(), guest_link_local(), neighbor()] {
+            assert_eq!(ask_for(ANY, target).0, Answer::Silent(Why::Unanswered));
+        }
+        let (answer, reply) = ask_for(ANY, ours6());
+        let reply = reply.unwrap();
+        assert_eq!(answer, NS);
+        assert_eq!(reply.to, Mac([0x33, 0x33, 0, 0, 0, 1]));
+        assert_eq!((reply.src, reply.dst), (ours6().into(), ALL_NODES.into()));
+        assert_eq!(reply.payload[4], 0xa0);
+    }
+
+    #[test]
+    fn invalid_solicitations_are_dropped() {
+        let malformed = Answer::Silent(Why::Malformed);
+        let link = [1, 1, 2, 0, 0, 0, 0, 1];
+        let of_ours = neighbor_solicitation(ours6(), &link);
+        let group = solicited_node(ours6());
+        assert_eq!(
+            ask(ANY, group, &of_ours, &net()).0,
+            malformed,
+            "link address without address"
+        );
+        let bare = neighbor_solicitation(ours6(), &[]);
+        assert_eq!(
+            ask(ANY, ours6(), &bare, &net()).0,
+            malformed,
+            "duplicate detection to unicast"
+        );
+        let with_link = [&ROUTER_SOLICITATION[..], &link].concat();
+        assert_eq!(
+            ask(ANY, group, &with_link, &net()).0,
+            malformed,
+            "link address without address"
+        );
+        let no_length = neighbor_solicitation(ours6(), &[14, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            ask(guest6(), group, &no_length, &net()).0,
+            malformed,
+            "option without length"
+        );
+        let of_group = neighbor_solicitation(ALL_NODES, &[]);
+        let destination = Answer::Silent(Why::Destination);
+        assert_eq!(ask(guest6(), group, &of_group, &net()).0, destination);
+        let source = Answer::Silent(Why::Source);
+        assert_eq!(ask(ALL_NODES, group, &bare, &net()).0, source);
+        let guest = Guest::new(None, None);
+        for message in [&bare[..], &ROUTER_SOLICITATION] {
+            let far = answer(
+                GUEST_MAC,
+                guest6(),
+                group,
+                254,
+                message,
+                &net(),
+                &guest,
+                &mut Vec::new(),
+            );
+            assert_eq!(far, malformed, "came through a router");
+        }
+    }
+
+    /// N04, N07, N16 and the whole content of an advertisement.
+    #[test]
+    fn a_router_solicitation_is_answered_with_all_the_guest_needs() {
+        let (answer, reply) = ask(guest_link_local(), group(), &ROUTER_SOLICITATION, &net());
+        let reply = reply.unwrap();
+        assert_eq!(answer, RS);
+        assert_eq!((reply.to, reply.hops), (GUEST_MAC, 255));
+        assert_eq!(
+            (reply.src, reply.dst),
+            (ours6().into(), guest_link_local().into())
+        );
+        let ra = &reply.payload;
+        assert_eq!(ra[..2], [134, 0]);
+        assert_eq!(ra[4..16], [255, 0xc0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let options = options(ra, 16);
+        assert_eq!(
+            options.iter().map(|o| o.0).collect::<Vec<_>>(),
+            [3, 1, 5, 25, 31]
+        );
+        let prefix: Ipv6Addr = "2001:db8::".parse().unwrap();
+        assert_eq!(
+            options[0].1[2..16],
+            [&[64, 0xc0][..], &[0xff; 8], &[0; 4]].concat()
+        );
+        assert_eq!(options[0].1[16..], prefix.octets());
+        assert_eq!(options[1].1[2..], OUR_MAC.0);
+        assert_eq!(options[2].1[2..], [0, 0, 0, 0, 0xff, 0xf0]);
+        assert_eq!(options[3].1[2..8], [0, 0, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(options[3].1[8..], net().v6.unwrap().dns[0].octets());
+        assert_eq!(options[4].1[2..8], [0, 0, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(
+            options[4].1[8..],
+            *b"\x03one\x04test\x00\x03two\x04test\x00\0\0\0\0"
+        );
+    }
+
+    /// X05.
+    #[test]
+    fn a_router_solicitation_from_nobody_is_answered_to_all_nodes() {
+        let (answer, reply) = ask(ANY, group(), &ROUTER_SOLICITATION, &net());
+        let reply = reply.unwrap();
+        assert_eq!(answer, RS);
+        assert_eq!(reply.to, Mac([0x33, 0x33, 0, 0, 0, 1]));
+        assert_eq!(reply.dst, IpAddr::V6(ALL_NODES));
+    }
+
+    /// N05.
+    #[test]
+    fn without_nameservers_no_search_domains_are_told() {
+        let mut no_dns = net();
+        no_dns.v6.as_mut().unwrap().dns.clear();
+        let mut dns_off = net();
+        dns_off.serve.dhcp_dns = false;
+        let mut search_off = net();
+        search_off.serve.dhcp_search = false;
+        for (net, want) in [
+            (no_dns, &[3, 1, 5][..]),
+            (dns_off, &[3, 1, 5]),
+            (search_off, &[3, 1, 5, 25]),
+        ] {
+            let ra = advertisement(&net);
+            assert_eq!(
+                options(&ra, 16).iter().map(|o| o.0).collect::<Vec<_>>(),
+                want
+            );
+        }
+    }
+
+    #[test]
+    fn flags_prefix_lifetime_and_mtu_follow_the_network() {
+        let mut changed = net();
+        changed.serve.dhcpv6 = false;
+        changed.announce_mtu = false;
+        let ra = advertisement(&changed);
+        assert_eq!(ra[5..8], [0, 0xff, 0xff]);
+        assert!(options(&ra, 16).iter().all(|o| o.0 != 5));
+
+        let mut local = net();
+        local.v6.as_mut().unwrap().addr = None;
+        let ra = advertisement(&local);
+        assert_eq!(ra[5..8], [0, 0xff, 0xff]);
+        assert!(options(&ra, 16).iter().all(|o| o.0 != 3));
+        local.v6.as_mut().unwrap().router = None;
+        assert_eq!(advertisement(&local)[5..8], [0, 0, 0]);
+    }
+
+    /// N03.
+    #[test]
+    fn what_is_switched_off_is_silent() {
+        let disabled = Answer::Silent(Why::Disabled);
+        let mut out = Vec::new();
+        let (mut no_ra, mut no_ndp, mut no_v6) = (net(), net(), net());
+        no_ra.serve.ra = false;
+        no_ndp.serve.ndp = false;
+        no_v6.v6 = None;
+        for net in [&no_ra, &no_ndp, &no_v6] {
+            assert_eq!(
+                ask(guest6(), group(), &ROUTER_SOLICITATION, net).0,
+                disabled
+            );
+            assert!(!advertise(net, &mut out));
+        }
+        let ns = neighbor_solicitation(neighbor(), &[]);
+        let group = solicited_node(neighbor());
+        assert_eq!(ask(guest6(), group, &ns, &no_ra).0, NS);
+        assert_eq!(ask(guest6(), group, &ns, &no_ndp).0, disabled);
+        assert!(!solicit(&no_v6, neighbor(), &mut out));
+    }
+
+    #[test]
+    fn the_periodic_advertisement_goes_to_all_nodes() {
+        let mut out = vec![1; 9];
+        assert!(advertise(&net(), &mut out));
+        let opened = open(&out);
+        assert_eq!((opened.src, opened.dst), (ours6().into(), ALL_NODES.into()));
+        assert_eq!(opened.to, Mac([0x33, 0x33, 0, 0, 0, 1]));
+        assert_eq!(opened.payload, {
+            let mut answered = ask(ANY, group(), &ROUTER_SOLICITATION, &net()).1.unwrap();
+            std::mem::take(&mut answered.payload)
+        });
+    }
+
+    #[test]
+    fn our_own_solicitation_goes_to_the_solicited_node_group() {
+        let mut out = Vec::new();
+        assert!(solicit(&net(), guest6(), &mut out));
+        let opened = open(&out);
+        assert_eq!(opened.to, Mac([0x33, 0x33, 0xff, 0, 0, 0x15]));
+        assert_eq!(
+            (opened.src, opened.dst),
+            (ours6().into(), solicited_node(guest6()).into())
+        );
+        assert_eq!(opened.payload[8..24], guest6().octets());
+        assert_eq!(opened.payload[24..], [&[1, 1][..], &OUR_MAC.0].concat());
+    }
+
+    #[test]
+    fn a_long_search_list_keeps_the_advertisement_within_the_mtu() {
+        let mut net = net();
+        net.mtu = 1280;
+        net.dns.search = vec![[["x"; 50].concat().as_str(); 4].join("."); 8];
+        let ra = advertisement(&net);
+        assert!(ra.len() > 1000 && ra.len() <= 1240, "{}", ra.len());
+    }
+}

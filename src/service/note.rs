@@ -40,3 +40,37 @@ impl fmt::Display for Note {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_read_as_users_know_them() {
+        let dhcp = Note::Dhcp {
+            said: "DHCP: offer to discover",
+            to: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+        };
+        let not_on_link = Note::NotOnLink {
+            service: "DHCPv6",
+            addr: "2001:db8::9".parse().unwrap(),
+        };
+        for (note, want) in [
+            (dhcp, "DHCP: offer to discover\n    from 52:54:00:12:34:56"),
+            (
+                Note::Ndp("received RS, sending RA"),
+                "NDP: received RS, sending RA",
+            ),
+            (
+                Note::Dhcpv6("received SOLICIT, sending ADVERTISE"),
+                "DHCPv6: received SOLICIT, sending ADVERTISE",
+            ),
+            (
+                not_on_link,
+                "DHCPv6: requested address 2001:db8::9 not on link",
+            ),
+        ] {
+            assert_eq!(note.to_string(), want);
+        }
+    }
+}

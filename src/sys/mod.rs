@@ -1,1 +1,19 @@
-//! sys
+//! Kernel: system calls the crates do not wrap, or not without an allocation. The only home of `unsafe`; every function
+//! here is safe to call.
+
+#![allow(unsafe_code)]
+
+mod iovec;
+
+mod reason;
+
+pub mod errqueue;
+
+pub mod msg;
+
+pub mod process;
+
+pub mod sockopt;
+
+pub use iovec::{Gather, Iovecs, Scatter};
+pub use reason::reason;

@@ -1,11 +1,23 @@
 //! Bytes: frames and messages as they stand on the wire, checked once, read and written.
 
 pub mod checksum;
-pub mod dhcp;
-pub mod dhcpv6;
-pub mod frame;
-pub mod headers;
-pub mod icmp;
-pub mod ndp;
-pub mod pcap;
+
+pub mod build;
+
 pub mod tcp;
+
+pub mod frame;
+
+pub mod headers;
+
+pub mod name;
+
+pub mod dhcp;
+
+pub mod dhcpv6;
+
+pub mod icmp;
+
+pub mod ndp;
+
+pub mod pcap;

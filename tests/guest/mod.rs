@@ -10,7 +10,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::lab::{
-    Translator, World,
+    LONG, Translator, World, wait_until,
     world::{POD4, POD6},
 };
 
@@ -39,8 +39,15 @@ impl Scene {
     pub fn new(args: &[&str]) -> Option<Self> {
         let world = World::pod()?;
         let translator = Translator::start(&world.pod, args);
+        let idle = translator.fd_count();
+        let wire = Wire::new(translator.connect());
+        // Counts of descriptors begin with the guest connected.
+        assert!(
+            wait_until(LONG, || translator.fd_count() > idle),
+            "not accepted"
+        );
         Some(Self {
-            wire: Wire::new(translator.connect()),
+            wire,
             translator,
             world,
         })

@@ -46,6 +46,7 @@ pub fn binary() -> OsString {
 /// How a translator is to be started; [`Translator::start`] is the short way.
 #[derive(Debug)]
 pub struct Setup {
+    binary: OsString,
     args: Vec<String>,
     resolv_conf: String,
     private_tmp: bool,
@@ -58,6 +59,7 @@ pub struct Setup {
 impl Setup {
     pub fn new(args: &[&str]) -> Self {
         Self {
+            binary: binary(),
             args: args.iter().map(|&a| a.to_owned()).collect(),
             resolv_conf: RESOLV_CONF.to_owned(),
             private_tmp: false,
@@ -66,6 +68,12 @@ impl Setup {
             fd: None,
             dir: TempDir::new(),
         }
+    }
+
+    /// Starts another program, with the same command line.
+    pub fn binary(mut self, path: impl Into<OsString>) -> Self {
+        self.binary = path.into();
+        self
     }
 
     /// Gives it another `/etc/resolv.conf`.
@@ -184,10 +192,10 @@ impl Setup {
         command.args(["-c", &script, "sh"]);
         if self.private_tmp {
             // The binary may be below the /tmp that is hidden.
-            fs::copy(binary(), self.dir().join("passt")).expect("copy the binary");
+            fs::copy(&self.binary, self.dir().join("passt")).expect("copy the binary");
             command.arg("/tmp/passt");
         } else {
-            command.arg(binary());
+            command.arg(&self.binary);
         }
         if self.foreground {
             command.arg("-f");

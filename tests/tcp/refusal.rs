@@ -86,10 +86,7 @@ fn a_neighbour_that_does_not_answer_is_an_unreachable_host() {
 #[test]
 fn a_host_without_a_route_is_an_unreachable_network() {
     let Some(scene) = Scene::new(&[]) else { return };
-    scene
-        .world
-        .pod
-        .ip("route del default\n-6 route del default");
+    scene.world.pod.ip("route del default\nroute del ::/0");
     expect_unreachable(&scene, (INTERNET4, 80).into(), &[0, 1]);
     expect_unreachable(&scene, (INTERNET6, 80).into(), &[0, 3]);
 }

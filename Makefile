@@ -1,0 +1,64 @@
+# Chores of passt-rs; `make help` lists them.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+BENCH_ARGS ?=
+
+target := $(or $(CARGO_TARGET_DIR),target)
+passt := $(target)/release/passt
+
+# What the longer variants ask for: frames of nonsense, MiB through the scripted guest, MiB through the QEMU guest.
+long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 GUEST_MIB=64
+# The integration tests that read one of these in their own files, and so have a longer variant.
+long_tests = $(shell grep -lE 'HOSTILE_FRAMES|TRANSFER_MIB|GUEST_MIB' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
+  sed -E 's,^tests/([^/.]+).*,\1,' | sort -u)
+
+.PHONY: help build demo tools test lint unit test-all long bench install clean
+
+help:
+	@echo 'make demo              boot a real guest behind passt and show that it is online'
+	@echo 'make test              format, lints, unit, property and integration tests, QEMU boots'
+	@echo 'make test-all          the same, then the longer variants, the documentation and the man page'
+	@echo 'make bench             the comparison bench; BENCH_ARGS="--peer PATH" puts another binary beside ours'
+	@echo 'make build             release build'
+	@echo 'make install           binary and man page below PREFIX (/usr/local), staged in DESTDIR'
+
+build:
+	$(CARGO) build --release --bin passt
+
+demo:
+	contrib/setup.sh
+	$(MAKE) --no-print-directory build
+	PASST_BIN=$${PASST_BIN:-$(passt)} contrib/demo/run
+
+test: tools lint unit
+
+# Root gets what is missing installed; for anybody else the tests in question say that they skip.
+tools:
+	contrib/setup.sh || echo 'setup: tests that need what is missing will be skipped'
+
+lint: tools
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+unit: tools lint
+	$(CARGO) test --no-fail-fast
+
+# Adds to `make test` what is too long for it, and repeats only tests that grow with a size.
+test-all: test long
+
+long: test
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
+	mandoc -T lint -W warning man/passt.1
+	$(long_sizes) $(CARGO) test --no-fail-fast $(addprefix --test ,$(long_tests))
+
+bench:
+	$(CARGO) bench --bench compare -- $(BENCH_ARGS)
+
+install: build
+	install -D -m 755 $(passt) $(DESTDIR)$(PREFIX)/bin/passt
+	install -D -m 644 man/passt.1 $(DESTDIR)$(PREFIX)/share/man/man1/passt.1
+
+clean:
+	$(CARGO) clean

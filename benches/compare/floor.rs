@@ -1,0 +1,275 @@
+//! The floor: a process that makes a translator's system calls and nothing else, to know what a GiB costs at least.
+//!
+//! Up, it takes framed bytes from a UNIX socket and sends the payloads to a TCP socket. Down, it peeks at a TCP socket, sums
+//! each segment up, sends header and payload pairs to a UNIX socket and discards what it sent. No flow, no
+//! state, no acknowledgement, no timer. It is this program started again, UNIX socket as standard input, TCP as output.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use passt_rs::wire::checksum::Sum;
+use socket2::SockRef;
+
+use crate::{cpu, lab::Host, load::Sample, world::pin_process};
+
+/// First argument that makes this program the floor instead of the benchmark.
+pub(crate) const ROLE: &str = "floor-process";
+
+/// Bytes per burst.
+const BURST: usize = 256 * 1024;
+
+/// Send buffer of the UNIX socket towards the guest; the kernel caps it at `net.core.wmem_max`.
+const UNIX_SEND_BUFFER: usize = 1024 * 1024;
+
+/// Length word, Ethernet, IPv4 and TCP header: what stands before each payload on the UNIX socket.
+const HEADERS: usize = 4 + 14 + 20 + 20;
+
+/// IPv4 and TCP header, which the MTU counts.
+const IN_MTU: usize = 40;
+
+/// Most iovecs of one call (Linux `UIO_MAXIOV`).
+const MOST_IOVECS: usize = 1024;
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Run the floor for `up` or down at `mtu`, on the loopback of `pod`.
+pub(crate) fn measure(
+    pod: &Host,
+    up: bool,
+    mtu: u32,
+    congestion: &str,
+    pin: Option<usize>,
+    warm_up: Duration,
+    time: Duration,
+) -> io::Result<Sample> {
+    let (far, near) = pod.run(|| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        SockRef::from(&listener).set_tcp_congestion(congestion.as_bytes())?;
+        let far = TcpStream::connect(listener.local_addr()?)?;
+        SockRef::from(&far).set_tcp_congestion(congestion.as_bytes())?;
+        Ok::<_, io::Error>((far, listener.accept()?.0))
+    })?;
+    let (relay, guest_side) = UnixStream::pair()?;
+    let process = start(up, mtu, guest_side, near)?;
+    if let Some(cpu) = pin {
+        pin_process(process.0.id(), |at| at == cpu);
+    }
+    let arrived = AtomicU64::new(0);
+    let sample = thread::scope(|scope| {
+        if up {
+            scope.spawn(|| write_frames(&relay, mtu));
+            scope.spawn(|| count(&far, &arrived));
+        } else {
+            scope.spawn(|| write_forever(&far, &vec![0x5a; BURST]));
+            scope.spawn(|| count(&relay, &arrived));
+        }
+        let mark = || {
+            (
+                Instant::now(),
+                arrived.load(Relaxed),
+                cpu::time_of(process.0.id()),
+            )
+        };
+        thread::sleep(warm_up);
+        let (start, count_before, cpu_before) = mark();
+        thread::sleep(time);
+        let (end, count_after, cpu_after) = mark();
+        let _ = far.shutdown(Shutdown::Both);
+        let _ = relay.shutdown(Shutdown::Both);
+        let mut bytes = (count_after - count_before) as f64;
+        if !up {
+            // What arrived there are frames.
+            let payload = mtu as usize - IN_MTU;
+            bytes *= payload as f64 / (payload + HEADERS) as f64;
+        }
+        Sample {
+            rate: bytes * 8e-9 / (end - start).as_secs_f64(),
+            cost: (cpu_after - cpu_before).as_secs_f64() * GIB / bytes,
+            ..Sample::default()
+        }
+    });
+    Ok(sample)
+}
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(up: bool, mtu: u32, unix: UnixStream, tcp: TcpStream) -> io::Result<Process> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg(ROLE)
+        .arg(if up { "up" } else { "down" })
+        .arg(mtu.to_string())
+        .stdin(Stdio::from(OwnedFd::from(unix)))
+        .stdout(Stdio::from(OwnedFd::from(tcp)));
+    Ok(Process(command.spawn()?))
+}
+
+/// The floor process itself: runs until a socket ends.
+pub(crate) fn process(arguments: &[String]) -> io::Result<()> {
+    let [direction, mtu] = arguments else {
+        return Err(ErrorKind::InvalidInput.into());
+    };
+    let mtu: usize = mtu.parse().map_err(io::Error::other)?;
+    // SAFETY: standard input and output are the sockets the benchmark put there, and nothing else uses them.
+    let (unix, tcp) = unsafe {
+        (
+            UnixStream::from(OwnedFd::from_raw_fd(0)),
+            TcpStream::from(OwnedFd::from_raw_fd(1)),
+        )
+    };
+    let result = if direction == "up" {
+        carry_up(&unix, &tcp)
+    } else {
+        carry_down(&unix, &tcp, mtu - IN_MTU)
+    };
+    // However the benchmark cuts the connection.
+    result.or_else(|error| match error.kind() {
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Ok(()),
+        _ => Err(error),
+    })
+}
+
+fn carry_up(mut unix: &UnixStream, tcp: &TcpStream) -> io::Result<()> {
+    let mut burst = vec![0_u8; BURST];
+    let mut filled = 0;
+    let mut payloads = Vec::with_capacity(MOST_IOVECS);
+    loop {
+        match unix.read(&mut burst[filled..])? {
+            0 => return Ok(()),
+            more => filled += more,
+        }
+        let mut at = 0;
+        payloads.clear();
+        while let Some((word, _)) = burst[at..filled].split_first_chunk() {
+            let frame = 4 + u32::from_be_bytes(*word) as usize;
+            if at + frame > filled || payloads.len() == MOST_IOVECS {
+                break;
+            }
+            payloads.push(vector(&mut burst[at + HEADERS..at + frame]));
+            at += frame;
+        }
+        send_all(tcp.as_raw_fd(), &mut payloads)?;
+        burst.copy_within(at..filled, 0);
+        filled -= at;
+    }
+}
+
+fn carry_down(unix: &UnixStream, tcp: &TcpStream, segment: usize) -> io::Result<()> {
+    set_peek_offset(tcp)?;
+    // A burst that blocks half-way costs a change of context, up to half the throughput.
+    SockRef::from(unix).set_send_buffer_size(UNIX_SEND_BUFFER)?;
+    let mut arena = vec![0_u8; (BURST / segment).max(1) * segment];
+    let mut headers = vec![[0_u8; HEADERS]; arena.len() / segment];
+    let mut pairs = Vec::with_capacity(2 * headers.len());
+    loop {
+        let peeked = receive(tcp.as_raw_fd(), &mut arena, libc::MSG_PEEK)?;
+        if peeked == 0 {
+            return Ok(());
+        }
+        pairs.clear();
+        for (payload, header) in arena[..peeked].chunks_mut(segment).zip(&mut headers) {
+            let length = (HEADERS - 4 + payload.len()) as u32;
+            header[..4].copy_from_slice(&length.to_be_bytes());
+            let checksum = Sum::new().bytes(payload).finish();
+            header[HEADERS - 4..HEADERS - 2].copy_from_slice(&checksum.to_be_bytes());
+            pairs.push(vector(header));
+            pairs.push(vector(payload));
+        }
+        send_all(unix.as_raw_fd(), &mut pairs)?;
+        receive(tcp.as_raw_fd(), &mut arena[..peeked], libc::MSG_TRUNC)?;
+    }
+}
+
+fn vector(bytes: &mut [u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+/// Send all of it; the socket blocks, so a call rarely takes less than everything.
+fn send_all(socket: RawFd, mut vectors: &mut [libc::iovec]) -> io::Result<()> {
+    while !vectors.is_empty() {
+        // SAFETY: all bytes zero are a valid msghdr.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        let count = vectors.len().min(MOST_IOVECS);
+        message.msg_iov = vectors.as_mut_ptr();
+        message.msg_iovlen = count;
+        // SAFETY: the iovecs point into buffers of the caller, which are neither moved nor freed meanwhile.
+        let sent = unsafe { libc::sendmsg(socket, &raw const message, libc::MSG_NOSIGNAL) };
+        let mut sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+        let whole = vectors.iter().take_while(|vector| {
+            let fits = vector.iov_len <= sent;
+            sent -= if fits { vector.iov_len } else { 0 };
+            fits
+        });
+        let whole = whole.count();
+        vectors = &mut vectors[whole..];
+        if let Some(first) = vectors.first_mut() {
+            first.iov_base = first.iov_base.wrapping_byte_add(sent);
+            first.iov_len -= sent;
+        }
+    }
+    Ok(())
+}
+
+fn receive(socket: RawFd, into: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    // SAFETY: the buffer is as long as the call is told.
+    let length = unsafe { libc::recv(socket, into.as_mut_ptr().cast(), into.len(), flags) };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
+}
+
+/// Let `MSG_PEEK` go on where the last peek ended (socket(7), `SO_PEEK_OFF`).
+fn set_peek_offset(tcp: &TcpStream) -> io::Result<()> {
+    let zero: libc::c_int = 0;
+    // SAFETY: the option takes an int, whose size is told.
+    let result = unsafe {
+        libc::setsockopt(
+            tcp.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const zero).cast(),
+            size_of_val(&zero) as libc::socklen_t,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn write_frames(mut to: &UnixStream, mtu: u32) {
+    let frame = mtu as usize + 14;
+    let mut framed = (frame as u32).to_be_bytes().to_vec();
+    framed.resize(4 + frame, 0x5a);
+    let burst = framed.repeat(BURST.div_ceil(framed.len()));
+    while to.write_all(&burst).is_ok() {}
+}
+
+fn write_forever(mut to: &TcpStream, data: &[u8]) {
+    while to.write_all(data).is_ok() {}
+}
+
+fn count(from: &impl AsRawFd, arrived: &AtomicU64) {
+    let mut data = vec![0; 2 * BURST];
+    while let Ok(length @ 1..) = receive(from.as_raw_fd(), &mut data, 0) {
+        arrived.fetch_add(length as u64, Relaxed);
+    }
+}

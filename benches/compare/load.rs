@@ -1,0 +1,391 @@
+//! The workloads: what runs between a program in the guest and a server, and what is counted while it runs.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::{cpu, kernel_guest::KernelGuest, lab::Host};
+
+/// No single socket call takes longer; a translator that stalls ends the workload, not the benchmark.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes per `read` and `write` of the bulk workloads, as iperf3 uses.
+const BULK: usize = 128 * 1024;
+
+/// Payload of a flooded datagram.
+const DATAGRAM: usize = 1400;
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// What is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Workload {
+    /// Bulk TCP, server to guest
+    Down,
+    /// Bulk TCP, guest to server
+    Up,
+    /// One byte there and back on one connection
+    Rr,
+    /// Connect, one byte there and back, close: one at a time
+    Crr,
+    /// The same, 16 at a time
+    Crr16,
+    /// UDP datagrams of 1400 bytes, server to guest, as fast as they go
+    UdpDown,
+    /// UDP datagrams of 1400 bytes, guest to server, as fast as they go
+    UdpUp,
+    /// Idle connections held open
+    Hold,
+}
+
+impl Workload {
+    /// Units of [`Sample::rate`] and [`Sample::cost`].
+    pub(crate) fn units(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Down | Self::Up => ("Gbit/s", "CPU s/GiB"),
+            Self::Rr | Self::Crr | Self::Crr16 => ("1/s", "CPU µs/op"),
+            Self::UdpDown | Self::UdpUp => ("1/s", "CPU µs/datagram"),
+            Self::Hold => ("opened/s", "RSS MiB"),
+        }
+    }
+}
+
+/// One measured run.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sample {
+    /// Speed; more is better.
+    pub(crate) rate: f64,
+    /// Price; less is better.
+    pub(crate) cost: f64,
+    /// Latency in µs, median and 99th percentile, where one is measured.
+    pub(crate) p50: Option<f64>,
+    pub(crate) p99: Option<f64>,
+    /// Segments the guest had to send again.
+    pub(crate) retransmissions: u64,
+}
+
+/// Between whom, how long, how many.
+pub(crate) struct Load<'a> {
+    pub(crate) guest: &'a KernelGuest,
+    pub(crate) server: &'a Host,
+    /// Where the server binds, and how the guest calls that address.
+    pub(crate) bind: IpAddr,
+    pub(crate) target: IpAddr,
+    pub(crate) translator: u32,
+    pub(crate) congestion: &'a str,
+    pub(crate) flows: usize,
+    pub(crate) held: usize,
+    pub(crate) warm_up: Duration,
+    pub(crate) time: Duration,
+}
+
+impl Load<'_> {
+    pub(crate) fn run(&self, workload: Workload) -> io::Result<Sample> {
+        let before = self.guest.retransmissions();
+        let mut sample = match workload {
+            Workload::Down => self.bulk(false),
+            Workload::Up => self.bulk(true),
+            Workload::Rr => self.request_response(),
+            Workload::Crr => self.connections(1),
+            Workload::Crr16 => self.connections(16),
+            Workload::UdpDown => self.flood(false),
+            Workload::UdpUp => self.flood(true),
+            Workload::Hold => self.hold(),
+        }?;
+        sample.retransmissions = self.guest.retransmissions() - before;
+        Ok(sample)
+    }
+
+    fn bulk(&self, up: bool) -> io::Result<Sample> {
+        let listener = self.listen()?;
+        let port = listener.local_addr()?.port();
+        let mut pairs = Vec::new();
+        for _ in 0..self.flows {
+            let guest = self.guest.host().run(|| self.connect(port))?;
+            let server = listener.accept()?.0;
+            patient(&server)?;
+            pairs.push(if up { (guest, server) } else { (server, guest) });
+        }
+        let arrived = AtomicU64::new(0);
+        let measured = thread::scope(|scope| {
+            for (from, to) in &pairs {
+                scope.spawn(|| send_bulk(from));
+                scope.spawn(|| receive_bulk(to, &arrived));
+            }
+            let measured = self.measure(&arrived);
+            for stream in pairs.iter().flat_map(|(from, to)| [from, to]) {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            measured
+        });
+        for stream in pairs.iter().flat_map(|(from, to)| [from, to]) {
+            // A reset: nothing of this run is still on the way in the next.
+            SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
+        }
+        let gib = measured.count as f64 / GIB;
+        Ok(Sample {
+            rate: measured.count as f64 * 8e-9 / measured.seconds,
+            cost: measured.cpu / gib,
+            ..Sample::default()
+        })
+    }
+
+    fn request_response(&self) -> io::Result<Sample> {
+        let listener = self.listen()?;
+        let mut guest = self
+            .guest
+            .host()
+            .run(|| self.connect(listener.local_addr()?.port()))?;
+        let server = listener.accept()?.0;
+        patient(&server)?;
+        server.set_nodelay(true)?;
+        let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let latencies = Mutex::new(Vec::new());
+        let measured = thread::scope(|scope| {
+            scope.spawn(|| echo(&server));
+            scope.spawn(|| {
+                let mut took = Vec::with_capacity(1 << 18);
+                while !stop.load(Relaxed) {
+                    let start = Instant::now();
+                    if guest.write_all(b"?").is_err() || guest.read_exact(&mut [0]).is_err() {
+                        break;
+                    }
+                    took.push(start.elapsed());
+                    done.fetch_add(1, Relaxed);
+                }
+                let _ = guest.shutdown(Shutdown::Both);
+                latencies.lock().unwrap().append(&mut took);
+            });
+            let measured = self.measure(&done);
+            stop.store(true, Relaxed);
+            measured
+        });
+        Ok(measured.operations(latencies.into_inner().unwrap()))
+    }
+
+    fn connections(&self, at_a_time: usize) -> io::Result<Sample> {
+        let listener = self.listen()?;
+        let port = listener.local_addr()?.port();
+        let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let latencies = Mutex::new(Vec::new());
+        let measured = thread::scope(|scope| {
+            for _ in 0..at_a_time {
+                scope.spawn(|| {
+                    while let Ok((stream, _)) = listener.accept() {
+                        if patient(&stream).is_err() || stop.load(Relaxed) {
+                            break;
+                        }
+                        echo(&stream);
+                    }
+                });
+                scope.spawn(|| {
+                    let mut took = Vec::with_capacity(1 << 16);
+                    self.guest.host().run(|| {
+                        while !stop.load(Relaxed) {
+                            let start = Instant::now();
+                            if self.one_connection(port).is_err() {
+                                break;
+                            }
+                            took.push(start.elapsed());
+                            done.fetch_add(1, Relaxed);
+                        }
+                    });
+                    latencies.lock().unwrap().append(&mut took);
+                });
+            }
+            let measured = self.measure(&done);
+            stop.store(true, Relaxed);
+            // Wakes those in accept().
+            let _ = SockRef::from(&listener).shutdown(Shutdown::Both);
+            measured
+        });
+        Ok(measured.operations(latencies.into_inner().unwrap()))
+    }
+
+    fn one_connection(&self, port: u16) -> io::Result<()> {
+        let mut stream = self.connect(port)?;
+        stream.write_all(b"?")?;
+        stream.read_exact(&mut [0])
+    }
+
+    fn flood(&self, up: bool) -> io::Result<Sample> {
+        let server = self.server.run(|| UdpSocket::bind((self.bind, 0)))?;
+        let target = SocketAddr::new(self.target, server.local_addr()?.port());
+        let guest = self.guest.host().run(|| {
+            let any: IpAddr = match self.target {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(target)?;
+            Ok::<_, io::Error>(socket)
+        })?;
+        for socket in [&server, &guest] {
+            socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        }
+        greet(&guest, &server)?;
+        let (from, to) = if up {
+            (&guest, &server)
+        } else {
+            (&server, &guest)
+        };
+        let (arrived, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let measured = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Relaxed) {
+                    // A full queue of our own is no reason to stop.
+                    let _ = from.send(&[0; DATAGRAM]);
+                }
+            });
+            scope.spawn(|| {
+                let mut datagram = [0; DATAGRAM];
+                while !stop.load(Relaxed) {
+                    if to.recv(&mut datagram).is_ok() {
+                        arrived.fetch_add(1, Relaxed);
+                    }
+                }
+            });
+            let measured = self.measure(&arrived);
+            stop.store(true, Relaxed);
+            measured
+        });
+        Ok(measured.operations(Vec::new()))
+    }
+
+    fn hold(&self) -> io::Result<Sample> {
+        let listener = self.listen()?;
+        let port = listener.local_addr()?.port();
+        let start = Instant::now();
+        let mut held = Vec::with_capacity(2 * self.held);
+        self.guest.host().run(|| {
+            for _ in 0..self.held {
+                held.push(self.connect(port)?);
+                held.push(listener.accept()?.0);
+            }
+            Ok::<_, io::Error>(())
+        })?;
+        let seconds = start.elapsed().as_secs_f64();
+        thread::sleep(self.warm_up);
+        Ok(Sample {
+            rate: self.held as f64 / seconds,
+            cost: cpu::resident_kib(self.translator) as f64 / 1024.0,
+            ..Sample::default()
+        })
+    }
+
+    /// Warm up, then take the difference of `count` and of the translator's time over the measuring time.
+    fn measure(&self, count: &AtomicU64) -> Measured {
+        let mark = || {
+            (
+                Instant::now(),
+                count.load(Relaxed),
+                cpu::time_of(self.translator),
+            )
+        };
+        thread::sleep(self.warm_up);
+        let (start, count_before, cpu_before) = mark();
+        thread::sleep(self.time);
+        let (end, count_after, cpu_after) = mark();
+        Measured {
+            seconds: (end - start).as_secs_f64(),
+            count: count_after - count_before,
+            cpu: cpu_after.saturating_sub(cpu_before).as_secs_f64(),
+        }
+    }
+
+    fn listen(&self) -> io::Result<TcpListener> {
+        self.server.run(|| {
+            let socket = self.socket(self.bind)?;
+            socket.bind(&SocketAddr::new(self.bind, 0).into())?;
+            socket.listen(4096)?;
+            Ok::<_, io::Error>(socket.into())
+        })
+    }
+
+    /// From the calling thread's namespace, which must be the guest's.
+    fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        let socket = self.socket(self.target)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.connect_timeout(&SocketAddr::new(self.target, port).into(), PATIENCE)?;
+        Ok(socket.into())
+    }
+
+    /// What it accepts inherits the settings.
+    fn socket(&self, peer: IpAddr) -> io::Result<Socket> {
+        let domain = if peer.is_ipv4() {
+            Domain::IPV4
+        } else {
+            Domain::IPV6
+        };
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_tcp_congestion(self.congestion.as_bytes())?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    }
+}
+
+struct Measured {
+    seconds: f64,
+    count: u64,
+    cpu: f64,
+}
+
+impl Measured {
+    fn operations(&self, mut took: Vec<Duration>) -> Sample {
+        took.sort_unstable();
+        let at = |share: f64| {
+            let place = (took.len() as f64 * share) as usize;
+            took.get(place).map(|time| time.as_secs_f64() * 1e6)
+        };
+        Sample {
+            rate: self.count as f64 / self.seconds,
+            cost: self.cpu * 1e6 / self.count as f64,
+            p50: at(0.5),
+            p99: at(0.99),
+            retransmissions: 0,
+        }
+    }
+}
+
+fn patient(stream: &TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))
+}
+
+fn send_bulk(mut to: &TcpStream) {
+    let data = vec![0x5a; BULK];
+    while to.write_all(&data).is_ok() {}
+}
+
+fn receive_bulk(mut from: &TcpStream, arrived: &AtomicU64) {
+    let mut data = vec![0; BULK];
+    while let Ok(length @ 1..) = from.read(&mut data) {
+        arrived.fetch_add(length as u64, Relaxed);
+    }
+}
+
+fn echo(mut stream: &TcpStream) {
+    let mut byte = [0];
+    while matches!(stream.read(&mut byte), Ok(1)) && stream.write_all(&byte).is_ok() {}
+}
+
+/// Make the two know each other: the first datagram opens the translator's flow.
+fn greet(guest: &UdpSocket, server: &UdpSocket) -> io::Result<()> {
+    for _ in 0..20 {
+        guest.send(b"hello")?;
+        if let Ok((_, peer)) = server.recv_from(&mut [0; 8]) {
+            return server.connect(peer);
+        }
+    }
+    Err(io::Error::other("no datagram came through"))
+}

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Installs what demo and tests need and this machine lacks: Debian packages only, nothing that is there already.
+# A plain user gets the list of what is missing and exit code 1; root (or sudo without a password) gets it installed.
+#
+#   contrib/setup.sh            everything for `make demo`, `make test` and `make test-all`
+#   KERNEL_DIR=… contrib/setup.sh    where a guest kernel is unpacked when /boot has none
+set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+kernel_dir=${KERNEL_DIR:-${CARGO_TARGET_DIR:-$root/target}/guest-kernel}
+
+# Which command comes from which package.
+tools=(
+  qemu-system-x86_64:qemu-system-x86
+  busybox:busybox-static
+  cpio:cpio
+  modinfo:kmod
+  ip:iproute2
+  unshare:util-linux
+  perl:perl-base
+  cc:gcc
+  make:make
+  dhclient:isc-dhcp-client
+  dhcpcd:dhcpcd-base
+  mandoc:mandoc
+  tcpdump:tcpdump
+)
+
+missing_packages() {
+  local tool
+  for tool in "${tools[@]}"; do
+    command -v "${tool%%:*}" >/dev/null || printf '%s\n' "${tool##*:}"
+  done
+}
+
+# The dynamic busybox of Debian has no DHCP client and does not run without the host's libraries.
+static_busybox() {
+  busybox --list 2>/dev/null | grep -qx udhcpc && ! ldd "$(command -v busybox)" >/dev/null 2>&1
+}
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+install_packages() {
+  local packages
+  mapfile -t packages < <({ missing_packages; static_busybox || echo busybox-static; } | sort -u)
+  [ "${#packages[@]}" -gt 0 ] || return 0
+  if ! command -v apt-get >/dev/null || ! as_root true 2>/dev/null; then
+    echo "setup: please install: ${packages[*]}" >&2
+    return 1
+  fi
+  echo "setup: installing ${packages[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  as_root apt-get update -qq
+  as_root apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+}
+
+# The guest runs Debian's cloud kernel. Unpacking it is enough: nothing of it is installed on this machine.
+unpack_kernel() {
+  "$root/contrib/demo/kernel" >/dev/null 2>&1 && return 0
+  local package
+  package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: //p' | head -n 1)
+  if [ -z "$package" ] && as_root true 2>/dev/null; then
+    as_root apt-get update -qq
+    package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | head -n 1)
+  fi
+  [ -n "$package" ] || { echo "setup: no guest kernel: apt knows no linux-image-cloud-amd64" >&2; return 1; }
+  echo "setup: unpacking $package into $kernel_dir"
+  mkdir -p "$kernel_dir"
+  (cd "$kernel_dir" && apt-get download -qq -o APT::Sandbox::User= "$package" && dpkg -x "$package"_*.deb . && rm "$package"_*.deb)
+}
+
+install_packages
+unpack_kernel

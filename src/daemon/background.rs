@@ -1,0 +1,195 @@
+//! What makes a process a daemon: PID file, identity, and the fork.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::{
+        fd::AsFd,
+        unix::{fs::OpenOptionsExt, net::UnixStream},
+    },
+    path::Path,
+    process,
+};
+
+use nix::unistd::{
+    Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid,
+};
+
+use crate::{
+    config::Identity,
+    sys::{
+        process::{Forked, fork},
+        reason,
+    },
+};
+
+/// A PID file, opened while the caller's rights are still ours.
+#[derive(Debug)]
+pub struct PidFile(File);
+
+impl PidFile {
+    /// Opens the file, which may exist already.
+    ///
+    /// # Errors
+    /// One line: it cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path);
+        file.map(Self).map_err(|error| {
+            format!(
+                "Couldn't open PID file {}: {}",
+                path.display(),
+                reason(&error)
+            )
+        })
+    }
+
+    /// Writes a process's number and a newline.
+    ///
+    /// # Errors
+    /// Those of write(2).
+    pub fn write(&mut self, pid: u32) -> io::Result<()> {
+        self.0.write_all(format!("{pid}\n").as_bytes())
+    }
+}
+
+/// The background process's word to the one that waits for it in the foreground.
+#[derive(Debug)]
+pub struct Ready(UnixStream);
+
+impl Ready {
+    /// Everything is set up: the waiting process may exit with success. Standard descriptors go to /dev/null, so that
+    /// whoever reads them sees their end.
+    ///
+    /// # Errors
+    /// Those of open(2) and dup2(2).
+    pub fn tell(mut self) -> io::Result<()> {
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
+        dup2_stdin(null.as_fd())?;
+        dup2_stdout(null.as_fd())?;
+        dup2_stderr(null.as_fd())?;
+        // Where nobody waits any more, nobody needs to know.
+        let _ = self.0.write_all(&[0]);
+        Ok(())
+    }
+}
+
+/// Goes to the background. Only the new process returns from here; the old one waits until it hears that all is ready, and
+/// exits with 0, or with 1 if the new process ends before.
+///
+/// # Errors
+/// Those of socketpair(2), fork(2) and setsid(2).
+pub fn detach() -> io::Result<Ready> {
+    let (mut waiting, telling) = UnixStream::pair()?;
+    match fork()? {
+        Forked::Parent { .. } => {
+            drop(telling);
+            let ready = waiting.read_exact(&mut [0]).is_ok();
+            process::exit(i32::from(!ready));
+        }
+        Forked::Child => {
+            drop(waiting);
+            setsid()?;
+            Ok(Ready(telling))
+        }
+    }
+}
+
+/// Becomes whom the caller wants; the machine's root becomes nobody unless told otherwise. To be called once everything that takes rights
+/// is open.
+///
+/// # Errors
+/// One line: the system would not let us.
+pub fn become_identity(wanted: Option<Identity>) -> Result<(), String> {
+    let identity = match wanted {
+        Some(identity) => identity,
+        None if Uid::effective().is_root() && in_initial_namespace() => {
+            log::warn!("Started as root, will change to nobody.");
+            let nobody = User::from_name("nobody").ok().flatten();
+            nobody.map_or(
+                Identity {
+                    uid: 65_534,
+                    gid: 65_534,
+                },
+                |user| Identity {
+                    uid: user.uid.as_raw(),
+                    gid: user.gid.as_raw(),
+                },
+            )
+        }
+        None => return Ok(()),
+    };
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    if (uid, gid) == (Uid::effective(), Gid::effective()) {
+        return Ok(());
+    }
+    let groups = setgroups(&[]).or_else(|error| {
+        if Uid::effective().is_root() {
+            Err(error)
+        } else {
+            Ok(())
+        }
+    });
+    groups
+        .and_then(|()| setgid(gid))
+        .and_then(|()| setuid(uid))
+        .map_err(|error| {
+            format!(
+                "Can't change to user {} and group {}: {}",
+                identity.uid,
+                identity.gid,
+                error.desc()
+            )
+        })
+}
+
+/// Whether everybody is themselves here (user_namespaces(7)): root of any other user namespace is root over little.
+fn in_initial_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").map_or(true, |map| maps_everybody(&map))
+}
+
+fn maps_everybody(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Regressions C45 and S11.
+    #[test]
+    fn a_pid_file_may_exist_and_is_rewritten_whole() {
+        let path = std::env::temp_dir().join(format!("passt-pid-{}", process::id()));
+        PidFile::open(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        fs::write(&path, "4294967295\nrubbish\n").unwrap();
+        PidFile::open(&path).unwrap().write(17).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!((text.as_str(), mode & 0o777), ("17\n", 0o600));
+    }
+
+    #[test]
+    fn a_pid_file_that_cannot_be_opened_is_named_with_the_reason() {
+        assert_eq!(
+            PidFile::open(Path::new("/nonexistent/pid")).unwrap_err(),
+            "Couldn't open PID file /nonexistent/pid: No such file or directory"
+        );
+    }
+
+    #[test]
+    fn roots_of_user_namespaces_are_told_apart() {
+        assert!(maps_everybody("         0          0 4294967295\n"));
+        assert!(!maps_everybody("         0       1000          1\n"));
+        assert!(!maps_everybody("0 0 1\n1 100000 65536\n"));
+    }
+}

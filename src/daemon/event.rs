@@ -1,0 +1,62 @@
+//! What an event is about, packed into the number that the poll hands back.
+
+use mio::Token;
+
+use crate::flow::Id;
+
+/// The source of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A client waits at the listening socket.
+    Listener,
+    /// The guest's link.
+    Link,
+    Signal,
+    Flow(Id),
+}
+
+/// The kind stands above the bits of a flow's handle.
+const KIND: u32 = Id::BITS;
+
+impl Source {
+    pub fn token(self) -> Token {
+        let bits = match self {
+            Self::Listener => 0,
+            Self::Link => 1 << KIND,
+            Self::Signal => 2 << KIND,
+            Self::Flow(id) => 3 << KIND | id.to_bits(),
+        };
+        Token(bits as usize)
+    }
+
+    pub fn of(token: Token) -> Self {
+        let bits = token.0 as u64;
+        match bits >> KIND {
+            0 => Self::Listener,
+            1 => Self::Link,
+            2 => Self::Signal,
+            _ => Self::Flow(Id::from_bits(bits)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_source_survives_its_token() {
+        let id = Id {
+            slot: 0xff_ffff,
+            generation: u32::MAX,
+        };
+        for source in [
+            Source::Listener,
+            Source::Link,
+            Source::Signal,
+            Source::Flow(id),
+        ] {
+            assert_eq!(Source::of(source.token()), source);
+        }
+    }
+}

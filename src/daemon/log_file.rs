@@ -1,0 +1,311 @@
+//! A log file of bounded size: when it is full, the oldest third or so makes room.
+
+use std::{
+    env, fmt,
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+    process,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::sys::reason;
+
+/// The part of the size, in percent, that goes when the file is full.
+const CUT_PERCENT: u64 = 30;
+
+/// The longest message that is kept whole, in octets.
+const MESSAGE_MAX: usize = 8_192;
+
+/// The open file.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    file: File,
+    start: Instant,
+    /// Octets the file may have.
+    limit: u64,
+    /// Octets of the first line, 0 until there is one.
+    header: AtomicU64,
+    len: AtomicU64,
+    /// Held while one thread writes: lines stay whole and sorted.
+    busy: AtomicBool,
+}
+
+impl LogFile {
+    /// Opens or creates the file with mode 0600 and empties it. Timestamps count from `start`.
+    ///
+    /// # Errors
+    /// One line for a person.
+    pub(super) fn open(path: &Path, limit: u64, start: Instant) -> Result<Self, String> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| {
+                format!(
+                    "Couldn't open log file {}: {}",
+                    path.display(),
+                    reason(&error)
+                )
+            })?;
+        Ok(Self {
+            file,
+            start,
+            limit,
+            header: AtomicU64::new(0),
+            len: AtomicU64::new(0),
+            busy: AtomicBool::new(false),
+        })
+    }
+
+    /// Writes the header: who we are, now that the process has the number it keeps. Messages before are not taken; a full
+    /// disk is no error, the log stays empty then.
+    pub(super) fn begin(&self) {
+        let header = format!("{}\n", title());
+        if self.file.write_all_at(header.as_bytes(), 0).is_ok() {
+            self.header.store(octets(&header), Ordering::Relaxed);
+            self.len.store(octets(&header), Ordering::Relaxed);
+        }
+    }
+
+    /// Adds a message with the time and its label. What cannot be written is lost: there is nobody to tell.
+    pub(super) fn append(&self, label: &str, message: &str) {
+        while self.busy.swap(true, Ordering::Acquire) {
+            thread::yield_now();
+        }
+        let end = message.floor_char_boundary(MESSAGE_MAX);
+        let stamp = Stamp(self.start.elapsed());
+        let line = format!("{stamp}{label}{}\n", &message[..end]);
+        let _ = self.append_line(stamp, line.as_bytes());
+        self.busy.store(false, Ordering::Release);
+    }
+
+    fn append_line(&self, stamp: Stamp, line: &[u8]) -> io::Result<()> {
+        let mut len = self.len.load(Ordering::Relaxed);
+        if len == 0 {
+            return Ok(());
+        }
+        if len + line.len() as u64 > self.limit {
+            len = self.cut(stamp, len)?;
+            self.len.store(len, Ordering::Relaxed);
+        }
+        if let Err(error) = self.file.write_all_at(line, len) {
+            // No half lines.
+            self.file.set_len(len)?;
+            return Err(error);
+        }
+        self.len.store(len + line.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Moves the newest lines to the front, below a new header, and returns the new length.
+    fn cut(&self, stamp: Stamp, len: u64) -> io::Result<u64> {
+        let header = format!("{} - log truncated at {}\n", title(), stamp.bare());
+        let old_header = self.header.load(Ordering::Relaxed);
+        let mut from = self.next_line(old_header + self.limit * CUT_PERCENT / 100, len)?;
+        let mut to = octets(&header);
+        let mut block = [0; 8_192];
+        while from < len {
+            let read = self.file.read_at(&mut block, from)?;
+            if read == 0 {
+                break;
+            }
+            self.file.write_all_at(&block[..read], to)?;
+            from += read as u64;
+            to += read as u64;
+        }
+        self.file.write_all_at(header.as_bytes(), 0)?;
+        self.file.set_len(to)?;
+        self.header.store(octets(&header), Ordering::Relaxed);
+        Ok(to)
+    }
+
+    /// The start of the first line at or after `at`, or `end`.
+    fn next_line(&self, mut at: u64, end: u64) -> io::Result<u64> {
+        let mut block = [0; 512];
+        // From the octet before: it may be the very end of a line.
+        at = at.saturating_sub(1);
+        while at < end {
+            let read = self.file.read_at(&mut block, at)?;
+            if read == 0 {
+                break;
+            }
+            if let Some(newline) = block[..read].iter().position(|&b| b == b'\n') {
+                return Ok(at + newline as u64 + 1);
+            }
+            at += read as u64;
+        }
+        Ok(end)
+    }
+}
+
+fn title() -> String {
+    let program = env::current_exe().unwrap_or_default();
+    let version = env!("CARGO_PKG_VERSION");
+    format!("passt {version}: {} ({})", program.display(), process::id())
+}
+
+fn octets(text: &str) -> u64 {
+    text.len() as u64
+}
+
+/// Time since the start, in seconds and tenths of milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stamp(pub(super) Duration);
+
+impl Stamp {
+    fn bare(self) -> String {
+        format!("{}.{:04}", self.0.as_secs(), self.0.subsec_micros() / 100)
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.bare())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            Self(env::temp_dir().join(format!("passt-log-{name}-{}", process::id())))
+        }
+
+        fn log(&self, limit: u64) -> LogFile {
+            let log = LogFile::open(&self.0, limit, Instant::now()).unwrap();
+            log.begin();
+            log
+        }
+
+        fn lines(&self) -> Vec<String> {
+            let text = fs::read_to_string(&self.0).unwrap();
+            text.lines().map(str::to_owned).collect()
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
+    fn stamp(line: &str) -> f64 {
+        line.split(':').next().unwrap().parse().unwrap()
+    }
+
+    /// Regressions S11 and C45.
+    #[test]
+    fn an_old_file_is_emptied_and_a_new_one_is_private() {
+        let scratch = Scratch::new("fresh");
+        scratch.log(50_000);
+        let mode = fs::metadata(&scratch.0).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::write(&scratch.0, "old and long ".repeat(1_000)).unwrap();
+        let log = scratch.log(50_000);
+        log.append("ERROR:   ", "it burns");
+        let [header, line] = &scratch.lines()[..] else {
+            panic!("{:?}", scratch.lines());
+        };
+        assert!(header.starts_with("passt ") && header.ends_with(&format!("({})", process::id())));
+        assert!(line.ends_with(": ERROR:   it burns"), "{line}");
+    }
+
+    /// Regression C58.
+    #[test]
+    fn a_full_file_loses_its_oldest_lines_keeps_its_header_and_stays_sorted() {
+        let scratch = Scratch::new("full");
+        let limit = 50_000;
+        let log = scratch.log(limit);
+        let mut cuts = 0;
+        let mut before = 0;
+        for n in 0..10_000 {
+            log.append("info:    ", &format!("message {n} {}", "x".repeat(n % 90)));
+            let len = fs::metadata(&scratch.0).unwrap().len();
+            assert!(len <= limit, "{len} at {n}");
+            if len < before {
+                cuts += 1;
+                assert!(len > limit / 2, "only {len} left");
+            }
+            before = len;
+        }
+        assert!(cuts > 5);
+        let lines = scratch.lines();
+        assert!(lines[0].starts_with("passt ") && lines[0].contains(" - log truncated at "));
+        let stamps: Vec<f64> = lines[1..].iter().map(|line| stamp(line)).collect();
+        assert!(stamps.is_sorted());
+        for (line, n) in lines[1..].iter().rev().zip((0..10_000).rev()) {
+            assert!(line.contains(&format!("message {n} ")), "{line} for {n}");
+        }
+    }
+
+    #[test]
+    fn lines_of_several_threads_stay_whole() {
+        let scratch = Scratch::new("threads");
+        let log = scratch.log(50_000);
+        thread::scope(|scope| {
+            for letter in ["a", "b", "c"] {
+                let log = &log;
+                scope.spawn(move || {
+                    for _ in 0..1_000 {
+                        log.append("", &letter.repeat(40));
+                    }
+                });
+            }
+        });
+        let lines = scratch.lines();
+        let stamps: Vec<f64> = lines[1..].iter().map(|line| stamp(line)).collect();
+        assert!(stamps.is_sorted());
+        for line in &lines[1..] {
+            let text = line.split_once(": ").unwrap().1;
+            let letter = &text[..1];
+            assert_eq!(text, letter.repeat(40));
+        }
+    }
+
+    #[test]
+    fn a_message_longer_than_the_file_is_cut() {
+        let scratch = Scratch::new("long");
+        let log = scratch.log(40_960);
+        log.append("", &"ü".repeat(100_000));
+        assert!(fs::metadata(&scratch.0).unwrap().len() < 40_960);
+    }
+
+    #[test]
+    fn a_full_disk_is_no_reason_to_fail() {
+        let log = LogFile::open(Path::new("/dev/full"), 50_000, Instant::now()).unwrap();
+        log.append("", "too early");
+        log.begin();
+        log.append("", "lost");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_named_with_the_reason() {
+        let path = Path::new("/nonexistent/log");
+        assert_eq!(
+            LogFile::open(path, 50_000, Instant::now()).unwrap_err(),
+            "Couldn't open log file /nonexistent/log: No such file or directory"
+        );
+    }
+
+    #[test]
+    fn stamps_carry_into_the_next_second() {
+        let of = |micros| Stamp(Duration::from_micros(micros)).to_string();
+        assert_eq!(of(99), "0.0000: ");
+        assert_eq!(of(999_999), "0.9999: ");
+        assert_eq!(of(1_000_000), "1.0000: ");
+        assert_eq!(of(61_002_300), "61.0023: ");
+    }
+}

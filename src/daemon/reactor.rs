@@ -1,0 +1,319 @@
+//! The loop: one thread, one poll, and budgets so that nobody has to wait for long.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Interest, Poll, unix::SourceFd};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+    socket::{getsockopt, sockopt::PeerCredentials},
+};
+use socket2::SockRef;
+
+use super::event::Source;
+use crate::{
+    link::{Capture, Flushed, Inbox, Outbox, Received},
+    net::{Now, Span},
+    relay::{Ready, Relay, Request},
+};
+
+/// Events taken from the kernel at a time.
+const EVENTS: usize = 256;
+
+/// Bursts taken from the guest before sockets have their turn again.
+const BURSTS: usize = 4;
+
+/// Unsolicited router advertisements go out at random within these bounds (RFC 4861, section 6.2.1).
+const ADVERTISE_LEAST: Span = Span::secs(200);
+const ADVERTISE_MOST: Span = Span::secs(600);
+
+/// How the guest reaches us.
+#[derive(Debug)]
+pub enum Entrance {
+    /// Clients come one after the other.
+    Listener(OwnedFd),
+    /// One client, connected already.
+    Connected(OwnedFd),
+}
+
+/// Why the loop came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// SIGTERM or SIGQUIT.
+    Signal,
+    /// The client left, and we were to serve but one.
+    ClientLeft,
+}
+
+/// What one thread owns.
+#[derive(Debug)]
+pub struct Reactor {
+    poll: Poll,
+    relay: Relay,
+    inbox: Inbox,
+    outbox: Outbox,
+    listener: Option<OwnedFd>,
+    client: Option<RawFd>,
+    one_off: bool,
+    signals: SignalFd,
+    /// Edges seen and not worked off.
+    link_readable: bool,
+    start: Instant,
+    advertise: Now,
+}
+
+impl Reactor {
+    /// Takes over signals and sockets.
+    ///
+    /// # Errors
+    /// Those of epoll_create(2), epoll_ctl(2) and signalfd(2).
+    pub fn new(
+        relay: Relay,
+        entrance: Entrance,
+        one_off: bool,
+        capture: Option<Capture>,
+    ) -> io::Result<Self> {
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGTERM);
+        mask.add(Signal::SIGQUIT);
+        mask.thread_block()?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let mut reactor = Self {
+            poll: Poll::new()?,
+            relay,
+            inbox: Inbox::new(),
+            outbox: Outbox::new(),
+            listener: None,
+            client: None,
+            one_off,
+            signals,
+            link_readable: false,
+            start: Instant::now(),
+            advertise: Now(0) + ADVERTISE_LEAST,
+        };
+        reactor.outbox.set_capture(capture);
+        let signal_source = reactor.signals.as_fd().as_raw_fd();
+        reactor.watch(signal_source, Source::Signal, Interest::READABLE)?;
+        match entrance {
+            Entrance::Listener(socket) => {
+                reactor.watch(socket.as_raw_fd(), Source::Listener, Interest::READABLE)?;
+                reactor.listener = Some(socket);
+            }
+            Entrance::Connected(socket) => reactor.attach(socket)?,
+        }
+        Ok(reactor)
+    }
+
+    /// Serves until a signal comes or the only client leaves.
+    ///
+    /// # Errors
+    /// Loss of the poll itself; nothing else ends the loop.
+    pub fn run(mut self) -> io::Result<Ending> {
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            let more = self.turn();
+            let timeout = if more {
+                Some(Duration::ZERO)
+            } else {
+                self.sleep()
+            };
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            for event in &events {
+                match Source::of(event.token()) {
+                    Source::Flow(id) => {
+                        let ready = Ready {
+                            readable: event.is_readable(),
+                            writable: event.is_writable(),
+                            ended: event.is_read_closed(),
+                            error: event.is_error(),
+                        };
+                        let now = self.now();
+                        self.relay.from_host(id, ready, &mut self.outbox, now);
+                        self.register();
+                    }
+                    Source::Link => {
+                        self.link_readable |=
+                            event.is_readable() || event.is_read_closed() || event.is_error();
+                    }
+                    Source::Listener => self.accept()?,
+                    Source::Signal => {
+                        if let Ok(Some(_)) = self.signals.read_signal() {
+                            return Ok(Ending::Signal);
+                        }
+                    }
+                }
+            }
+            self.from_guest();
+            if self.client.is_none() && self.one_off && self.listener.is_none() {
+                return Ok(Ending::ClientLeft);
+            }
+        }
+    }
+
+    /// Timers, flows in line, and what waits for the link. `true` if there is more to do at once.
+    fn turn(&mut self) -> bool {
+        let now = self.now();
+        self.relay.expire(&mut self.outbox, now);
+        if now >= self.advertise {
+            self.relay.advertise(&mut self.outbox);
+            self.advertise = now + self.advertise_interval(now);
+        }
+        let mut more = self.link_readable;
+        if self.outbox.flush() == Flushed::Done {
+            more |=
+                self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
+        }
+        if self.outbox.flush() == Flushed::Blocked {
+            // Writability is told by an edge, which comes when the guest reads.
+            more = self.link_readable;
+        }
+        self.register();
+        more
+    }
+
+    /// Takes what the guest has sent, a few bursts at most.
+    fn from_guest(&mut self) {
+        for _ in 0..BURSTS {
+            if !self.link_readable {
+                return;
+            }
+            let received = self.inbox.receive();
+            let now = self.now();
+            self.outbox.capture_burst(&self.inbox);
+            self.relay.from_guest(&self.inbox, &mut self.outbox, now);
+            self.register();
+            self.outbox.flush();
+            match received {
+                Received::Burst => {}
+                Received::Blocked => self.link_readable = false,
+                Received::BadLength(len) => {
+                    log::warn!("Bad frame size from guest, resetting connection: {len}");
+                    self.detach();
+                }
+                Received::Closed => self.detach(),
+            }
+        }
+    }
+
+    /// Carries out what the relay asked for, in order.
+    fn register(&mut self) {
+        for request in self.relay.requests().drain(..) {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let registry = self.poll.registry();
+            let (done, id) = match request {
+                Request::Watch(fd, id) => (
+                    registry.register(&mut SourceFd(&fd), Source::Flow(id).token(), interest),
+                    id,
+                ),
+                Request::Rewatch(fd, id) => (
+                    registry.reregister(&mut SourceFd(&fd), Source::Flow(id).token(), interest),
+                    id,
+                ),
+                Request::Close(socket) => {
+                    drop(socket);
+                    continue;
+                }
+            };
+            if let Err(error) = done {
+                // Without events a flow is only ended by its timers and by the guest.
+                log::warn!("flow {}: cannot watch its socket: {error}", id.slot);
+            }
+        }
+    }
+
+    fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&fd), source.token(), interest)
+    }
+
+    /// Lets the next client in, and tells further ones goodbye.
+    fn accept(&mut self) -> io::Result<()> {
+        while let Some(listener) = &self.listener {
+            let client: OwnedFd = match SockRef::from(listener).accept() {
+                Ok((client, _)) => client.into(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    log::warn!("Cannot accept a connection: {error}");
+                    return Ok(());
+                }
+            };
+            let pid = getsockopt(&client, PeerCredentials).map_or(0, |peer| peer.pid());
+            // A client that has left makes room for one that comes in the same moment.
+            self.from_guest();
+            if self.client.is_some() {
+                log::info!("discarding connection from PID {pid}");
+                continue;
+            }
+            log::info!("accepted connection from PID {pid}");
+            self.attach(client)?;
+            if self.one_off {
+                self.listener = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, socket: OwnedFd) -> io::Result<()> {
+        SockRef::from(&socket).set_nonblocking(true)?;
+        self.watch(
+            socket.as_raw_fd(),
+            Source::Link,
+            Interest::READABLE | Interest::WRITABLE,
+        )?;
+        self.client = Some(socket.as_raw_fd());
+        self.outbox.attach(Some(socket.try_clone()?));
+        self.inbox.attach(Some(socket));
+        self.link_readable = true;
+        Ok(())
+    }
+
+    /// The client is gone: its flows end with it.
+    fn detach(&mut self) {
+        log::info!(
+            "Client connection closed{}",
+            if self.one_off { ", exiting" } else { "" }
+        );
+        self.link_readable = false;
+        self.relay.guest_left();
+        self.register();
+        if let Some(fd) = self.client.take() {
+            // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+        }
+        self.inbox.attach(None);
+        self.outbox.attach(None);
+    }
+
+    fn now(&self) -> Now {
+        Now(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// How long nothing is due.
+    fn sleep(&self) -> Option<Duration> {
+        let now = self.now();
+        let advertise = self.advertise.since(now);
+        let span = self
+            .relay
+            .next_deadline(now)
+            .map_or(advertise, |next| next.min(advertise));
+        Some(Duration::from_micros(span.0))
+    }
+
+    /// A time within the bounds; the clock's lower digits are as random as this needs.
+    fn advertise_interval(&self, now: Now) -> Span {
+        Span(
+            ADVERTISE_LEAST.0
+                + now.0.wrapping_mul(2_654_435_761) % (ADVERTISE_MOST.0 - ADVERTISE_LEAST.0),
+        )
+    }
+}

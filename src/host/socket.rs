@@ -1,0 +1,259 @@
+//! Opens sockets of the host for flows of the guest.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+
+use crate::{config::Outbound, net::Endpoint, sys::sockopt};
+
+/// What this kernel can do, found out once at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// SO_PEEK_OFF on TCP sockets; IPv4 since Linux 6.9, IPv6 since 6.11.
+    pub peek_offset4: bool,
+    pub peek_offset6: bool,
+}
+
+impl Features {
+    /// Asks the kernel.
+    pub fn probe() -> Self {
+        let peek = |domain| {
+            Socket::new(domain, Type::STREAM, Some(Protocol::TCP))
+                .and_then(|socket| sockopt::set_peek_offset(socket.as_fd(), 0))
+                .is_ok()
+        };
+        Self {
+            peek_offset4: peek(Domain::IPV4),
+            peek_offset6: peek(Domain::IPV6),
+        }
+    }
+
+    /// Without anything newer than the oldest kernel we serve.
+    pub const fn none() -> Self {
+        Self {
+            peek_offset4: false,
+            peek_offset6: false,
+        }
+    }
+
+    /// Whether TCP sockets of this address's family have a peek offset.
+    pub const fn peek_offset(self, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(_) => self.peek_offset4,
+            IpAddr::V6(_) => self.peek_offset6,
+        }
+    }
+}
+
+/// Where a flow's socket is to be connected, and over which link if the address alone does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    pub endpoint: Endpoint,
+    /// Interface index for link-local IPv6 addresses, else 0.
+    pub scope: u32,
+}
+
+impl Peer {
+    fn address(self) -> SocketAddr {
+        let Endpoint { addr, port } = self.endpoint;
+        match addr {
+            IpAddr::V4(_) => SocketAddr::new(addr, port),
+            IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, port, 0, self.scope)),
+        }
+    }
+}
+
+/// Opens a TCP socket and begins to connect it. The flag tells whether it is connected already.
+///
+/// # Errors
+/// Those of socket(2), bind(2) and connect(2), but for EINPROGRESS.
+pub fn tcp(peer: Peer, outbound: &Outbound, peek_offset: bool) -> io::Result<(OwnedFd, bool)> {
+    let socket = open(peer, Type::STREAM, Protocol::TCP)?;
+    socket.set_tcp_nodelay(true)?;
+    // Urgent data stays in the stream; the guest's URG is not reproduced.
+    socket.set_out_of_band_inline(true)?;
+    if peek_offset {
+        sockopt::set_peek_offset(socket.as_fd(), 0)?;
+    }
+    // Until it is connected: afterwards every error would end it, those that pass too (ip(7)).
+    sockopt::set_receive_errors(socket.as_fd(), peer.endpoint.addr.is_ipv6(), true)?;
+    bind(&socket, peer, outbound, 0)?;
+    match socket.connect(&SockAddr::from(peer.address())) {
+        Ok(()) => Ok((socket.into(), true)),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket.into(), false)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a UDP socket connected to `peer`, bound to `port` where that can be had.
+///
+/// # Errors
+/// Those of socket(2), bind(2) and connect(2).
+pub fn udp(peer: Peer, outbound: &Outbound, port: u16) -> io::Result<OwnedFd> {
+    let socket = open(peer, Type::DGRAM, Protocol::UDP)?;
+    // Flows from one port of the guest to several peers share that port; each hears its own peer only, once connected.
+    socket.set_reuse_address(true)?;
+    sockopt::set_receive_errors(socket.as_fd(), peer.endpoint.addr.is_ipv6(), true)?;
+    if bind(&socket, peer, outbound, port).is_err() {
+        bind(&socket, peer, outbound, 0)?;
+    }
+    socket.connect(&SockAddr::from(peer.address()))?;
+    discard_strays(&socket);
+    Ok(socket.into())
+}
+
+/// Opens a ping socket (icmp(7)) connected to `peer`; the kernel chooses the identifier.
+///
+/// # Errors
+/// Those of socket(2), EACCES where net.ipv4.ping_group_range does not name our group; bind(2) and connect(2).
+pub fn echo(peer: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
+    let v6 = peer.endpoint.addr.is_ipv6();
+    let socket = open(
+        peer,
+        Type::DGRAM,
+        if v6 {
+            Protocol::ICMPV6
+        } else {
+            Protocol::ICMPV4
+        },
+    )?;
+    sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
+    bind(&socket, peer, outbound, 0)?;
+    socket.connect(&SockAddr::from(peer.address()))?;
+    Ok(socket.into())
+}
+
+/// Whether ping sockets can be opened at all.
+///
+/// # Errors
+/// That of socket(2): EACCES where net.ipv4.ping_group_range does not name our group.
+pub fn echo_allowed() -> io::Result<()> {
+    Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4)).map(drop)
+}
+
+fn open(peer: Peer, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let domain = Domain::for_address(peer.address());
+    Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))
+}
+
+/// Binds as `--outbound` and `--outbound-if4`, `-if6` say, and to `port` unless that is 0.
+fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
+    let (addr, any, interface) = match peer.endpoint.addr {
+        IpAddr::V4(_) => (
+            outbound.addr4.map(IpAddr::V4),
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            &outbound.interface4,
+        ),
+        IpAddr::V6(_) => (
+            outbound.addr6.map(IpAddr::V6),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            &outbound.interface6,
+        ),
+    };
+    // What is mapped to the host itself is reached over no other interface than its own.
+    let local = peer.endpoint.addr.is_loopback();
+    if let Some(name) = interface
+        && !local
+    {
+        socket.bind_device(Some(name.as_bytes()))?;
+    }
+    let addr = addr.filter(|_| !local);
+    if addr.is_some() || port != 0 {
+        socket.bind(&SockAddr::from(SocketAddr::new(addr.unwrap_or(any), port)))?;
+    }
+    Ok(())
+}
+
+/// Between bind() and connect() a socket hears everybody; nothing of that belongs to this flow.
+fn discard_strays(socket: &Socket) {
+    const MOST: usize = 64;
+    for _ in 0..MOST {
+        if socket.recv(&mut [MaybeUninit::uninit(); 1]).is_err() {
+            break;
+        }
+    }
+}
+
+/// The pending error of a socket, which is cleared by asking.
+///
+/// # Errors
+/// That very error.
+pub fn outcome(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).take_error()?.map_or(Ok(()), Err)
+}
+
+/// Lets a connected TCP socket ride out errors that may pass; those that end it are reported all the same.
+pub fn ignore_passing_errors(socket: &OwnedFd, v6: bool) {
+    // It could be set, so it can be unset.
+    let _ = sockopt::set_receive_errors(socket.as_fd(), v6, false);
+}
+
+/// Ends our half of a connection (shutdown(2)).
+///
+/// # Errors
+/// Those of shutdown(2): `NotConnected` when the peer is gone.
+pub fn shutdown(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).shutdown(std::net::Shutdown::Write)
+}
+
+/// Makes close(2) reset the connection instead of ending it in order.
+pub fn reset_on_close(socket: &impl AsFd) {
+    // Where this fails the connection is gone already.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, UdpSocket};
+
+    fn peer(addr: SocketAddr) -> Peer {
+        Peer {
+            endpoint: Endpoint::new(addr.ip(), addr.port()),
+            scope: 0,
+        }
+    }
+
+    #[test]
+    fn a_listening_port_connects_and_a_closed_one_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let open = listener.local_addr().unwrap();
+        let (socket, connected) = tcp(peer(open), &Outbound::default(), false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert!(connected || outcome(&socket).is_ok());
+        drop((listener, accepted));
+        let refused = tcp(peer(open), &Outbound::default(), false);
+        let error = refused
+            .and_then(|(socket, _)| outcome(&socket))
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn flows_from_one_port_share_it() {
+        let (a, b) = (
+            UdpSocket::bind("127.0.0.1:0").unwrap(),
+            UdpSocket::bind("127.0.0.1:0").unwrap(),
+        );
+        let port = UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        for server in [&a, &b] {
+            let socket = udp(
+                peer(server.local_addr().unwrap()),
+                &Outbound::default(),
+                port,
+            )
+            .unwrap();
+            assert_eq!(UdpSocket::from(socket).local_addr().unwrap().port(), port);
+        }
+    }
+}

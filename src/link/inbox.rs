@@ -1,0 +1,287 @@
+//! Frames from the guest over a stream socket: each behind its length, four octets in network order (the framing of QEMU's
+//! `-netdev stream`).
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use crate::sys::{Gather, msg};
+
+/// The shortest frame: an Ethernet header.
+const FRAME_MIN: usize = 14;
+
+/// The longest frame, QEMU's own limit: 64 KiB and a page.
+pub const FRAME_MAX: usize = 69_632;
+
+/// The framing before each frame, in octets.
+pub(super) const PREFIX: usize = 4;
+
+/// What one read asks for.
+const BURST: usize = 256 * 1024;
+
+/// A stretch of the current burst. It means nothing once the next burst is received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    at: u32,
+    len: u32,
+}
+
+impl Slot {
+    /// The part of this stretch that a range of its octets names.
+    #[must_use]
+    pub fn part(self, range: &std::ops::Range<usize>) -> Self {
+        let start = (range.start as u32).min(self.len);
+        let end = (range.end as u32).clamp(start, self.len);
+        Self {
+            at: self.at + start,
+            len: end - start,
+        }
+    }
+
+    /// Octets.
+    pub const fn len(self) -> usize {
+        self.len as usize
+    }
+
+    pub const fn is_empty(self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A frame from the guest: what may be read of it, and where all of it lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame<'a> {
+    /// Private memory, the first octets of the frame: all headers, and the whole of a message to a service.
+    pub head: &'a [u8],
+    /// The whole frame, for the kernel.
+    pub payload: Slot,
+}
+
+/// How a read went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// There may be frames, and more to read.
+    Burst,
+    /// Nothing to read until the socket is readable again.
+    Blocked,
+    /// The guest is gone.
+    Closed,
+    /// A frame length no link has; what follows cannot be told apart any more.
+    BadLength(u32),
+}
+
+/// The receiving half of a stream link.
+#[derive(Debug)]
+pub struct Inbox {
+    socket: Option<OwnedFd>,
+    buffer: Box<[u8]>,
+    /// Where the octets not yet handed out as frames begin and end.
+    start: usize,
+    end: usize,
+    frames: Vec<Slot>,
+}
+
+impl Inbox {
+    pub fn new() -> Self {
+        let buffer = vec![0; BURST + PREFIX + FRAME_MAX].into_boxed_slice();
+        let frames = Vec::with_capacity((BURST + FRAME_MAX) / (PREFIX + FRAME_MIN) + 1);
+        Self {
+            socket: None,
+            buffer,
+            start: 0,
+            end: 0,
+            frames,
+        }
+    }
+
+    /// Serves another client, or none; what was left of the last is forgotten.
+    pub fn attach(&mut self, socket: Option<OwnedFd>) {
+        self.socket = socket;
+        (self.start, self.end) = (0, 0);
+        self.frames.clear();
+    }
+
+    /// Reads once, and finds the frames that are complete now. Slots of the burst before become void.
+    pub fn receive(&mut self) -> Received {
+        self.frames.clear();
+        let Some(socket) = &self.socket else {
+            return Received::Closed;
+        };
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        let free = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let len = free.len().min(BURST);
+        match msg::receive_into(socket.as_fd(), &mut free[..len]) {
+            Ok(0) => return Received::Closed,
+            Ok(octets) => self.end += octets,
+            Err(error) => {
+                return match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Received::Blocked,
+                    _ => Received::Closed,
+                };
+            }
+        }
+        self.find_frames()
+    }
+
+    fn find_frames(&mut self) -> Received {
+        while let Some(prefix) = self
+            .buffer
+            .get(self.start..self.end)
+            .and_then(<[u8]>::first_chunk::<PREFIX>)
+        {
+            let len = u32::from_be_bytes(*prefix);
+            if !(FRAME_MIN..=FRAME_MAX).contains(&(len as usize)) {
+                return Received::BadLength(len);
+            }
+            let at = self.start + PREFIX;
+            let next = at + len as usize;
+            if next > self.end {
+                break;
+            }
+            self.frames.push(Slot { at: at as u32, len });
+            self.start = next;
+        }
+        Received::Burst
+    }
+
+    /// Frames in the current burst.
+    pub fn frames(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// One frame of the current burst.
+    pub fn frame(&self, index: usize) -> Option<Frame<'_>> {
+        let slot = *self.frames.get(index)?;
+        Some(Frame {
+            head: self.octets(slot),
+            payload: slot,
+        })
+    }
+
+    /// Lists a stretch of the current burst for the kernel to read; `false` if the list is full.
+    #[must_use]
+    pub fn gather<'a>(&'a self, slot: Slot, gather: &mut Gather<'_, 'a>) -> bool {
+        gather.push(self.octets(slot))
+    }
+
+    /// Copies a stretch of the current burst out, piece by piece: here there is but one.
+    pub fn copy(&self, slot: Slot, mut take: impl FnMut(&[u8])) {
+        take(self.octets(slot));
+    }
+
+    fn octets(&self, slot: Slot) -> &[u8] {
+        self.buffer
+            .get(slot.at as usize..(slot.at + slot.len) as usize)
+            .unwrap_or_default()
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::{io::Write, os::unix::net::UnixStream};
+
+    fn framed(frames: &[Vec<u8>]) -> Vec<u8> {
+        frames
+            .iter()
+            .flat_map(|f| {
+                (f.len() as u32)
+                    .to_be_bytes()
+                    .into_iter()
+                    .chain(f.iter().copied())
+            })
+            .collect()
+    }
+
+    fn all(inbox: &Inbox) -> Vec<Vec<u8>> {
+        (0..inbox.frames())
+            .map(|i| inbox.frame(i).unwrap().head.to_vec())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_split_of_reads(
+            frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), FRAME_MIN..200), 1..20),
+            cuts in proptest::collection::vec(1_usize..300, 1..40),
+        ) {
+            let (mut guest, ours) = UnixStream::pair().unwrap();
+            let mut inbox = Inbox::new();
+            inbox.attach(Some(ours.into()));
+            let stream = framed(&frames);
+            let (mut sent, mut got, mut cuts) = (0, Vec::new(), cuts.into_iter().cycle());
+            while sent < stream.len() {
+                let end = stream.len().min(sent + cuts.next().unwrap());
+                guest.write_all(&stream[sent..end]).unwrap();
+                sent = end;
+                prop_assert_eq!(inbox.receive(), Received::Burst);
+                got.extend(all(&inbox));
+            }
+            prop_assert_eq!(got, frames);
+            prop_assert_eq!(inbox.receive(), Received::Blocked);
+        }
+    }
+
+    #[test]
+    fn lengths_outside_14_to_69632_are_refused() {
+        for (len, good) in [
+            (13_u32, false),
+            (14, true),
+            (69_632, true),
+            (69_633, false),
+            (0, false),
+            (u32::MAX, false),
+        ] {
+            let (mut guest, ours) = UnixStream::pair().unwrap();
+            let mut inbox = Inbox::new();
+            inbox.attach(Some(ours.into()));
+            guest.write_all(&len.to_be_bytes()).unwrap();
+            assert_eq!(
+                inbox.receive(),
+                if good {
+                    Received::Burst
+                } else {
+                    Received::BadLength(len)
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn the_longest_frame_fits_behind_a_partial_one() {
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        let mut inbox = Inbox::new();
+        inbox.attach(Some(ours.into()));
+        let frames = vec![vec![1; FRAME_MAX]; 9];
+        let stream = framed(&frames);
+        let writer = std::thread::spawn(move || guest.write_all(&stream).unwrap());
+        let mut got = Vec::new();
+        while got.len() < frames.len() {
+            match inbox.receive() {
+                Received::Burst => got.extend(all(&inbox)),
+                Received::Blocked => std::thread::yield_now(),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(got, frames);
+        writer.join().unwrap();
+        assert_eq!(inbox.receive(), Received::Closed);
+    }
+
+    #[test]
+    fn a_part_stays_inside_its_slot() {
+        let slot = Slot { at: 10, len: 5 };
+        assert_eq!(slot.part(&(1..3)), Slot { at: 11, len: 2 });
+        assert_eq!(slot.part(&(4..9)), Slot { at: 14, len: 1 });
+        assert!(slot.part(&(7..9)).is_empty());
+    }
+}

@@ -1,0 +1,68 @@
+//! Round trip times and the retransmission timeout (RFC 6298).
+
+use crate::net::Span;
+
+/// The least timeout: Linux's, where RFC 6298 (2.4) says one second. The guest is one virtual wire away.
+const MIN: Span = Span::millis(200);
+
+/// The timeout before any measurement (2.1).
+const INITIAL: Span = Span::secs(1);
+
+/// The most a timeout backs off to (2.5).
+const MAX: Span = Span::secs(120);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rtt {
+    /// Microseconds; zero before the first measurement.
+    smoothed: u32,
+    variation: u32,
+}
+
+impl Rtt {
+    /// Takes a measurement into account (2.2, 2.3).
+    pub fn measured(&mut self, rtt: Span) {
+        let rtt = u32::try_from(rtt.0)
+            .unwrap_or(u32::MAX / 8)
+            .clamp(1, u32::MAX / 8);
+        if self.smoothed == 0 {
+            (self.smoothed, self.variation) = (rtt, rtt / 2);
+        } else {
+            self.variation = self.variation / 4 * 3 + self.smoothed.abs_diff(rtt) / 4;
+            self.smoothed = (self.smoothed / 8 * 7 + rtt / 8).max(1);
+        }
+    }
+
+    /// The timeout after `backoff` doublings.
+    pub fn timeout(&self, backoff: u8) -> Span {
+        let base = if self.smoothed == 0 {
+            INITIAL
+        } else {
+            Span((u64::from(self.smoothed) + 4 * u64::from(self.variation)).max(MIN.0))
+        };
+        Span(base.0 << backoff.min(20)).min(MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_start_at_a_second_and_double_up_to_two_minutes() {
+        let mut rtt = Rtt::default();
+        assert_eq!(rtt.timeout(0), Span::secs(1));
+        rtt.measured(Span(80));
+        assert_eq!(rtt.timeout(0), Span::millis(200));
+        assert_eq!(rtt.timeout(3), Span::millis(1600));
+        assert_eq!(rtt.timeout(30), Span::secs(120));
+    }
+
+    #[test]
+    fn a_slow_guest_gets_more_time() {
+        let mut rtt = Rtt::default();
+        for _ in 0..100 {
+            rtt.measured(Span::millis(500));
+        }
+        assert!(rtt.timeout(0) > Span::millis(490) && rtt.timeout(0) < Span::millis(600));
+    }
+}

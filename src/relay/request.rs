@@ -1,0 +1,28 @@
+//! What the relay asks of whoever polls: values, carried out in order.
+
+use std::os::fd::{OwnedFd, RawFd};
+
+use crate::flow::Id;
+
+/// A registration, or its end. Closing goes the same way, so that no descriptor's number is used again while a request
+/// about its last bearer waits.
+#[derive(Debug)]
+pub enum Request {
+    /// Tell of every change of this flow's socket.
+    Watch(RawFd, Id),
+    /// Look again now, and let the kernel know that we wait for space to send (`epoll_ctl(2)`, EPOLL_CTL_MOD).
+    Rewatch(RawFd, Id),
+    /// Close this socket.
+    Close(OwnedFd),
+}
+
+/// What happened to a flow's socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "the bits of an epoll event")]
+pub struct Ready {
+    pub readable: bool,
+    pub writable: bool,
+    /// The peer sends no more, or the connection is gone.
+    pub ended: bool,
+    pub error: bool,
+}

@@ -1,0 +1,120 @@
+//! Frames that we answer ourselves.
+
+use std::net::IpAddr;
+
+use super::state::Relay;
+use crate::{
+    link::Outbox,
+    net::{Class, Why, class},
+    service::{Answer, arp, dhcp, dhcpv6, ndp},
+    wire::frame::{Body, Datagram, Frame, Ip, Message},
+};
+
+/// Ports of DHCP and DHCPv6 servers (RFC 2131, section 4.1; RFC 8415, section 7.2).
+const DHCP: u16 = 67;
+const DHCPV6: u16 = 547;
+
+/// ICMPv6 types of neighbour discovery (RFC 4861, section 4).
+const ROUTER_SOLICITATION: u8 = 133;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+
+impl Relay {
+    /// Answers a frame that is for a service; `false` if it is for none. `head` is the whole frame.
+    ///
+    /// # Errors
+    /// Why a frame for a service got no answer.
+    pub(super) fn serve(
+        &mut self,
+        frame: &Frame,
+        head: &[u8],
+        outbox: &mut Outbox,
+    ) -> Result<bool, Why> {
+        let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
+        let answer = match &frame.body {
+            Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, out),
+            Body::Arp => return Err(Why::Disabled),
+            Body::Udp(ip, datagram)
+                if is_dhcp(ip, datagram) && net.serve.dhcp && net.v4.is_some() =>
+            {
+                dhcp::answer(
+                    frame.mac,
+                    head.get(datagram.payload.clone()).unwrap_or_default(),
+                    net,
+                    out,
+                )
+            }
+            Body::Udp(ip, datagram) if is_dhcpv6(ip, datagram) && net.serve.dhcpv6 => {
+                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else {
+                    return Ok(false);
+                };
+                let payload = head.get(datagram.payload.clone()).unwrap_or_default();
+                dhcpv6::answer(frame.mac, src, dst, payload, net, out)
+            }
+            Body::Icmp(ip, message) if is_neighbour_discovery(ip, message) => {
+                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else {
+                    return Ok(false);
+                };
+                if !net.serve.ndp || net.v6.is_none() {
+                    return Err(Why::Disabled);
+                }
+                let octets = head.get(message.octets.clone()).unwrap_or_default();
+                ndp::answer(frame.mac, src, dst, ip.ttl, octets, net, guest, out)
+            }
+            Body::Udp(..) | Body::Icmp(..) | Body::Tcp(..) => return Ok(false),
+        };
+        match answer {
+            Answer::Reply(note) => {
+                if let Some(note) = note {
+                    log::info!("{note}");
+                }
+                if let Body::Udp(ip, _) | Body::Icmp(ip, _) = &frame.body {
+                    self.saw_source(ip.src);
+                }
+                outbox.copy(&self.scratch).map(|()| true)
+            }
+            Answer::Noted(note) => {
+                log::info!("{note}");
+                Err(Why::Unanswered)
+            }
+            Answer::Silent(why) => Err(why),
+        }
+    }
+
+    /// Learns the guest's address from a packet it sent.
+    pub(super) fn saw_source(&mut self, src: IpAddr) {
+        self.guest.saw_addr(src);
+    }
+
+    /// Sends an unsolicited router advertisement, if a guest is there to hear it.
+    pub fn advertise(&mut self, outbox: &mut Outbox) {
+        let serve = &self.net.serve;
+        if !serve.ndp || !serve.ra || self.net.v6.is_none() || !outbox.has_guest() {
+            return;
+        }
+        if !ndp::advertise(&self.net, &mut self.scratch) {
+            return;
+        }
+        if let Err(why) = outbox.copy(&self.scratch) {
+            self.count(why);
+        }
+    }
+}
+
+fn is_dhcp(ip: &Ip, datagram: &Datagram) -> bool {
+    ip.src.is_ipv4() && datagram.dst_port == DHCP
+}
+
+fn is_dhcpv6(ip: &Ip, datagram: &Datagram) -> bool {
+    ip.src.is_ipv6()
+        && datagram.dst_port == DHCPV6
+        && matches!(class(ip.dst), Class::Multicast | Class::LinkLocal)
+}
+
+fn is_neighbour_discovery(ip: &Ip, message: &Message) -> bool {
+    ip.src.is_ipv6()
+        && matches!(
+            message.kind,
+            ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
+        )
+}

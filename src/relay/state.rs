@@ -1,0 +1,181 @@
+//! Everything that changes while flows are carried, in one place and owned by one reactor.
+
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, RandomState},
+    os::fd::RawFd,
+};
+
+use super::{
+    flow::{Burst, Flow},
+    request::Request,
+};
+use crate::{
+    config::Net,
+    flow::{Guest, Id, Key, Pool, Table, Wheel},
+    host::socket::Features,
+    net::{Drops, Mac, Now, Protocol, Why},
+    sys::Iovecs,
+    wire::headers::Template,
+};
+
+/// Octets read and thrown away at a time where a kernel has no peek offset.
+const WASTE: usize = 64 * 1024;
+
+/// Octets of a block of the spill pool, a page: most flows that spill at all spill little.
+const SPILL_BLOCK: usize = 4096;
+
+/// What a relay may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows at a time.
+    pub flows: usize,
+    /// Octets held for sockets that would not take what they promised.
+    pub spill: usize,
+}
+
+/// The flows of a guest, and what carrying them takes.
+#[derive(Debug)]
+pub struct Relay {
+    pub(super) net: Net,
+    pub(super) guest: Guest,
+    pub(super) features: Features,
+    pub(super) flows: Table<Flow>,
+    pub(super) wheel: Wheel,
+    pub(super) pool: Pool,
+    pub(super) burst: Burst<Id>,
+    /// Flows that had something for the guest when the link was full, first come first.
+    pub(super) starved: VecDeque<Id>,
+    pub(super) requests: Vec<Request>,
+    pub(super) drops: Drops,
+    pub(super) iovecs: Iovecs,
+    pub(super) waste: Box<[u8]>,
+    /// A frame in the making.
+    pub(super) scratch: Vec<u8>,
+    /// A packet to be quoted in an error.
+    pub(super) quote: Vec<u8>,
+    /// A message received.
+    pub(super) message: Box<[u8]>,
+    /// Keys initial sequence numbers and flow labels.
+    secret: RandomState,
+    /// Whether the guest was told in the log that echo requests cannot be carried.
+    pub(super) echo_warned: bool,
+    pub(super) table_warned: bool,
+}
+
+impl Relay {
+    pub fn new(net: Net, features: Features, limits: Limits) -> Self {
+        let guest = Guest::new(
+            net.v4.as_ref().map(|v4| v4.addr),
+            net.v6.as_ref().and_then(|v6| v6.addr),
+        );
+        Self {
+            net,
+            guest,
+            features,
+            flows: Table::new(limits.flows),
+            wheel: Wheel::new(limits.flows),
+            pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
+            burst: Burst::new(),
+            starved: VecDeque::with_capacity(limits.flows.min(4096)),
+            requests: Vec::with_capacity(1024),
+            drops: Drops::new(),
+            iovecs: Iovecs::new(),
+            waste: vec![0; WASTE].into_boxed_slice(),
+            scratch: Vec::with_capacity(70_000),
+            quote: Vec::with_capacity(2048),
+            message: vec![0; 65_536].into_boxed_slice(),
+            secret: RandomState::new(),
+            echo_warned: false,
+            table_warned: false,
+        }
+    }
+
+    /// Requests made since they were last taken, in order.
+    pub fn requests(&mut self) -> &mut Vec<Request> {
+        &mut self.requests
+    }
+
+    pub const fn drops(&self) -> &Drops {
+        &self.drops
+    }
+
+    pub const fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    pub const fn net(&self) -> &Net {
+        &self.net
+    }
+
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// An initial sequence number (RFC 6528): a keyed hash of the connection and a clock of four microseconds.
+    pub(super) fn initial_sequence(&self, key: &Key, now: Now) -> u32 {
+        (self.secret.hash_one(key) as u32).wrapping_add((now.0 / 4) as u32)
+    }
+
+    /// Headers of frames to the guest for a flow, from the address the guest knows its peer by.
+    pub(super) fn template(&self, key: &Key) -> Template {
+        // IPv6 wants a label that is stable for the flow and not zero (RFC 6437).
+        let label = if key.guest.addr.is_ipv6() {
+            self.secret.hash_one(key) as u32 | 1
+        } else {
+            0
+        };
+        Template::new(self.net.mac, self.guest_mac(), key.remote, key.guest, label)
+    }
+
+    pub(super) const fn guest_mac(&self) -> Mac {
+        self.guest.mac
+    }
+
+    /// Whether a protocol is served at all.
+    pub(super) const fn serves(&self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Tcp => self.net.serve.tcp,
+            Protocol::Udp => self.net.serve.udp,
+            Protocol::Echo => self.net.serve.icmp,
+        }
+    }
+
+    pub(super) fn count(&mut self, why: Why) {
+        self.drops.count(why);
+    }
+
+    /// Makes sure the wheel wakes a flow no later than `at`; `armed` remembers when it will.
+    pub(super) fn arm(wheel: &mut Wheel, id: Id, armed: &mut Option<Now>, at: Now) {
+        if armed.is_none_or(|earlier| at < earlier) {
+            wheel.arm(id.slot, at);
+            *armed = Some(at);
+        }
+    }
+
+    /// Adds a flow and has its socket watched.
+    pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
+        match self.flows.insert(key, flow) {
+            Ok(id) => {
+                log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
+                self.requests.push(Request::Watch(raw, id));
+                Ok(id)
+            }
+            Err(flow) => {
+                self.requests.push(Request::Close(flow.into_socket()));
+                self.warn_table_full();
+                Err(Why::NoFlow)
+            }
+        }
+    }
+
+    fn warn_table_full(&mut self) {
+        if !self.table_warned {
+            self.table_warned = true;
+            log::warn!(
+                "Flow table full ({} flows): new flows of the guest are refused",
+                self.flows.len()
+            );
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The end of a burst: what the guest sent goes to the host's sockets, and acknowledgements go back.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use super::super::{
+    flow::{Flow, TcpFlow},
+    request::Request,
+    state::Relay,
+};
+use crate::{
+    flow::{Id, Pool},
+    host::socket,
+    link::{Inbox, Outbox},
+    net::{Now, Why},
+    sys::{
+        Iovecs, msg,
+        sockopt::{self, SendMemory},
+    },
+};
+
+/// Octets of spill one flow may hold.
+pub(in super::super) const SPILL_MAX: usize = 256 * 1024;
+
+/// What the host's socket can take of the octets the kernel counts as free: buffers cost more than what they hold.
+const fn usable(memory: SendMemory) -> u32 {
+    memory.free() - memory.free() / 4
+}
+
+impl Relay {
+    /// Hands the burst's payloads on, flow by flow, and answers the guest.
+    pub(in super::super) fn end_burst(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+        while let Some(id) = self.burst.touched.pop() {
+            self.end_burst_of(id, inbox, outbox, now);
+        }
+        self.burst.clear();
+    }
+
+    fn end_burst_of(&mut self, id: Id, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+        self.deliver(id, inbox);
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        flow.state.touched = false;
+        let (ack, pull) = (flow.state.ack, flow.state.pull);
+        (flow.state.ack, flow.state.pull) = (false, false);
+        if flow.conn.shutdown_due() && flow.spill.is_empty() {
+            self.shut_down(id);
+        }
+        if pull {
+            self.pull(id, outbox, now);
+        }
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let over = flow.state.over;
+        if ack && flow.conn.ack_due() {
+            self.acknowledge(id, outbox);
+        }
+        if over {
+            self.finish(id);
+        } else {
+            self.schedule(id);
+        }
+    }
+
+    /// Writes what the current burst brought for a flow. What the kernel refuses goes to the pool; what that cannot hold is
+    /// given back, so that it is never acknowledged.
+    pub(in super::super) fn deliver(&mut self, id: Id, inbox: &Inbox) {
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let Some(chain) = flow.pieces.take() else {
+            return;
+        };
+        let mut slots = self.burst.chain(Some(chain)).peekable();
+        while slots.peek().is_some() {
+            let mut octets = 0;
+            let mut written = 0;
+            let mut batch = self.iovecs.gather();
+            let mut listed = slots.clone();
+            while let Some(&slot) = slots.peek() {
+                if !inbox.gather(slot, &mut batch) {
+                    break;
+                }
+                octets += slot.len();
+                slots.next();
+            }
+            if flow.spill.is_empty() {
+                written = match msg::send(flow.socket.as_fd(), &batch) {
+                    Ok(written) => written,
+                    Err(error) if would_block(&error) => 0,
+                    // The host's side is gone. Reading will tell why; until then these octets are as good as lost in its queue.
+                    Err(_) => octets,
+                };
+            }
+            if written < octets {
+                let refused = spill(&mut self.pool, flow, inbox, &mut listed, written, octets);
+                if refused > 0 {
+                    let rest: usize = slots.map(|slot| slot.len()).sum();
+                    flow.conn.give_back((refused + rest) as u32);
+                    self.drops.count(Why::PromiseBroken);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Writes what a flow's spill holds, as far as the socket takes it.
+    pub(in super::super) fn drain_spill(&mut self, id: Id) {
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        while !flow.spill.is_empty() {
+            match send_front(&mut self.iovecs, &self.pool, flow) {
+                Ok(octets) => self.pool.consume(&mut flow.spill, octets),
+                Err(error) if would_block(&error) => return,
+                Err(_) => {
+                    let held = flow.spill.len();
+                    self.pool.consume(&mut flow.spill, held);
+                }
+            }
+        }
+    }
+
+    /// Tells the host that the guest's stream has ended.
+    pub(in super::super) fn shut_down(&mut self, id: Id) {
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        // Where the peer is gone already there is nobody to tell.
+        let _ = socket::shutdown(&flow.socket);
+        flow.state.over |= flow.conn.shut_down();
+    }
+
+    /// Sends a bare acknowledgement with the window of the moment.
+    pub(in super::super) fn acknowledge(&mut self, id: Id, outbox: &mut Outbox) {
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let free = window_space(flow, id, &mut self.requests);
+        let fields = flow.conn.acknowledgement(free);
+        self.say(id, fields, outbox);
+    }
+
+    /// The octets a flow's socket can take from the guest.
+    pub(in super::super) fn space(&mut self, id: Id) -> u32 {
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return 0;
+        };
+        window_space(flow, id, &mut self.requests)
+    }
+}
+
+/// The octets a flow's socket can take. Where little is free, asks to be told when that changes: only then does the kernel
+/// tell, and only then does its buffer grow.
+pub(in super::super) fn window_space(
+    flow: &mut TcpFlow,
+    id: Id,
+    requests: &mut Vec<Request>,
+) -> u32 {
+    let memory = sockopt::send_memory(flow.socket.as_fd()).unwrap_or(SendMemory {
+        limit: 0,
+        queued: 0,
+    });
+    let blocked = memory.is_low() || !flow.spill.is_empty();
+    if blocked && !flow.state.wants_space {
+        flow.state.wants_space = true;
+        requests.push(Request::Rewatch(flow.socket.as_raw_fd(), id));
+    }
+    if flow.spill.is_empty() {
+        usable(memory)
+    } else {
+        0
+    }
+}
+
+/// Keeps octets `skip..octets` of the listed payloads. Returns how many found no place.
+fn spill(
+    pool: &mut Pool,
+    flow: &mut TcpFlow,
+    inbox: &Inbox,
+    slots: &mut dyn Iterator<Item = crate::link::Slot>,
+    skip: usize,
+    octets: usize,
+) -> usize {
+    let (mut at, mut refused) = (0, 0);
+    for slot in slots {
+        if at >= octets {
+            break;
+        }
+        let part = slot.part(&(skip.saturating_sub(at)..slot.len()));
+        at += slot.len();
+        inbox.copy(part, |bytes| {
+            let kept = if refused == 0 {
+                pool.append(&mut flow.spill, bytes, SPILL_MAX)
+            } else {
+                0
+            };
+            refused += bytes.len() - kept;
+        });
+    }
+    refused
+}
+
+fn send_front(iovecs: &mut Iovecs, pool: &Pool, flow: &TcpFlow) -> io::Result<usize> {
+    let mut gather = iovecs.gather();
+    let _ = gather.push(pool.front(&flow.spill));
+    msg::send(flow.socket.as_fd(), &gather)
+}
+
+fn would_block(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}

@@ -1,0 +1,244 @@
+//! A connection begins: the guest's SYN becomes a connect() on the host, and the host's answer becomes the guest's.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use super::super::{
+    errors::{Fault, Quote},
+    flow::{Flow, State, Syn, TcpFlow},
+    state::Relay,
+};
+use crate::{
+    flow::{self, Chain, Id, Key},
+    host::socket::{self, Peer},
+    link::Outbox,
+    net::{Now, Protocol, Seq, Why},
+    proto::tcp::{Conn, reset_for},
+    sys::errqueue,
+    wire::{
+        frame::{Ip, Segment},
+        headers::TcpFields,
+        tcp::Flags,
+    },
+};
+
+/// Octets of IP and TCP headers without options, which the MSS does not count (RFC 9293, section 3.7.1).
+const HEADERS4: u16 = 40;
+const HEADERS6: u16 = 60;
+
+/// How a failed connect() appears to the guest, so that its own connect() fails with the same error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Reset,
+    /// ICMP or ICMPv6 destination unreachable, with the code of each.
+    Unreachable {
+        code4: u8,
+        code6: u8,
+    },
+    /// Nothing: the guest's own timer says it.
+    Silence,
+}
+
+impl Refusal {
+    /// RFC 792 and RFC 4443 codes by what Linux makes of them.
+    fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENETUNREACH | libc::ENETDOWN) => Self::Unreachable { code4: 0, code6: 0 },
+            Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => Self::Unreachable { code4: 1, code6: 3 },
+            Some(libc::EACCES | libc::EPERM) => Self::Unreachable {
+                code4: 13,
+                code6: 1,
+            },
+            Some(libc::ETIMEDOUT) => Self::Silence,
+            _ => Self::Reset,
+        }
+    }
+}
+
+impl Relay {
+    /// The first segment of something unknown.
+    pub(in super::super) fn tcp_unknown(
+        &mut self,
+        key: Key,
+        ip: &Ip,
+        segment: &Segment,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        if segment.flags.has(Flags::RST) {
+            return Err(Why::OutOfWindow);
+        }
+        if !segment.flags.has(Flags::SYN) || segment.flags.has(Flags::ACK) {
+            self.say_to(&key, reset_for(segment), outbox);
+            return Err(Why::OutOfWindow);
+        }
+        // No stack sends such a thing in earnest (RFC 9293, section 3.10.7.4 gives it no meaning here).
+        if segment.flags.has(Flags::FIN) {
+            return Err(Why::Malformed);
+        }
+        self.tcp_open(key, ip, segment, outbox, now)
+    }
+
+    fn tcp_open(
+        &mut self,
+        key: Key,
+        ip: &Ip,
+        segment: &Segment,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        flow::check_source(&self.net, ip.src)?;
+        let target = flow::outbound(&self.net, Protocol::Tcp, key.remote)?;
+        if key.guest.port == 0 {
+            return Err(Why::PortZero);
+        }
+        let peer = Peer {
+            endpoint: target.addr,
+            scope: target.scope,
+        };
+        let syn = Syn {
+            seq: segment.seq,
+            len: segment.len as u16,
+        };
+        let peeks = self.features.peek_offset(key.remote.addr);
+        let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks) {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.warn_exhausted(&error);
+                self.refuse(&key, syn, &error, None, outbox);
+                return Err(Why::Socket);
+            }
+        };
+        let headers = if key.remote.addr.is_ipv4() {
+            HEADERS4
+        } else {
+            HEADERS6
+        };
+        let mss = self.net.mtu.saturating_sub(headers).max(1);
+        let conn = Conn::new(segment, Seq(self.initial_sequence(&key, now)), mss);
+        let raw = socket.as_raw_fd();
+        let flow = TcpFlow {
+            socket,
+            conn,
+            syn,
+            spill: Chain::default(),
+            forget: 0,
+            armed: None,
+            pieces: None,
+            state: State::default(),
+        };
+        let id = match self.insert(key, Flow::Tcp(flow), raw) {
+            Ok(id) => id,
+            Err(why) => {
+                self.say_to(&key, reset_for(segment), outbox);
+                return Err(why);
+            }
+        };
+        if connected {
+            self.tcp_connected(id, outbox, now);
+        }
+        Ok(())
+    }
+
+    /// The host's connect() has come to an end.
+    pub(in super::super) fn tcp_outcome(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+        let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
+            return;
+        };
+        match socket::outcome(&flow.socket) {
+            Ok(()) => self.tcp_connected(id, outbox, now),
+            Err(error) => {
+                let (syn, told) = (flow.syn, errqueue::take(flow.socket.as_fd(), &mut []).ok());
+                if let Some(key) = self.flows.key(id) {
+                    log::debug!("flow {}: {key}: {error}", id.slot);
+                    let told = told.filter(|told| told.v6 == key.remote.addr.is_ipv6());
+                    self.refuse(&key, syn, &error, told.as_ref().map(Fault::of), outbox);
+                }
+                self.remove(id);
+            }
+        }
+    }
+
+    fn tcp_connected(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+        let v6 = self
+            .flows
+            .key(id)
+            .is_some_and(|key| key.remote.addr.is_ipv6());
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        socket::ignore_passing_errors(&flow.socket, v6);
+        if flow.conn.connected(now).syn_ack {
+            self.send_syn_ack(id, outbox);
+            self.schedule(id);
+        }
+    }
+
+    pub(in super::super) fn send_syn_ack(&mut self, id: Id, outbox: &mut Outbox) {
+        let free = self.space(id);
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let fields = flow.conn.syn_ack(free);
+        // Without room it is sent again by the timer, or when the guest repeats its SYN.
+        self.say(id, fields, outbox);
+    }
+
+    /// Lets the guest's connect() fail as the host's did; `told` is the ICMP error behind it, where there was one.
+    fn refuse(
+        &mut self,
+        key: &Key,
+        syn: Syn,
+        error: &io::Error,
+        told: Option<Fault>,
+        outbox: &mut Outbox,
+    ) {
+        match Refusal::of(error) {
+            Refusal::Silence => {}
+            Refusal::Reset => {
+                let flags = Flags::RST | Flags::ACK;
+                let fields = TcpFields {
+                    seq: Seq(0),
+                    ack: syn.seq + 1,
+                    flags,
+                    window: 0,
+                    options: None,
+                };
+                self.say_to(key, fields, outbox);
+            }
+            Refusal::Unreachable { code4, code6 } => {
+                let fault = told
+                    .unwrap_or_else(|| Fault::unreachable(key.guest.addr.is_ipv4(), code4, code6));
+                // What is known of its header is what its stack looks at: ports and sequence number.
+                let mut upper = [0; 8];
+                upper[0..2].copy_from_slice(&key.guest.port.to_be_bytes());
+                upper[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
+                upper[4..8].copy_from_slice(&syn.seq.0.to_be_bytes());
+                let quote = Quote {
+                    upper: &upper,
+                    len: usize::from(syn.len),
+                };
+                self.icmp_error(key, fault, quote, outbox);
+            }
+        }
+    }
+
+    /// Sends a segment without payload outside of any flow.
+    fn say_to(&mut self, key: &Key, fields: TcpFields, outbox: &mut Outbox) {
+        let template = self.template(key);
+        let queued = outbox
+            .bare(|headers| template.tcp(headers, fields, 0, crate::wire::checksum::Sum::new()));
+        if let Err(why) = queued {
+            self.count(why);
+        }
+    }
+
+    fn warn_exhausted(&mut self, error: &io::Error) {
+        if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && !self.table_warned {
+            self.table_warned = true;
+            log::warn!("Cannot open more sockets for flows of the guest: {error}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! From the host's socket to the guest.
+
+use std::{io, os::fd::AsFd};
+
+use super::super::{
+    flow::{Flow, TcpFlow},
+    request::Request,
+    state::Relay,
+};
+use super::deliver::window_space;
+use crate::{
+    flow::Id,
+    host::socket,
+    link::{Flushed, Outbox},
+    net::Now,
+    sys::{msg, sockopt},
+    wire::{headers::TcpFields, tcp::Flags},
+};
+
+/// Octets one flow may send to the guest before it is another's turn.
+const TURN: usize = 256 * 1024;
+
+/// Acknowledged octets that wait in the socket before they are thrown away, unless all are acknowledged.
+const FORGET: u32 = 128 * 1024;
+
+/// What a look into the socket brought.
+enum Look {
+    /// This many octets, and whether there was room for more.
+    Octets(usize),
+    Nothing,
+    End,
+    Failed,
+}
+
+impl Relay {
+    /// Sends what the socket holds, as far as window, link and turn allow.
+    pub(in super::super) fn pull(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+        let mut left = TURN;
+        loop {
+            let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+                return;
+            };
+            forget(flow);
+            if flow.conn.fin_due() {
+                self.send_fin(id, outbox, now);
+                break;
+            }
+            let sendable = flow.conn.sendable();
+            if sendable == 0 && (flow.state.readable || flow.conn.fin_waits()) {
+                flow.conn.blocked(now);
+            }
+            if sendable == 0 || !flow.state.readable {
+                break;
+            }
+            if left == 0 {
+                self.starve(id);
+                break;
+            }
+            match self.pull_once(id, sendable.min(left), outbox, now) {
+                Look::Octets(octets) => left = left.saturating_sub(octets),
+                Look::End => {
+                    if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+                        flow.conn.ended();
+                    }
+                }
+                Look::Nothing => break,
+                Look::Failed => return self.reset(id, outbox),
+            }
+        }
+        self.schedule(id);
+    }
+
+    fn pull_once(&mut self, id: Id, want: usize, outbox: &mut Outbox, now: Now) -> Look {
+        let Some(key) = self.flows.key(id) else {
+            return Look::Nothing;
+        };
+        let template = self.template(&key);
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return Look::Nothing;
+        };
+        let cut = flow.conn.mss();
+        let room = match outbox.reserve(want, cut) {
+            Some(room) => room,
+            None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
+                match outbox.reserve(want, cut) {
+                    Some(room) => room,
+                    None => return self.starved(id),
+                }
+            }
+            None => return self.starved(id),
+        };
+        let behind = (flow.forget + flow.conn.unacknowledged()) as usize;
+        let peeks = self.features.peek_offset(key.remote.addr);
+        let mut scatter = self.iovecs.scatter();
+        let skip = if peeks {
+            0
+        } else {
+            scatter.push_waste(&mut self.waste, behind)
+        };
+        if skip < behind && !peeks || !outbox.scatter(&room, &mut scatter) {
+            // More is in flight than a list of waste can step over: acknowledgements will make it less.
+            return Look::Nothing;
+        }
+        let looked =
+            msg::peek(flow.socket.as_fd(), &mut scatter).map(|octets| octets.checked_sub(skip));
+        let octets = match looked {
+            Ok(Some(0)) if skip == 0 || flow.state.ended => return Look::End,
+            Ok(Some(0) | None) => return nothing(flow),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return nothing(flow),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Look::Octets(0),
+            Err(_) => return Look::Failed,
+            Ok(Some(octets)) => octets,
+        };
+        // A short read has emptied the socket; should the end wait behind it, the next look will find it.
+        if octets < room.len && !flow.state.ended {
+            flow.state.readable = false;
+        }
+        let free = window_space(flow, id, &mut self.requests);
+        let conn = &mut flow.conn;
+        outbox.commit(room, octets, cut, |piece, headers| {
+            let flags = if piece.last { Flags::PSH } else { Flags::NONE };
+            let fields = conn.data(piece.at as u32, flags, free);
+            template.tcp(headers, fields, piece.len, piece.sum)
+        });
+        conn.sent(octets as u32, now);
+        Look::Octets(octets)
+    }
+
+    fn starved(&mut self, id: Id) -> Look {
+        self.starve(id);
+        Look::Nothing
+    }
+
+    /// Puts a flow in line for room on the link.
+    pub(in super::super) fn starve(&mut self, id: Id) {
+        let starved = match self.flows.get_mut(id) {
+            Some(Flow::Tcp(flow)) => &mut flow.state.starved,
+            Some(Flow::Udp(flow)) => &mut flow.starved,
+            Some(Flow::Echo(flow)) => &mut flow.starved,
+            None => return,
+        };
+        if !std::mem::replace(starved, true) {
+            self.starved.push_back(id);
+        }
+    }
+
+    fn send_fin(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let free = window_space(flow, id, &mut self.requests);
+        let fields = flow.conn.data(0, Flags::FIN, free);
+        if self.say(id, fields, outbox) {
+            if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+                flow.conn.fin_sent(now);
+            }
+        } else {
+            self.starve(id);
+        }
+    }
+
+    /// Sends a segment without payload. `false` if the link had no room.
+    pub(in super::super) fn say(&mut self, id: Id, fields: TcpFields, outbox: &mut Outbox) -> bool {
+        let Some(key) = self.flows.key(id) else {
+            return true;
+        };
+        let template = self.template(&key);
+        let queue = |outbox: &mut Outbox| {
+            outbox
+                .bare(|headers| template.tcp(headers, fields, 0, crate::wire::checksum::Sum::new()))
+        };
+        match queue(outbox).or_else(|_| {
+            outbox.flush();
+            queue(outbox)
+        }) {
+            Ok(()) => true,
+            Err(why) => {
+                self.count(why);
+                false
+            }
+        }
+    }
+
+    /// Sets the peek offset to where the next octet to send is.
+    pub(in super::super) fn seek(&mut self, id: Id) {
+        let Some(key) = self.flows.key(id) else {
+            return;
+        };
+        let peeks = self.features.peek_offset(key.remote.addr);
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let offset = flow.forget + flow.conn.unacknowledged();
+        if peeks {
+            // The probe at start has shown that the kernel can.
+            let _ = sockopt::set_peek_offset(flow.socket.as_fd(), offset.cast_signed());
+        }
+        flow.state.readable = true;
+    }
+
+    /// Resets the guest's connection: the host's is gone.
+    pub(in super::super) fn reset(&mut self, id: Id, outbox: &mut Outbox) {
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let fields = flow.conn.reset();
+        self.say(id, fields, outbox);
+        self.abort(id);
+    }
+
+    /// Ends a flow whose streams have both ended: the kernel does the rest.
+    pub(in super::super) fn finish(&mut self, id: Id) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+            // Octets left unread would turn the close into a reset.
+            forget_all(flow);
+        }
+        self.remove(id);
+    }
+
+    /// Ends a flow with a reset towards the host.
+    pub(in super::super) fn abort(&mut self, id: Id) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+            socket::reset_on_close(&flow.socket);
+        }
+        self.remove(id);
+    }
+
+    /// Forgets a flow and closes its socket.
+    pub(in super::super) fn remove(&mut self, id: Id) {
+        let Some(mut flow) = self.flows.remove(id) else {
+            return;
+        };
+        self.wheel.disarm(id.slot);
+        if let Flow::Tcp(TcpFlow { spill, .. }) = &mut flow {
+            self.pool.release(std::mem::take(spill));
+        }
+        self.requests.push(Request::Close(flow.into_socket()));
+    }
+
+    /// Arms the wheel for a flow's next deadline.
+    pub(in super::super) fn schedule(&mut self, id: Id) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
+            && let Some(at) = flow.conn.deadline()
+        {
+            Self::arm(&mut self.wheel, id, &mut flow.armed, at);
+        }
+    }
+}
+
+fn nothing(flow: &mut TcpFlow) -> Look {
+    flow.state.readable = false;
+    Look::Nothing
+}
+
+/// Throws away what the guest has acknowledged, when it is enough to be worth a call or all there is.
+fn forget(flow: &mut TcpFlow) {
+    if flow.forget >= FORGET || flow.conn.unacknowledged() < flow.forget {
+        forget_all(flow);
+    }
+}
+
+fn forget_all(flow: &mut TcpFlow) {
+    while flow.forget > 0 {
+        match msg::discard(flow.socket.as_fd(), flow.forget as usize) {
+            Ok(0) | Err(_) => break,
+            Ok(octets) => flow.forget -= (octets as u32).min(flow.forget),
+        }
+    }
+}

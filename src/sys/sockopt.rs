@@ -1,0 +1,129 @@
+//! Socket options that no crate wraps without a catch.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use libc::{c_int, c_void, socklen_t};
+
+/// A TCP socket's send memory, in octets of kernel accounting (SO_MEMINFO): data with the overhead of the buffers that
+/// hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendMemory {
+    /// What the socket may hold; grows by autotuning.
+    pub limit: u32,
+    /// What it holds.
+    pub queued: u32,
+}
+
+impl SendMemory {
+    /// What it may still take.
+    pub const fn free(self) -> u32 {
+        self.limit.saturating_sub(self.queued)
+    }
+
+    /// Whether less than a third is free: then, and only then, does epoll polling the socket ask the kernel for a
+    /// notification when space returns, and let the buffer grow.
+    pub const fn is_low(self) -> bool {
+        self.free() < self.limit / 3
+    }
+}
+
+/// Reads [`SendMemory`].
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn send_memory(socket: BorrowedFd<'_>) -> io::Result<SendMemory> {
+    // linux/sock_diag.h: SK_MEMINFO_SNDBUF is the fourth of the array, SK_MEMINFO_WMEM_QUEUED the sixth.
+    let mut info = [0_u32; 9];
+    get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut info)?;
+    Ok(SendMemory {
+        limit: info[3],
+        queued: info[5],
+    })
+}
+
+/// Sets where the next MSG_PEEK starts, in octets from the front of the receive queue; -1 turns the offset off.
+///
+/// # Errors
+/// Those of setsockopt(2); kernels before 6.9 (IPv4) and 6.11 (IPv6) refuse it for TCP.
+pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
+}
+
+/// Asks for ICMP errors in the error queue (IP_RECVERR, ip(7); IPV6_RECVERR, ipv6(7)), or not.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_receive_errors(socket: BorrowedFd<'_>, v6: bool, on: bool) -> io::Result<()> {
+    let (level, name) = if v6 {
+        (libc::SOL_IPV6, libc::IPV6_RECVERR)
+    } else {
+        (libc::SOL_IP, libc::IP_RECVERR)
+    };
+    set(socket, level, name, c_int::from(on))
+}
+
+fn get<T: Copy>(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &mut T,
+) -> io::Result<usize> {
+    let mut len = size_of::<T>() as socklen_t;
+    // SAFETY: the kernel writes at most `len` octets, the size of `value`; every caller passes integers or arrays of them,
+    // for which any bytes are valid, and a shorter answer leaves the rest as it was.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw mut *value).cast::<c_void>(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        Ok(len as usize)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn set(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+    let len = size_of::<c_int>() as socklen_t;
+    // SAFETY: the kernel reads `len` octets, the size of `value`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast::<c_void>(),
+            len,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::fd::AsFd,
+    };
+
+    #[test]
+    fn send_memory_of_a_fresh_connection_is_all_free() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let memory = send_memory(client.as_fd()).unwrap();
+        assert!(memory.limit >= 4096);
+        assert_eq!(memory.queued, 0);
+        assert!(!memory.is_low());
+    }
+}

@@ -1,0 +1,116 @@
+//! A Linux network namespace as the guest: a TAP device inside it, relayed frame by frame to the translator's socket.
+//!
+//! The kernel of this machine is the guest's TCP/IP stack, so unmodified programs (curl, dhclient, ping) are the guest, and
+//! they run at full speed: no emulator, and no Ethernet offload either, exactly what QEMU's `-netdev stream` gives a guest.
+//! The relay is the wire: it never drops, never reorders and never looks into a frame.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
+
+mod tap;
+
+mod relay;
+
+use std::time::Duration;
+
+use crate::lab::{Host, Translator};
+
+pub use relay::Counters;
+use relay::Relay;
+use tap::Tap;
+
+/// The guest's only network device.
+pub const DEVICE: &str = "eth0";
+
+/// Its address.
+pub const MAC: &str = "52:54:00:12:34:56";
+
+/// Frames the device holds for the relay. A TAP device drops what does not fit, and a sender with a 16 MiB window at MTU
+/// 576 has 30,000 frames on the way; a place costs 8 bytes.
+const QUEUE: u32 = 100_000;
+
+/// The column in `/proc/net/dev`, after the name.
+const TRANSMIT_DROPS: usize = 11;
+
+/// A guest and the wire to its translator, which is cut when this is dropped.
+pub struct KernelGuest {
+    host: Host,
+    relay: Relay,
+}
+
+impl KernelGuest {
+    /// A guest without any address on a link of `mtu` bytes (68 to 65,521), plugged into `translator`; `None`, with a word
+    /// about it, if this machine has no TAP devices for us.
+    pub fn plug(translator: &Translator, mtu: u32) -> Option<Self> {
+        Self::plug_after(translator, mtu, |_| {})
+    }
+
+    /// The same; `prepare` sees the guest's host before it has a device.
+    pub fn plug_after(
+        translator: &Translator,
+        mtu: u32,
+        prepare: impl FnOnce(&Host),
+    ) -> Option<Self> {
+        let host = Host::new().expect("a namespace for the guest");
+        prepare(&host);
+        let tap = match host.run(|| Tap::create(DEVICE)) {
+            Ok(tap) => tap,
+            Err(error) => {
+                println!("skipped: no TAP device: {error}");
+                return None;
+            }
+        };
+        let relay = Relay::start(tap, translator.connect()).expect("relay");
+        host.ip(&format!(
+            "link set dev {DEVICE} address {MAC} mtu {mtu} txqueuelen {QUEUE} up"
+        ));
+        Some(Self { host, relay })
+    }
+
+    /// Gives it, without asking, what the translator would have assigned in [`World::pod`](crate::lab::World::pod).
+    pub fn number(&self) {
+        self.host.ip("addr add 10.233.70.50/24 dev eth0
+             addr add fd10:233:70::50/64 dev eth0 nodad
+             route add default via 10.233.70.1 dev eth0
+             route add default via fe80::1 dev eth0");
+    }
+
+    /// The guest itself: run programs on it.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// TCP segments its stack has sent again since it was made.
+    pub fn retransmissions(&self) -> u64 {
+        let table = self.host.proc_net("snmp");
+        let mut rows = table.iter().filter(|line| line.starts_with("Tcp:"));
+        let (names, values) = rows.next().zip(rows.next()).expect("Tcp: twice");
+        let mut columns = names.split(' ').zip(values.split(' '));
+        let (_, value) = columns
+            .find(|(name, _)| *name == "RetransSegs")
+            .expect("RetransSegs");
+        value.parse().expect("a number")
+    }
+
+    /// Frames its device dropped because the relay did not come after: a flood of datagrams does that, TCP must not.
+    pub fn dropped_at_device(&self) -> u64 {
+        let table = self.host.proc_net("dev");
+        let mut rows = table.iter().filter_map(|line| line.split_once(':'));
+        let (_, row) = rows.find(|(name, _)| name.trim() == DEVICE).expect(DEVICE);
+        let dropped = row.split_whitespace().nth(TRANSMIT_DROPS);
+        dropped.and_then(|n| n.parse().ok()).expect("a number")
+    }
+
+    /// User and system time the relay has used so far.
+    pub fn relay_cpu(&self) -> Duration {
+        self.relay.cpu()
+    }
+
+    /// What the relay has carried so far.
+    pub fn counters(&self) -> &Counters {
+        self.relay.counters()
+    }
+
+    /// Whether the wire still stands: false once the translator has hung up.
+    pub fn connected(&self) -> bool {
+        self.relay.running()
+    }
+}

@@ -167,7 +167,7 @@ fn a_bad_option_is_one_line_and_creates_nothing() {
         (&["-D", "here"], "here"),
         (&["--dns-forward", "127.0.0.1"], "127.0.0.1"),
         (&["--map-host-loopback", "x"], "x"),
-        (&["-H", ""], "hostname"),
+        (&["-H", &"x".repeat(254)], "Invalid hostname"),
         (&["--fd", "foo"], "foo"),
         (&["extra"], "extra"),
     ] {

@@ -23,7 +23,7 @@ use crate::{
 #[test]
 fn connections_open_and_close_in_both_families() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for remote in both(INTERNET4, INTERNET6, 7) {
         let _server = TcpServer::echo(&scene.world.outside, remote);
         let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
@@ -194,7 +194,7 @@ fn two_hundred_connections_at_once() {
     let servers = both(INTERNET4, INTERNET6, 7).map(|addr| TcpServer::echo(&world.outside, addr));
     let mut guest = Guest::online(translator.connect(), 65_520);
     guest.run_for(QUIET);
-    let idle = translator.fd_count();
+    let idle = translator.idle_fd_count();
     let connections: Vec<_> = (0..200)
         .map(|n| guest.start_connect(servers[n % 2].addr()))
         .collect();

@@ -26,6 +26,8 @@ fn sigterm_and_sigquit_end_it_with_success() {
     for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
         let mut translator = Translator::start(&world.pod, &[]);
         let _guest = translator.connect();
+        // It listens before it is ready for signals.
+        translator.idle_fd_count();
         translator.signal(signal);
         assert_eq!(translator.wait(LONG), 0, "{signal}");
     }
@@ -44,7 +46,7 @@ fn a_closed_pipe_does_not_end_it() {
 fn a_killed_guest_leaves_nothing_behind_and_the_next_one_works() {
     let Some(world) = World::pod() else { return };
     let mut translator = Translator::start(&world.pod, &[]);
-    let idle = translator.fd_count();
+    let idle = translator.idle_fd_count();
     for _ in 0..2 {
         let mut servers = Vec::new();
         let wire = Wire::new(translator.connect());
@@ -167,7 +169,7 @@ fn a_bad_option_is_one_line_and_creates_nothing() {
         (&["-D", "here"], "here"),
         (&["--dns-forward", "127.0.0.1"], "127.0.0.1"),
         (&["--map-host-loopback", "x"], "x"),
-        (&["-H", ""], "hostname"),
+        (&["-H", &"x".repeat(254)], "Invalid hostname"),
         (&["--fd", "foo"], "foo"),
         (&["extra"], "extra"),
     ] {

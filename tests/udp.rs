@@ -189,7 +189,7 @@ fn impossible_endpoints_are_dropped() {
     let Some(mut scene) = Scene::new(&[]) else {
         return;
     };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let server = UdpEcho::start(&scene.world.outside, (INTERNET4, 7));
     for (local, remote) in [
         ("10.233.70.50:0", "198.51.100.1:7"),

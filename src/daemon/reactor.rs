@@ -252,7 +252,8 @@ impl Reactor {
                 }
             };
             let pid = getsockopt(&client, PeerCredentials).map_or(0, |peer| peer.pid());
-            // A client that has left makes room for one that comes in the same moment.
+            // A client that has left makes room for one that comes in the same moment, before any event tells.
+            (self.link_readable, self.link_ended) = (self.client.is_some(), true);
             self.from_guest();
             if self.client.is_some() {
                 log::info!("discarding connection from PID {pid}");

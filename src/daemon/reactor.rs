@@ -153,7 +153,7 @@ impl Reactor {
                     }
                 }
             }
-            self.from_guest();
+            self.take_bursts();
             if self.client.is_none() && self.one_off && self.listener.is_none() {
                 return Ok(Ending::ClientLeft);
             }
@@ -182,7 +182,7 @@ impl Reactor {
     }
 
     /// Takes what the guest has sent, a few bursts at most.
-    fn from_guest(&mut self) {
+    fn take_bursts(&mut self) {
         for _ in 0..BURSTS {
             if !self.link_readable {
                 return;
@@ -197,7 +197,8 @@ impl Reactor {
                 Received::Burst => {}
                 // The end of the stream comes without an edge of its own if it came with the last octets.
                 Received::Last if self.link_ended => {}
-                Received::Last | Received::Blocked => self.link_readable = false,
+                Received::Last => self.link_readable = false,
+                Received::Blocked => (self.link_readable, self.link_ended) = (false, false),
                 Received::BadLength(len) => {
                     log::warn!("Bad frame size from guest, resetting connection: {len}");
                     self.detach();
@@ -254,7 +255,7 @@ impl Reactor {
             let pid = getsockopt(&client, PeerCredentials).map_or(0, |peer| peer.pid());
             // A client that has left makes room for one that comes in the same moment, before any event tells.
             (self.link_readable, self.link_ended) = (self.client.is_some(), true);
-            self.from_guest();
+            self.take_bursts();
             if self.client.is_some() {
                 log::info!("discarding connection from PID {pid}");
                 continue;

@@ -114,21 +114,18 @@ impl Inbox {
         (self.start, self.end) = (0, self.end - self.start);
         let free = self.buffer.get_mut(self.end..).unwrap_or_default();
         let len = free.len().min(BURST);
-        let short;
-        match msg::receive_into(socket.as_fd(), &mut free[..len]) {
+        let octets = match msg::receive_into(socket.as_fd(), &mut free[..len]) {
             Ok(0) => return Received::Closed,
-            Ok(octets) => {
-                self.end += octets;
-                short = octets < len;
-            }
+            Ok(octets) => octets,
             Err(error) => {
                 return match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Received::Blocked,
                     _ => Received::Closed,
                 };
             }
-        }
-        self.find_frames(if short {
+        };
+        self.end += octets;
+        self.find_frames(if octets < len {
             Received::Last
         } else {
             Received::Burst

@@ -29,10 +29,6 @@ use crate::{
     wire::frame::{Body, classify},
 };
 
-#[expect(
-    clippy::wrong_self_convention,
-    reason = "from where the facts come, not a conversion"
-)]
 impl Relay {
     /// Takes a burst of frames from the guest.
     pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {

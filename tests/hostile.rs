@@ -166,7 +166,7 @@ fn random_and_mutated_frames_leave_the_process_as_it_was() {
     });
     // So few descriptors that running out of them is part of the test.
     let mut translator = Setup::new(&["--quiet"]).limit_files(512).start(&world.pod);
-    let idle = translator.fd_count();
+    let idle = translator.idle_fd_count();
     let mut dice = Dice(0x5eed_1234_5678_9abc);
     bombard(&translator, &mut dice, count / 5);
     translator.assert_alive();
@@ -189,7 +189,7 @@ fn random_and_mutated_frames_leave_the_process_as_it_was() {
 fn random_octets_on_the_link_end_the_connection_only() {
     let Some(world) = World::pod() else { return };
     let mut translator = Translator::start(&world.pod, &["--quiet"]);
-    let idle = translator.fd_count();
+    let idle = translator.idle_fd_count();
     let mut dice = Dice(0x0dd_ba11);
     for _ in 0..200 {
         let mut stream = translator.connect();

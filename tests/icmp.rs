@@ -112,7 +112,7 @@ fn what_is_not_a_request_is_dropped() {
     let Some(mut scene) = Scene::new(&[]) else {
         return;
     };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for (src, dst) in PAIRS {
         for kind in [0, 3, 5, 11, 13, 129, 1, 2, 200] {
             scene

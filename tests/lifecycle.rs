@@ -26,6 +26,8 @@ fn sigterm_and_sigquit_end_it_with_success() {
     for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
         let mut translator = Translator::start(&world.pod, &[]);
         let _guest = translator.connect();
+        // It listens before it is ready for signals.
+        translator.idle_fd_count();
         translator.signal(signal);
         assert_eq!(translator.wait(LONG), 0, "{signal}");
     }
@@ -44,14 +46,14 @@ fn a_closed_pipe_does_not_end_it() {
 fn a_killed_guest_leaves_nothing_behind_and_the_next_one_works() {
     let Some(world) = World::pod() else { return };
     let mut translator = Translator::start(&world.pod, &[]);
-    let idle = translator.fd_count();
+    let idle = translator.idle_fd_count();
     for _ in 0..2 {
         let mut servers = Vec::new();
         let wire = Wire::new(translator.connect());
         for remote in both(INTERNET4, INTERNET6, 9) {
             let listener = tcp_listener(&world.outside, remote);
             let _echo = UdpEcho::start(&world.outside, remote);
-            for port in 1000..1020 {
+            for port in 20_000..20_020 {
                 let local = guest_addr(remote, port);
                 let mut peer = Peer::connect(&wire, local, remote);
                 peer.send_data(b"hello");
@@ -62,7 +64,7 @@ fn a_killed_guest_leaves_nothing_behind_and_the_next_one_works() {
             }
         }
         // Some that have not come far.
-        for port in 1000..1010 {
+        for port in 20_000..20_010 {
             let mut peer = Peer::new(
                 &wire,
                 guest_addr((BLACKHOLE4, 9), port),
@@ -167,7 +169,7 @@ fn a_bad_option_is_one_line_and_creates_nothing() {
         (&["-D", "here"], "here"),
         (&["--dns-forward", "127.0.0.1"], "127.0.0.1"),
         (&["--map-host-loopback", "x"], "x"),
-        (&["-H", ""], "hostname"),
+        (&["-H", &"x".repeat(254)], "Invalid hostname"),
         (&["--fd", "foo"], "foo"),
         (&["extra"], "extra"),
     ] {

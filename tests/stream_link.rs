@@ -135,7 +135,7 @@ fn clients_come_and_go() {
     let Some((mut translator, _server, _world)) = stage(&[]) else {
         return;
     };
-    let idle = translator.fd_count();
+    let idle = translator.idle_fd_count();
     for n in 0..50 {
         let wire = Wire::new(translator.connect());
         match n % 3 {

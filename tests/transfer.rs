@@ -78,7 +78,7 @@ fn two_hundred_parallel_downloads_succeed() {
         return;
     };
     let Server { listener, target } = Server::remote(&world, INTERNET4);
-    let idle = translator.fd_count();
+    let idle = translator.idle_fd_count();
     thread::spawn(move || serve_http(&listener));
     let dir = TempDir::new();
     let output = guest.host().run(|| {

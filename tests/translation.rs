@@ -204,7 +204,7 @@ fn loopback_and_unspecified_addresses_are_dropped() {
     let Some(mut scene) = Scene::new(&[]) else {
         return;
     };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let server = UdpEcho::start(&scene.world.pod, (Ipv4Addr::UNSPECIFIED, 9000));
     let server6 = UdpEcho::start(&scene.world.pod, (Ipv6Addr::UNSPECIFIED, 9001));
     let _tcp = named(&scene.world.pod, (Ipv4Addr::UNSPECIFIED, 9000), "pod");

@@ -4,7 +4,7 @@
 mod guest;
 mod lab;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use guest::{
     Guest, Icmp, Scene, Udp, both,
@@ -65,6 +65,18 @@ fn the_source_port_is_kept() {
         let server = UdpEcho::start(&scene.world.outside, addr);
         assert_echo(&scene, guest_addr(addr, 5060), server.addr(), b"hello");
         assert_eq!(server.clients(), [guest_addr(addr, 5060)]);
+    }
+}
+
+/// Old NTP and NFS clients ask from ports that are not ours to take: any other will do.
+#[test]
+fn a_port_that_cannot_be_had_is_replaced() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let server = UdpEcho::start(&scene.world.outside, (INTERNET4, 123));
+    let _taken = udp_socket(&scene.world.pod, (Ipv4Addr::UNSPECIFIED, 5060));
+    for port in [123, 5060] {
+        let local = guest_addr(server.addr(), port);
+        assert_echo(&scene, local, server.addr(), b"what time is it?");
     }
 }
 
@@ -177,7 +189,7 @@ fn impossible_endpoints_are_dropped() {
     let Some(mut scene) = Scene::new(&[]) else {
         return;
     };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let server = UdpEcho::start(&scene.world.outside, (INTERNET4, 7));
     for (local, remote) in [
         ("10.233.70.50:0", "198.51.100.1:7"),

@@ -115,20 +115,22 @@ pub struct UdpEcho {
     addr: SocketAddr,
     clients: Arc<Mutex<Vec<SocketAddr>>>,
     stop: Arc<AtomicBool>,
+    echoing: Option<JoinHandle<()>>,
 }
 
 impl UdpEcho {
     pub fn start(host: &Host, addr: impl Into<SocketAddr>) -> Self {
         let socket = udp_socket(host, addr);
-        let echo = Self {
+        let mut echo = Self {
             addr: socket.local_addr().expect("bound"),
             clients: Arc::default(),
             stop: Arc::default(),
+            echoing: None,
         };
         let (clients, stop) = (Arc::clone(&echo.clients), Arc::clone(&echo.stop));
         let pause = Some(Duration::from_millis(50));
         socket.set_read_timeout(pause).expect("timeout");
-        thread::spawn(move || {
+        let echoing = thread::spawn(move || {
             let mut bytes = vec![0; 1 << 16];
             while !stop.load(Ordering::Relaxed) {
                 let Ok((n, from)) = socket.recv_from(&mut bytes) else {
@@ -138,6 +140,7 @@ impl UdpEcho {
                 let _ = socket.send_to(&bytes[..n], from);
             }
         });
+        echo.echoing = Some(echoing);
         echo
     }
 
@@ -154,5 +157,8 @@ impl UdpEcho {
 impl Drop for UdpEcho {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(echoing) = self.echoing.take() {
+            let _ = echoing.join();
+        }
     }
 }

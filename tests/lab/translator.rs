@@ -332,13 +332,32 @@ impl Translator {
         Duration::from_millis(10 * sum.expect("times"))
     }
 
+    /// Open descriptors when it has come to rest: asleep, and as many as a moment ago.
+    pub fn idle_fd_count(&self) -> usize {
+        let mut count = 0;
+        let at_rest = wait_until(LONG, || {
+            let before = count;
+            thread::sleep(Duration::from_millis(30));
+            count = self.fd_count();
+            self.is_asleep() && count == before
+        });
+        assert!(at_rest, "never came to rest\n{}", self.log());
+        count
+    }
+
+    fn is_asleep(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("stat");
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.starts_with(" S "))
+    }
+
     /// Open descriptors.
     pub fn fd_count(&self) -> usize {
         let open = fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("fd");
         open.count()
     }
 
-    /// Waits until as many descriptors are open as at the time `idle` was counted.
+    /// Waits until no more descriptors are open than `idle`, from [`Self::idle_fd_count`].
     pub fn expect_fd_count(&self, idle: usize) {
         let back = wait_until(LONG, || self.fd_count() <= idle);
         assert!(back, "{} descriptors, idle {idle}", self.fd_count());

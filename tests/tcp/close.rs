@@ -21,7 +21,7 @@ use crate::{
 #[test]
 fn the_guest_closes_first_and_still_receives() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for remote in both(INTERNET4, INTERNET6, 9) {
         let listener = tcp_listener(&scene.world.outside, remote);
         let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
@@ -41,7 +41,7 @@ fn the_guest_closes_first_and_still_receives() {
 #[test]
 fn the_host_closes_first_and_still_receives() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for remote in both(INTERNET4, INTERNET6, 9) {
         let listener = tcp_listener(&scene.world.outside, remote);
         let mut peer = Peer::connect_with(&scene.wire, guest_addr(remote, 40_000), remote, Some(6));
@@ -67,7 +67,7 @@ fn the_host_closes_first_and_still_receives() {
 #[test]
 fn both_close_at_once() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let remote = (INTERNET4, 9).into();
     let listener = tcp_listener(&scene.world.outside, remote);
     for port in 40_000..40_020 {
@@ -133,7 +133,7 @@ fn a_lost_fin_is_sent_again() {
 #[test]
 fn a_reset_of_the_guest_reaches_the_host() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for remote in both(INTERNET4, INTERNET6, 9) {
         let listener = tcp_listener(&scene.world.outside, remote);
         let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
@@ -148,7 +148,7 @@ fn a_reset_of_the_guest_reaches_the_host() {
 #[test]
 fn a_reset_of_the_host_reaches_the_guest() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for remote in both(INTERNET4, INTERNET6, 9) {
         let listener = tcp_listener(&scene.world.outside, remote);
         let peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);

@@ -15,6 +15,7 @@ use crate::{
     lab::{
         LONG, QUIET, Translator, World,
         servers::{TcpServer, accept, tcp_listener},
+        wait_until,
         world::{INTERNET4, INTERNET6},
     },
 };
@@ -22,7 +23,7 @@ use crate::{
 #[test]
 fn connections_open_and_close_in_both_families() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for remote in both(INTERNET4, INTERNET6, 7) {
         let _server = TcpServer::echo(&scene.world.outside, remote);
         let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
@@ -190,9 +191,10 @@ fn impossible_flags_open_nothing() {
 fn two_hundred_connections_at_once() {
     let Some(world) = World::pod() else { return };
     let translator = Translator::start(&world.pod, &[]);
-    let idle = translator.fd_count();
     let servers = both(INTERNET4, INTERNET6, 7).map(|addr| TcpServer::echo(&world.outside, addr));
     let mut guest = Guest::online(translator.connect(), 65_520);
+    guest.run_for(QUIET);
+    let idle = translator.idle_fd_count();
     let connections: Vec<_> = (0..200)
         .map(|n| guest.start_connect(servers[n % 2].addr()))
         .collect();
@@ -214,6 +216,9 @@ fn two_hundred_connections_at_once() {
     for &connection in &connections {
         guest.expect_eof(connection);
     }
-    guest.run_for(Duration::from_millis(50));
-    translator.expect_fd_count(idle);
+    let gone = wait_until(LONG, || {
+        guest.run_for(Duration::from_millis(5));
+        translator.fd_count() <= idle
+    });
+    assert!(gone, "{} descriptors, idle {idle}", translator.fd_count());
 }

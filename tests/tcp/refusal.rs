@@ -20,7 +20,7 @@ use crate::{
 #[test]
 fn refused_means_reset() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for remote in both(INTERNET4, INTERNET6, 81) {
         let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_000), remote, 0xffff_ffff);
         peer.send(SYN, &[]);
@@ -53,7 +53,7 @@ fn expect_unreachable(scene: &Scene, remote: SocketAddr, codes: &[u8]) {
 #[test]
 fn unreachable_and_prohibited_are_told_apart_and_no_reset_follows() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     // RFC 792, RFC 1812 5.2.7.1; RFC 4443 3.1: what the router outside says is what the guest hears.
     for (remote, code) in [
         (IpAddr::from(UNREACHABLE4), 1),
@@ -107,7 +107,7 @@ fn endpoints_that_cannot_be_open_nothing() {
     let Some(mut scene) = Scene::new(&[]) else {
         return;
     };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for remote in [
         "198.51.100.1:0",
         "0.0.0.0:80",

@@ -9,7 +9,7 @@ mod tap;
 
 mod relay;
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use crate::lab::{Host, Translator};
 
@@ -58,10 +58,11 @@ impl KernelGuest {
                 return None;
             }
         };
-        let relay = Relay::start(tap, translator.connect()).expect("relay");
+        // Up before the wire stands: a device that is down refuses what the translator says first.
         host.ip(&format!(
             "link set dev {DEVICE} address {MAC} mtu {mtu} txqueuelen {QUEUE} up"
         ));
+        let relay = Relay::start(tap, translator.connect()).expect("relay");
         Some(Self { host, relay })
     }
 
@@ -90,13 +91,14 @@ impl KernelGuest {
         value.parse().expect("a number")
     }
 
-    /// Frames its device dropped because the relay did not come after: a flood of datagrams does that, TCP must not.
+    /// Frames lost at its device, either way: a flood of datagrams does that, TCP must not.
     pub fn dropped_at_device(&self) -> u64 {
         let table = self.host.proc_net("dev");
         let mut rows = table.iter().filter_map(|line| line.split_once(':'));
         let (_, row) = rows.find(|(name, _)| name.trim() == DEVICE).expect(DEVICE);
         let dropped = row.split_whitespace().nth(TRANSMIT_DROPS);
-        dropped.and_then(|n| n.parse().ok()).expect("a number")
+        let dropped: u64 = dropped.and_then(|n| n.parse().ok()).expect("a number");
+        dropped + self.counters().refused_by_guest.load(Ordering::Relaxed)
     }
 
     /// User and system time the relay has used so far.

@@ -31,6 +31,10 @@ const BURSTS: usize = 4;
 const ADVERTISE_LEAST: Span = Span::secs(200);
 const ADVERTISE_MOST: Span = Span::secs(600);
 
+/// Octets that may wait in the link's socket: enough that a burst goes in one piece, little enough that nobody waits for long
+/// behind it.
+const LINK_BUFFER: usize = 512 * 1024;
+
 /// How the guest reaches us.
 #[derive(Debug)]
 pub enum Entrance {
@@ -271,6 +275,8 @@ impl Reactor {
 
     fn attach(&mut self, socket: OwnedFd) -> io::Result<()> {
         SockRef::from(&socket).set_nonblocking(true)?;
+        // Where the system allows less, it is less.
+        let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
         self.watch(
             socket.as_raw_fd(),
             Source::Link,

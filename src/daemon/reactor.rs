@@ -62,6 +62,7 @@ pub struct Reactor {
     signals: SignalFd,
     /// Edges seen and not worked off.
     link_readable: bool,
+    link_ended: bool,
     start: Instant,
     advertise: Now,
 }
@@ -92,6 +93,7 @@ impl Reactor {
             one_off,
             signals,
             link_readable: false,
+            link_ended: false,
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
         };
@@ -140,8 +142,8 @@ impl Reactor {
                         self.register();
                     }
                     Source::Link => {
-                        self.link_readable |=
-                            event.is_readable() || event.is_read_closed() || event.is_error();
+                        self.link_ended |= event.is_read_closed() || event.is_error();
+                        self.link_readable |= event.is_readable() || self.link_ended;
                     }
                     Source::Listener => self.accept()?,
                     Source::Signal => {
@@ -193,7 +195,9 @@ impl Reactor {
             self.outbox.flush();
             match received {
                 Received::Burst => {}
-                Received::Blocked => self.link_readable = false,
+                // The end of the stream comes without an edge of its own if it came with the last octets.
+                Received::Last if self.link_ended => {}
+                Received::Last | Received::Blocked => self.link_readable = false,
                 Received::BadLength(len) => {
                     log::warn!("Bad frame size from guest, resetting connection: {len}");
                     self.detach();
@@ -248,7 +252,8 @@ impl Reactor {
                 }
             };
             let pid = getsockopt(&client, PeerCredentials).map_or(0, |peer| peer.pid());
-            // A client that has left makes room for one that comes in the same moment.
+            // A client that has left makes room for one that comes in the same moment, before any event tells.
+            (self.link_readable, self.link_ended) = (self.client.is_some(), true);
             self.from_guest();
             if self.client.is_some() {
                 log::info!("discarding connection from PID {pid}");
@@ -274,6 +279,7 @@ impl Reactor {
         self.outbox.attach(Some(socket.try_clone()?));
         self.inbox.attach(Some(socket));
         self.link_readable = true;
+        self.link_ended = false;
         Ok(())
     }
 

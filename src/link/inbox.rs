@@ -63,6 +63,8 @@ pub struct Frame<'a> {
 pub enum Received {
     /// There may be frames, and more to read.
     Burst,
+    /// There may be frames; the socket is empty, and an edge will tell of more.
+    Last,
     /// Nothing to read until the socket is readable again.
     Blocked,
     /// The guest is gone.
@@ -112,9 +114,13 @@ impl Inbox {
         (self.start, self.end) = (0, self.end - self.start);
         let free = self.buffer.get_mut(self.end..).unwrap_or_default();
         let len = free.len().min(BURST);
+        let short;
         match msg::receive_into(socket.as_fd(), &mut free[..len]) {
             Ok(0) => return Received::Closed,
-            Ok(octets) => self.end += octets,
+            Ok(octets) => {
+                self.end += octets;
+                short = octets < len;
+            }
             Err(error) => {
                 return match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Received::Blocked,
@@ -122,10 +128,15 @@ impl Inbox {
                 };
             }
         }
-        self.find_frames()
+        self.find_frames(if short {
+            Received::Last
+        } else {
+            Received::Burst
+        })
     }
 
-    fn find_frames(&mut self) -> Received {
+    /// Finds the complete frames; `whole` is the answer if all is well.
+    fn find_frames(&mut self, whole: Received) -> Received {
         while let Some(prefix) = self
             .buffer
             .get(self.start..self.end)
@@ -143,7 +154,7 @@ impl Inbox {
             self.frames.push(Slot { at: at as u32, len });
             self.start = next;
         }
-        Received::Burst
+        whole
     }
 
     /// Frames in the current burst.
@@ -223,7 +234,7 @@ mod tests {
                 let end = stream.len().min(sent + cuts.next().unwrap());
                 guest.write_all(&stream[sent..end]).unwrap();
                 sent = end;
-                prop_assert_eq!(inbox.receive(), Received::Burst);
+                prop_assert_eq!(inbox.receive(), Received::Last);
                 got.extend(all(&inbox));
             }
             prop_assert_eq!(got, frames);
@@ -248,7 +259,7 @@ mod tests {
             assert_eq!(
                 inbox.receive(),
                 if good {
-                    Received::Burst
+                    Received::Last
                 } else {
                     Received::BadLength(len)
                 }
@@ -267,7 +278,7 @@ mod tests {
         let mut got = Vec::new();
         while got.len() < frames.len() {
             match inbox.receive() {
-                Received::Burst => got.extend(all(&inbox)),
+                Received::Burst | Received::Last => got.extend(all(&inbox)),
                 Received::Blocked => std::thread::yield_now(),
                 other => panic!("{other:?}"),
             }

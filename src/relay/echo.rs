@@ -71,7 +71,7 @@ impl Relay {
             guest: ip.source(identifier),
             remote: ip.destination(identifier),
         };
-        let id = match self.flows.find(&key) {
+        let id = match self.find(&key) {
             Some(id) => id,
             None => self.echo_open(key, now)?,
         };

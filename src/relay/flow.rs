@@ -37,6 +37,8 @@ pub struct TcpFlow {
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
     pub forget: u32,
+    /// What the socket could take when it was last asked; nothing was written to it since.
+    pub space: Option<u32>,
     /// The earliest time the wheel will wake this flow.
     pub armed: Option<Now>,
     /// Payloads of the current burst, as a chain through [`Burst`].

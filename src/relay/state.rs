@@ -44,6 +44,8 @@ pub struct Relay {
     pub(super) wheel: Wheel,
     pub(super) pool: Pool,
     pub(super) burst: Burst<Id>,
+    /// The flow found last: frames of one flow come in rows.
+    last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
     pub(super) starved: VecDeque<Id>,
     pub(super) requests: Vec<Request>,
@@ -77,6 +79,7 @@ impl Relay {
             wheel: Wheel::new(limits.flows),
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
             burst: Burst::new(),
+            last: None,
             starved: VecDeque::with_capacity(limits.flows.min(4096)),
             requests: Vec::with_capacity(1024),
             drops: Drops::new(),
@@ -151,6 +154,19 @@ impl Relay {
             wheel.arm(id.slot, at);
             *armed = Some(at);
         }
+    }
+
+    /// Finds a flow by its key.
+    pub(super) fn find(&mut self, key: &Key) -> Option<Id> {
+        if let Some((last, id)) = &self.last
+            && last == key
+            && self.flows.get(*id).is_some()
+        {
+            return Some(*id);
+        }
+        let id = self.flows.find(key)?;
+        self.last = Some((*key, id));
+        Some(id)
     }
 
     /// Adds a flow and has its socket watched.

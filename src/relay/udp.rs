@@ -49,7 +49,7 @@ impl Relay {
             remote: ip.destination(datagram.dst_port),
         };
         let payload = frame.part(&datagram.payload);
-        let id = match self.flows.find(&key) {
+        let id = match self.find(&key) {
             Some(id) => id,
             None => self.udp_open(key, datagram, outbox, now)?,
         };

@@ -75,6 +75,7 @@ impl Relay {
         let Some(chain) = flow.pieces.take() else {
             return;
         };
+        flow.space = None;
         let mut slots = self.burst.chain(Some(chain)).peekable();
         while slots.peek().is_some() {
             let mut octets = 0;
@@ -113,6 +114,7 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
+        flow.space = None;
         while !flow.spill.is_empty() {
             match send_front(&mut self.iovecs, &self.pool, flow) {
                 Ok(octets) => self.pool.consume(&mut flow.spill, octets),
@@ -161,6 +163,9 @@ pub(in super::super) fn window_space(
     id: Id,
     requests: &mut Vec<Request>,
 ) -> u32 {
+    if let Some(space) = flow.space {
+        return space;
+    }
     let memory = sockopt::send_memory(flow.socket.as_fd()).unwrap_or(SendMemory {
         limit: 0,
         queued: 0,
@@ -170,11 +175,13 @@ pub(in super::super) fn window_space(
         flow.state.wants_space = true;
         requests.push(Request::Rewatch(flow.socket.as_raw_fd(), id));
     }
-    if flow.spill.is_empty() {
+    let space = if flow.spill.is_empty() {
         usable(memory)
     } else {
         0
-    }
+    };
+    flow.space = Some(space);
+    space
 }
 
 /// Keeps octets `skip..octets` of the listed payloads. Returns how many found no place.

@@ -125,6 +125,7 @@ impl Relay {
             syn,
             spill: Chain::default(),
             forget: 0,
+            space: None,
             armed: None,
             pieces: None,
             state: State::default(),

@@ -34,6 +34,7 @@ impl Relay {
             return;
         };
         flow.state.wants_space = false;
+        flow.space = None;
         if !flow.spill.is_empty() {
             self.drain_spill(id);
         }

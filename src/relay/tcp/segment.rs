@@ -25,7 +25,7 @@ impl Relay {
             guest: ip.source(segment.src_port),
             remote: ip.destination(segment.dst_port),
         };
-        let Some(id) = self.flows.find(&key) else {
+        let Some(id) = self.find(&key) else {
             return self.tcp_unknown(key, ip, segment, outbox, now);
         };
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {

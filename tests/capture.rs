@@ -78,12 +78,12 @@ fn a_capture_holds_both_directions_and_tcpdump_reads_it() {
         println!("no tcpdump here: its view was not tested");
         return;
     };
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let [text, errors] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+    if errors.contains("Couldn't change to") {
+        println!("tcpdump wants an identity this user namespace has not: its view was not tested");
+        return;
+    }
+    assert!(output.status.success(), "{errors}");
     for line in [
         "10.233.70.50.5000 > 198.51.100.1.7: UDP, length 100",
         "198.51.100.1.7 > 10.233.70.50.5000: UDP, length 9000",

@@ -18,7 +18,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// A new namespace with nothing but loopback, which is up. Duplicate address detection is off, unprivileged ping on.
+    /// A new namespace with nothing but loopback, which is up. Duplicate address detection is off.
     pub fn new() -> io::Result<Self> {
         let host = thread::scope(|scope| {
             scope
@@ -34,7 +34,6 @@ impl Host {
             host.sysctl(&format!("ipv6/conf/{conf}/accept_dad"), "0");
             host.sysctl(&format!("ipv6/conf/{conf}/accept_ra"), "0");
         }
-        host.allow_ping(true);
         host.ip("link set lo up");
         Ok(host)
     }
@@ -93,11 +92,10 @@ impl Host {
             .unwrap_or_else(|e| panic!("{path} = {value}: {e}"));
     }
 
-    /// Opens or closes ping sockets to everybody. In a user namespace only the groups it knows can be named.
-    pub fn allow_ping(&self, allowed: bool) {
+    /// Opens ping sockets to everybody: all groups, or the only one that a user namespace knows.
+    pub fn allow_ping(&self) {
         const RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
-        let range = if allowed { "0 2147483647" } else { "1 0" };
-        self.run(|| fs::write(RANGE, range).or_else(|_| fs::write(RANGE, "0 0")))
+        self.run(|| fs::write(RANGE, "0 2147483647").or_else(|_| fs::write(RANGE, "0 0")))
             .expect(RANGE);
     }
 

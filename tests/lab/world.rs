@@ -46,6 +46,13 @@ impl World {
     /// The world of the picture above, or `None` when this test is not to go on here: then it was either run in a user
     /// namespace instead, or skipped with a word.
     pub fn pod() -> Option<Self> {
+        let world = Self::pod_without_ping()?;
+        world.pod.allow_ping();
+        Some(world)
+    }
+
+    /// The same, but nobody in the pod may use ping sockets, as kernels have it by default.
+    pub fn pod_without_ping() -> Option<Self> {
         let world = Self::bare()?;
         world.pod.ip("addr add 10.233.70.50/24 dev eth0
              addr add fd10:233:70::50/64 dev eth0 nodad

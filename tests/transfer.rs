@@ -1,6 +1,6 @@
 //! Data in bulk between a kernel guest and the world: everything arrives once, in order, and nothing has to be sent twice.
 //!
-//! `PASST_TRANSFER_MIB` sets the size of the bulk transfers (256 by default, 1024 for a full GiB).
+//! `TRANSFER_MIB` sets the size of the bulk transfers (256 by default, 1024 for a full GiB).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod kernel_guest;
@@ -166,7 +166,7 @@ fn transfer(guest: &KernelGuest, server: &Server, up: bool) {
 }
 
 fn bulk_bytes() -> u64 {
-    let mib = env::var("PASST_TRANSFER_MIB").map_or(256, |text| text.parse().expect("a number"));
+    let mib = env::var("TRANSFER_MIB").map_or(256, |text| text.parse().expect("a number"));
     mib * 1024 * 1024
 }
 

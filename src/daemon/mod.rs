@@ -21,7 +21,7 @@ mod event;
 
 mod reactor;
 
-pub use reactor::Ending;
+pub use reactor::{Ending, Entrance, Reactor};
 
 use std::{
     fs, io,
@@ -32,7 +32,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use background::{PidFile, Ready};
 use log::Destinations;
-use reactor::{Entrance, Reactor};
 
 use crate::{
     config::{Config, LinkChoice, Resolved, resolve},

@@ -119,6 +119,14 @@ impl Reactor {
     /// # Errors
     /// Loss of the poll itself; nothing else ends the loop.
     pub fn run(mut self) -> io::Result<Ending> {
+        let ending = self.serve();
+        for (why, count) in self.relay.drops().seen() {
+            log::debug!("dropped: {count} times {why:?}");
+        }
+        ending
+    }
+
+    fn serve(&mut self) -> io::Result<Ending> {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let more = self.turn();

@@ -13,9 +13,12 @@ mod rtt;
 
 mod send;
 
+mod todo;
+
 pub use phase::{Half, Phase};
 pub use receive::{Receiver, Text};
 pub use send::{Sender, Timeout};
+pub use todo::{Ack, Todo, reset_for};
 
 use crate::{
     net::{Now, Seq, Why},
@@ -32,61 +35,6 @@ const SYN_ACK_RETRIES: u8 = 5;
 /// The segment size to assume of a guest that says nothing (RFC 9293, section 3.7.1), and the least we believe.
 const MSS_DEFAULT: u16 = 536;
 const MSS_LEAST: u16 = 48;
-
-/// When to acknowledge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Ack {
-    #[default]
-    No,
-    /// Once, when the burst is done.
-    Burst,
-    /// Now, and for this segment alone: duplicates count at the other end.
-    Now,
-}
-
-/// What `relay` is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Todo {
-    /// Octets of the segment's payload to hand to the host: skip the first, take the rest.
-    pub take: Option<(u32, u32)>,
-    pub ack: Ack,
-    /// Octets the host's socket may forget.
-    pub forget: u32,
-    /// The socket's peek offset must be set anew: [`Conn::unacknowledged`] octets behind those forgotten.
-    pub seek: bool,
-    /// More may be sent to the guest.
-    pub pull: bool,
-    /// The connection was established just now.
-    pub open: bool,
-    /// A SYN,ACK is due.
-    pub syn_ack: bool,
-    /// An RST is due, with these fields.
-    pub rst: Option<TcpFields>,
-    /// The guest aborted: so must the host's socket be.
-    pub abort: bool,
-    /// Both streams have ended: the flow is over.
-    pub over: bool,
-    /// The segment belongs to a new connection between the same ports.
-    pub anew: bool,
-    pub dropped: Option<Why>,
-}
-
-impl Todo {
-    fn dropped(why: Why) -> Self {
-        Self {
-            dropped: Some(why),
-            ..Self::default()
-        }
-    }
-
-    fn ack_now(why: Why) -> Self {
-        Self {
-            ack: Ack::Now,
-            dropped: Some(why),
-            ..Self::default()
-        }
-    }
-}
 
 /// One connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -566,28 +514,6 @@ impl Conn {
             abort: true,
             ..Todo::default()
         }
-    }
-}
-
-/// The RST for a segment that belongs to no connection (RFC 9293, section 3.10.7.1); the segment itself must be none.
-pub fn reset_for(segment: &Segment) -> TcpFields {
-    let fin = u32::from(segment.flags.has(Flags::FIN));
-    let syn = u32::from(segment.flags.has(Flags::SYN));
-    let (seq, ack, flags) = if segment.flags.has(Flags::ACK) {
-        (segment.ack, Seq(0), Flags::RST)
-    } else {
-        (
-            Seq(0),
-            segment.seq + segment.payload.len() as u32 + syn + fin,
-            Flags::RST | Flags::ACK,
-        )
-    };
-    TcpFields {
-        seq,
-        ack,
-        flags,
-        window: 0,
-        options: None,
     }
 }
 

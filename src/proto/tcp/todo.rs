@@ -1,0 +1,83 @@
+//! What the machine wants done.
+
+use crate::{
+    net::{Seq, Why},
+    wire::{frame::Segment, headers::TcpFields, tcp::Flags},
+};
+
+/// When to acknowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ack {
+    #[default]
+    No,
+    /// Once, when the burst is done.
+    Burst,
+    /// Now, and for this segment alone: duplicates count at the other end.
+    Now,
+}
+
+/// What `relay` is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Todo {
+    /// Octets of the segment's payload to hand to the host: skip the first, take the rest.
+    pub take: Option<(u32, u32)>,
+    pub ack: Ack,
+    /// Octets the host's socket may forget.
+    pub forget: u32,
+    /// The socket's peek offset must be set anew: [`Conn::unacknowledged`] octets behind those forgotten.
+    pub seek: bool,
+    /// More may be sent to the guest.
+    pub pull: bool,
+    /// The connection was established just now.
+    pub open: bool,
+    /// A SYN,ACK is due.
+    pub syn_ack: bool,
+    /// An RST is due, with these fields.
+    pub rst: Option<TcpFields>,
+    /// The guest aborted: so must the host's socket be.
+    pub abort: bool,
+    /// Both streams have ended: the flow is over.
+    pub over: bool,
+    /// The segment belongs to a new connection between the same ports.
+    pub anew: bool,
+    pub dropped: Option<Why>,
+}
+
+impl Todo {
+    pub(super) fn dropped(why: Why) -> Self {
+        Self {
+            dropped: Some(why),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn ack_now(why: Why) -> Self {
+        Self {
+            ack: Ack::Now,
+            dropped: Some(why),
+            ..Self::default()
+        }
+    }
+}
+
+/// The RST for a segment that belongs to no connection (RFC 9293, section 3.10.7.1); the segment itself must be none.
+pub fn reset_for(segment: &Segment) -> TcpFields {
+    let fin = u32::from(segment.flags.has(Flags::FIN));
+    let syn = u32::from(segment.flags.has(Flags::SYN));
+    let (seq, ack, flags) = if segment.flags.has(Flags::ACK) {
+        (segment.ack, Seq(0), Flags::RST)
+    } else {
+        (
+            Seq(0),
+            segment.seq + segment.payload.len() as u32 + syn + fin,
+            Flags::RST | Flags::ACK,
+        )
+    };
+    TcpFields {
+        seq,
+        ack,
+        flags,
+        window: 0,
+        options: None,
+    }
+}

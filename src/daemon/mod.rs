@@ -1,6 +1,6 @@
 //! The loop: start-up, reactor, log.
 //!
-//! [`prepare`] does everything that may fail, in this order, and [`Prepared::serve`] what cannot:
+//! `prepare` does everything that may fail, in this order, and `Prepared::serve` what cannot:
 //!
 //! 1. close what was inherited, but for `--fd` (Rust's runtime has made descriptors 0 to 2 valid by then);
 //! 2. allow as many descriptors as the hard limit does;

@@ -210,7 +210,7 @@ impl Pool {
 }
 
 impl Default for Pool {
-    /// 16 MiB in blocks of [`BLOCK`].
+    /// 16 MiB in blocks of a page.
     fn default() -> Self {
         Self::new((16 << 20) / BLOCK, BLOCK)
     }

@@ -24,7 +24,7 @@ pub struct Todo {
     pub ack: Ack,
     /// Octets the host's socket may forget.
     pub forget: u32,
-    /// The socket's peek offset must be set anew: [`Conn::unacknowledged`] octets behind those forgotten.
+    /// The socket's peek offset must be set anew: `Conn::unacknowledged` octets behind those forgotten.
     pub seek: bool,
     /// More may be sent to the guest.
     pub pull: bool,

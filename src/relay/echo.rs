@@ -99,7 +99,7 @@ impl Relay {
     }
 
     fn echo_open(&mut self, key: Key, now: Now) -> Result<Id, Why> {
-        flow::check_source(&self.net, key.guest.addr)?;
+        self.check_source(key.guest.addr)?;
         let target = flow::outbound(&self.net, Protocol::Echo, key.remote)?;
         let endpoint = Endpoint::new(target.addr.addr, 0);
         let socket = match socket::echo(

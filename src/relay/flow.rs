@@ -65,6 +65,8 @@ pub struct State {
     pub readable: bool,
     /// The host's stream has ended behind what is in the socket.
     pub ended: bool,
+    /// Writing to the socket failed: once what it holds is read, the guest hears of it.
+    pub failed: bool,
     /// We have asked to hear when the socket takes more.
     pub wants_space: bool,
     /// The flow waits in line for room on the link.

@@ -58,16 +58,15 @@ impl Relay {
         if self.serve(&read, frame.head, outbox)? {
             return Ok(());
         }
-        let (ip, protocol) = match &read.body {
+        let protocol = match &read.body {
             Body::Arp => return Err(Why::Unanswered),
-            Body::Tcp(ip, _) => (ip, Protocol::Tcp),
-            Body::Udp(ip, _) => (ip, Protocol::Udp),
-            Body::Icmp(ip, _) => (ip, Protocol::Echo),
+            Body::Tcp(..) => Protocol::Tcp,
+            Body::Udp(..) => Protocol::Udp,
+            Body::Icmp(..) => Protocol::Echo,
         };
         if !self.serves(protocol) {
             return Err(Why::Disabled);
         }
-        self.saw_source(ip.src);
         match &read.body {
             Body::Arp => Err(Why::Unanswered),
             Body::Tcp(ip, segment) => {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::state::Relay;
 use crate::{
+    flow,
     link::Outbox,
     net::{Class, Why, class},
     service::{Answer, arp, dhcp, dhcpv6, ndp},
@@ -69,7 +70,8 @@ impl Relay {
                     log::info!("{note}");
                 }
                 if let Body::Udp(ip, _) | Body::Icmp(ip, _) = &frame.body {
-                    self.saw_source(ip.src);
+                    // Who has no address yet may ask all the same.
+                    let _ = self.check_source(ip.src);
                 }
                 outbox.copy(&self.scratch).map(|()| true)
             }
@@ -81,9 +83,14 @@ impl Relay {
         }
     }
 
-    /// Learns the guest's address from a packet it sent.
-    pub(super) fn saw_source(&mut self, src: IpAddr) {
+    /// Checks the source of a packet, and learns the guest's address from it.
+    ///
+    /// # Errors
+    /// [`Why::Source`] where no host can have it.
+    pub(super) fn check_source(&mut self, src: IpAddr) -> Result<(), Why> {
+        flow::check_source(&self.net, src)?;
         self.guest.saw_addr(src);
+        Ok(())
     }
 
     /// Sends an unsolicited router advertisement, if a guest is there to hear it.

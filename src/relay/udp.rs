@@ -82,7 +82,7 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<Id, Why> {
-        flow::check_source(&self.net, key.guest.addr)?;
+        self.check_source(key.guest.addr)?;
         let target = flow::outbound(&self.net, Protocol::Udp, key.remote)?;
         if key.guest.port == 0 {
             return Err(Why::PortZero);

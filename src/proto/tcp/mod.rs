@@ -115,6 +115,11 @@ impl Conn {
         )
     }
 
+    /// The largest payload of a segment from the guest, in octets.
+    pub fn largest_segment(&self) -> u32 {
+        u32::from(self.receive.mss)
+    }
+
     /// When [`Conn::expired`] wants to be called.
     pub const fn deadline(&self) -> Option<Now> {
         match self.phase {

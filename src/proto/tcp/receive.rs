@@ -30,7 +30,7 @@ pub struct Receiver {
     /// Shift of the windows we send, zero if the guest cannot scale.
     scale: u8,
     /// Octets of the largest segment the guest may send.
-    mss: u16,
+    pub mss: u16,
 }
 
 impl Receiver {

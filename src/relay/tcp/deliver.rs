@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::super::{
-    flow::{Flow, TcpFlow},
+    flow::{Flow, State, TcpFlow},
     request::Request,
     state::Relay,
 };
@@ -93,8 +93,11 @@ impl Relay {
                 written = match msg::send(flow.socket.as_fd(), &batch) {
                     Ok(written) => written,
                     Err(error) if would_block(&error) => 0,
-                    // The host's side is gone. Reading will tell why; until then these octets are as good as lost in its queue.
-                    Err(_) => octets,
+                    // The host's side is gone, and with it these octets.
+                    Err(_) => {
+                        fail(&mut flow.state);
+                        octets
+                    }
                 };
             }
             if written < octets {
@@ -122,6 +125,7 @@ impl Relay {
                 Err(_) => {
                     let held = flow.spill.len();
                     self.pool.consume(&mut flow.spill, held);
+                    fail(&mut flow.state);
                 }
             }
         }
@@ -142,9 +146,16 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let free = window_space(flow, id, &mut self.requests);
+        let free = window_space(flow, id, &mut self.pool, &mut self.requests);
         let fields = flow.conn.acknowledgement(free);
         self.say(id, fields, outbox);
+    }
+
+    /// Has the socket asked anew what it can take: the guest may be waiting for just that.
+    pub(in super::super) fn ask_space(&mut self, id: Id) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+            flow.space = None;
+        }
     }
 
     /// The octets a flow's socket can take from the guest.
@@ -152,15 +163,17 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return 0;
         };
-        window_space(flow, id, &mut self.requests)
+        window_space(flow, id, &mut self.pool, &mut self.requests)
     }
 }
 
 /// The octets a flow's socket can take. Where little is free, asks to be told when that changes: only then does the kernel
-/// tell, and only then does its buffer grow.
+/// tell, and only then does its buffer grow. Where it would not tell though less than a segment fits, the pool covers the
+/// rest of one: a guest that waits to send a whole segment must not wait for its timer.
 pub(in super::super) fn window_space(
     flow: &mut TcpFlow,
     id: Id,
+    pool: &mut Pool,
     requests: &mut Vec<Request>,
 ) -> u32 {
     if let Some(space) = flow.space {
@@ -175,10 +188,17 @@ pub(in super::super) fn window_space(
         flow.state.wants_space = true;
         requests.push(Request::Rewatch(flow.socket.as_raw_fd(), id));
     }
-    let space = if flow.spill.is_empty() {
+    let segment = flow.conn.largest_segment();
+    let space = if !flow.spill.is_empty() {
+        0
+    } else if blocked || usable(memory) >= segment {
+        if usable(memory) >= flow.conn.promised() {
+            pool.unreserve(&mut flow.spill);
+        }
         usable(memory)
     } else {
-        0
+        let rest = segment - usable(memory);
+        usable(memory) + pool.reserve(&mut flow.spill, rest as usize) as u32
     };
     flow.space = Some(space);
     space
@@ -216,6 +236,13 @@ fn send_front(iovecs: &mut Iovecs, pool: &Pool, flow: &TcpFlow) -> io::Result<us
     let mut gather = iovecs.gather();
     let _ = gather.push(pool.front(&flow.spill));
     msg::send(flow.socket.as_fd(), &gather)
+}
+
+/// Notes that the socket takes nothing any more; pulling finds out what it still holds.
+fn fail(state: &mut State) {
+    state.failed = true;
+    state.readable = true;
+    state.pull = true;
 }
 
 fn would_block(error: &io::Error) -> bool {

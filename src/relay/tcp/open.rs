@@ -17,11 +17,7 @@ use crate::{
     net::{Now, Protocol, Seq, Why},
     proto::tcp::{Conn, reset_for},
     sys::errqueue,
-    wire::{
-        frame::{Ip, Segment},
-        headers::TcpFields,
-        tcp::Flags,
-    },
+    wire::{frame::Segment, headers::TcpFields, tcp::Flags},
 };
 
 /// Octets of IP and TCP headers without options, which the MSS does not count (RFC 9293, section 3.7.1).
@@ -62,7 +58,6 @@ impl Relay {
     pub(in super::super) fn tcp_unknown(
         &mut self,
         key: Key,
-        ip: &Ip,
         segment: &Segment,
         outbox: &mut Outbox,
         now: Now,
@@ -78,18 +73,17 @@ impl Relay {
         if segment.flags.has(Flags::FIN) {
             return Err(Why::Malformed);
         }
-        self.tcp_open(key, ip, segment, outbox, now)
+        self.tcp_open(key, segment, outbox, now)
     }
 
     fn tcp_open(
         &mut self,
         key: Key,
-        ip: &Ip,
         segment: &Segment,
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        flow::check_source(&self.net, ip.src)?;
+        self.check_source(key.guest.addr)?;
         let target = flow::outbound(&self.net, Protocol::Tcp, key.remote)?;
         if key.guest.port == 0 {
             return Err(Why::PortZero);

@@ -58,6 +58,7 @@ impl Relay {
             }
             match self.pull_once(id, sendable.min(left), outbox, now) {
                 Look::Octets(octets) => left = left.saturating_sub(octets),
+                Look::End | Look::Nothing if self.has_failed(id) => return self.reset(id, outbox),
                 Look::End => {
                     if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
                         flow.conn.ended();
@@ -115,7 +116,7 @@ impl Relay {
         if octets < room.len && !flow.state.ended {
             flow.state.readable = false;
         }
-        let free = window_space(flow, id, &mut self.requests);
+        let free = window_space(flow, id, &mut self.pool, &mut self.requests);
         let conn = &mut flow.conn;
         outbox.commit(room, octets, cut, |piece, headers| {
             let flags = if piece.last { Flags::PSH } else { Flags::NONE };
@@ -124,6 +125,11 @@ impl Relay {
         });
         conn.sent(octets as u32, now);
         Look::Octets(octets)
+    }
+
+    /// Whether a write to the socket failed, and all it held is read.
+    fn has_failed(&self, id: Id) -> bool {
+        matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.failed && !flow.state.starved)
     }
 
     fn starved(&mut self, id: Id) -> Look {
@@ -148,7 +154,7 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let free = window_space(flow, id, &mut self.requests);
+        let free = window_space(flow, id, &mut self.pool, &mut self.requests);
         let fields = flow.conn.data(0, Flags::FIN, free);
         if self.say(id, fields, outbox) {
             if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {

@@ -39,7 +39,7 @@ impl Scene {
     pub fn new(args: &[&str]) -> Option<Self> {
         let world = World::pod()?;
         let translator = Translator::start(&world.pod, args);
-        let idle = translator.fd_count();
+        let idle = translator.idle_fd_count();
         let wire = Wire::new(translator.connect());
         // Counts of descriptors begin with the guest connected.
         assert!(

@@ -2,7 +2,7 @@
 //!
 //! `prepare` does everything that may fail, in this order, and `Prepared::serve` what cannot:
 //!
-//! 1. close what was inherited, but for `--fd` (Rust's runtime has made descriptors 0 to 2 valid by then);
+//! 1. hold signals back; close what was inherited, but for `--fd` (Rust's runtime has made descriptors 0 to 2 valid by then);
 //! 2. allow as many descriptors as the hard limit does;
 //! 3. ask what the host is, and decide what the guest is told;
 //! 4. open what takes the caller's rights: the way in, log, PID file, capture;
@@ -69,6 +69,7 @@ pub struct Prepared {
 /// # Errors
 /// One line for a person.
 pub fn prepare(config: &Config) -> Result<Prepared, String> {
+    failed("Failed to block signals", reactor::hold_signals())?;
     process::close_inherited(match config.link {
         LinkChoice::Fd(fd) => Some(fd),
         LinkChoice::Probe | LinkChoice::Socket(_) => None,

@@ -53,6 +53,19 @@ pub enum Ending {
     ClientLeft,
 }
 
+/// Holds back the signals that end us, until the reactor takes them: from the start on none is lost, and none ends us
+/// half-way. Returns which.
+///
+/// # Errors
+/// Those of pthread_sigmask(3).
+pub fn hold_signals() -> io::Result<SigSet> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.add(Signal::SIGQUIT);
+    mask.thread_block()?;
+    Ok(mask)
+}
+
 /// What one thread owns.
 #[derive(Debug)]
 pub struct Reactor {
@@ -82,10 +95,7 @@ impl Reactor {
         one_off: bool,
         capture: Option<Capture>,
     ) -> io::Result<Self> {
-        let mut mask = SigSet::empty();
-        mask.add(Signal::SIGTERM);
-        mask.add(Signal::SIGQUIT);
-        mask.thread_block()?;
+        let mask = hold_signals()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let mut reactor = Self {
             poll: Poll::new()?,

@@ -11,6 +11,9 @@ const INITIAL: Span = Span::secs(1);
 /// The most a timeout backs off to (2.5).
 const MAX: Span = Span::secs(120);
 
+/// A smoothed round trip below this many microseconds is one virtual wire, with queues.
+const NEAR: u32 = 4_000;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rtt {
     /// Microseconds; zero before the first measurement.
@@ -30,6 +33,11 @@ impl Rtt {
             self.variation = self.variation / 4 * 3 + self.smoothed.abs_diff(rtt) / 4;
             self.smoothed = (self.smoothed / 8 * 7 + rtt / 8).max(1);
         }
+    }
+
+    /// Whether the guest itself answers, and not somebody behind it.
+    pub const fn is_near(&self) -> bool {
+        self.smoothed < NEAR
     }
 
     /// The timeout after `backoff` doublings.

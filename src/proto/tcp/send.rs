@@ -9,6 +9,9 @@ const RETRIES: u8 = 15;
 /// Duplicate acknowledgements that mean loss (RFC 5681, section 3.2).
 const DUPLICATES: u8 = 3;
 
+/// Octets in flight that keep a guest busy whose round trip is short.
+const NEAR_FLIGHT: u32 = 1 << 20;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender {
     /// Oldest octet not acknowledged, next to send, and the highest ever sent.
@@ -91,7 +94,13 @@ impl Sender {
         } else {
             self.window
         };
-        (self.una + window).since(self.nxt).min(most)
+        // More would only wait in queues, and in no cache any more.
+        let useful = if self.rtt.is_near() {
+            NEAR_FLIGHT
+        } else {
+            u32::MAX
+        };
+        (self.una + window.min(useful)).since(self.nxt).min(most)
     }
 
     pub fn in_flight(&self) -> u32 {

@@ -25,7 +25,7 @@ use flow::{ECHO_TIMEOUT, Flow};
 use crate::{
     flow::Id,
     link::{Frame, Inbox, Outbox},
-    net::{Now, Protocol, Span, Why},
+    net::{Mac, Now, Protocol, Span, Why},
     wire::frame::{Body, classify},
 };
 
@@ -52,8 +52,15 @@ impl Relay {
         now: Now,
     ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
+        let first = self.guest.mac == Mac::BROADCAST;
         if self.guest.saw_mac(read.mac) {
-            log::info!("New guest MAC address observed: {}", read.mac);
+            // A guest may change its mind as often as it likes, the log need not hear of it.
+            let level = if first {
+                log::Level::Info
+            } else {
+                log::Level::Debug
+            };
+            log::log!(level, "New guest MAC address observed: {}", read.mac);
         }
         if self.serve(&read, frame.head, outbox)? {
             return Ok(());

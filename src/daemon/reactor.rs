@@ -283,7 +283,11 @@ impl Reactor {
                 continue;
             }
             log::info!("accepted connection from PID {pid}");
-            self.attach(client)?;
+            if let Err(error) = self.attach(client) {
+                log::warn!("Cannot serve the connection: {error}");
+                self.detach();
+                continue;
+            }
             if self.one_off {
                 self.listener = None;
             }

@@ -131,6 +131,12 @@ impl Outbox {
         self.socket.is_some()
     }
 
+    /// Makes room for a frame without payload, if that takes a flush. `false` if the link is full; where no guest is connected
+    /// everything finds room, as nothing has to arrive.
+    pub fn has_room(&mut self) -> bool {
+        self.socket.is_none() || self.frames.len() < FRAMES || self.flush() == Flushed::Done
+    }
+
     /// Whether nothing waits to be sent.
     pub const fn is_empty(&self) -> bool {
         self.frames.is_empty()
@@ -258,7 +264,9 @@ impl Outbox {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The guest is gone: reading will tell, and nothing of this can arrive.
-                Err(_) => break,
+                Err(error) if is_gone(&error) => break,
+                // The system is short of memory: the frame that was begun is finished later.
+                Err(_) => return Flushed::Blocked,
             }
         }
         if !self.frames.is_empty() {
@@ -296,6 +304,11 @@ impl Default for Outbox {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }
 
 /// Does something with the capture, if there is one. It ends with its first error.

@@ -71,6 +71,8 @@ pub struct State {
     pub wants_space: bool,
     /// The flow waits in line for room on the link.
     pub starved: bool,
+    /// An acknowledgement found no room on the link.
+    pub owes_ack: bool,
     /// The flow is listed in the burst.
     pub touched: bool,
     pub ack: bool,

@@ -24,7 +24,7 @@ use flow::{ECHO_TIMEOUT, Flow};
 
 use crate::{
     flow::Id,
-    link::{Frame, Inbox, Outbox},
+    link::{Flushed, Frame, Inbox, Outbox},
     net::{Mac, Now, Protocol, Span, Why},
     wire::frame::{Body, classify},
 };
@@ -107,6 +107,9 @@ impl Relay {
             match self.flows.get_mut(id) {
                 Some(Flow::Tcp(flow)) => {
                     flow.state.starved = false;
+                    if flow.state.owes_ack {
+                        self.acknowledge(id, outbox);
+                    }
                     self.pull(id, outbox, now);
                 }
                 Some(Flow::Udp(flow)) => {
@@ -118,6 +121,10 @@ impl Relay {
                     self.echo_pull(id, outbox, now);
                 }
                 None => {}
+            }
+            // Who is behind keeps its place.
+            if outbox.flush() == Flushed::Blocked {
+                break;
             }
         }
         !self.starved.is_empty()

@@ -3,6 +3,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::Shutdown,
+    time::Duration,
 };
 
 use crate::{
@@ -155,5 +156,28 @@ fn a_reset_of_the_host_reaches_the_guest() {
         reset(accept(&listener));
         peer.expect_reset();
     }
+    scene.translator.expect_fd_count(idle);
+}
+
+/// The host has closed for good, so what the guest still writes goes nowhere: it must hear of that, as a process on the
+/// host would.
+#[test]
+fn writes_after_the_hosts_close_are_reset() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.fd_count();
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    server.write_all(b"goodbye").unwrap();
+    drop(server);
+    assert_eq!(peer.read_to_end(), b"goodbye");
+    peer.ack();
+    let reset = (0..5).any(|_| {
+        peer.send_data(b"anybody?");
+        std::iter::from_fn(|| peer.recv_within(Duration::from_millis(400)))
+            .any(|segment| segment.has(crate::guest::frame::RST))
+    });
+    assert!(reset, "the guest never hears that its octets go nowhere");
     scene.translator.expect_fd_count(idle);
 }

@@ -209,7 +209,14 @@ impl Conn {
 
     /// Notes that there is something to send but no window.
     pub fn blocked(&mut self, now: Now) {
-        if self.send.in_flight() == 0 {
+        let waits = matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::Open | Half::FinSeen | Half::FinSent,
+                ..
+            }
+        );
+        if waits && self.send.in_flight() == 0 {
             self.send.persist(now);
         }
     }
@@ -460,7 +467,7 @@ impl Conn {
         let before = self.send.sendable();
         let new = segment.ack.after(self.send.una);
         let acked = self.send.acknowledge(segment.ack, now);
-        let window_moved = self
+        let update = self
             .send
             .update_window(segment.seq, segment.ack, segment.window);
         self.send.heard();
@@ -470,15 +477,15 @@ impl Conn {
             *host = Half::Done;
         }
         let repeated = !new
-            && !window_moved
+            && !update.changed
             && len == 0
             && segment.window != 0
             && !segment.flags.has(Flags::FIN);
         let lost = repeated && segment.ack == self.send.una && self.send.duplicate();
         Todo {
             forget: acked.octets,
-            seek: acked.seek || lost,
-            pull: lost || new || self.send.sendable() > before,
+            seek: acked.seek || update.seek || lost,
+            pull: lost || update.seek || new || self.send.sendable() > before,
             ..Todo::default()
         }
     }

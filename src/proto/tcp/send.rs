@@ -50,8 +50,14 @@ pub struct Acked {
     pub fin: bool,
     /// Whether `nxt` moved against what was read from the socket.
     pub seek: bool,
-    /// Whether more may be sent than before.
-    pub room: bool,
+}
+
+/// What the window of a segment brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Update {
+    pub changed: bool,
+    /// Whether `nxt` moved against what was read from the socket.
+    pub seek: bool,
 }
 
 /// What to do when the deadline has come.
@@ -141,15 +147,25 @@ impl Sender {
         ack.after(self.max)
     }
 
-    /// Takes the window of a segment whose acknowledgement is acceptable. `false` if it is older than what is known, or no news.
-    pub fn update_window(&mut self, seq: Seq, ack: Seq, window: u16) -> bool {
+    /// Takes the window of a segment whose acknowledgement is acceptable, unless a newer one is known.
+    pub fn update_window(&mut self, seq: Seq, ack: Seq, window: u16) -> Update {
         let newer = self.wl1.before(seq) || (self.wl1 == seq && !ack.before(self.wl2));
-        let window = u32::from(window) << self.scale;
-        let changed = newer && window != self.window;
-        if newer {
-            (self.window, self.wl1, self.wl2) = (window, seq, ack);
+        if !newer || ack.before(self.una) {
+            return Update::default();
         }
-        changed
+        let window = u32::from(window) << self.scale;
+        let old = std::mem::replace(&mut self.window, window);
+        (self.wl1, self.wl2) = (seq, ack);
+        // What was sent into a shut window can only be probes, and a guest need not have kept them.
+        let probed = old == 0 && window > 0 && self.nxt.after(self.una);
+        if probed {
+            self.recover = self.una;
+            self.rewind();
+        }
+        Update {
+            changed: window != old,
+            seek: probed,
+        }
     }
 
     /// The handshake's segments: their windows and order.
@@ -160,7 +176,6 @@ impl Sender {
 
     /// Takes an acceptable acknowledgement that is new.
     pub fn acknowledge(&mut self, ack: Seq, now: Now) -> Acked {
-        let before = self.sendable();
         if !ack.after(self.una) {
             return Acked::default();
         }
@@ -178,13 +193,10 @@ impl Sender {
         let seek = ack.after(self.nxt);
         self.nxt = self.nxt.max(ack);
         (self.backoff, self.duplicates) = (0, 0);
+        // Kept near, so that it never seems to lie ahead by wrapping.
+        self.recover = self.recover.max(ack);
         self.deadline = self.max.after(ack).then(|| now + self.rtt.timeout(0));
-        Acked {
-            octets,
-            fin,
-            seek,
-            room: self.sendable() > before,
-        }
+        Acked { octets, fin, seek }
     }
 
     /// Counts an acknowledgement that brought nothing while octets are in flight. `true` if they are lost: `nxt` is back at
@@ -246,7 +258,7 @@ impl Sender {
         self.recover = self.max;
         self.probing = self.window == 0;
         self.rewind();
-        self.deadline = Some(now + self.rtt.timeout(self.backoff));
+        // Armed again by what is sent now; if there is nothing, there is nothing to wait for.
         Timeout::Retransmit
     }
 }

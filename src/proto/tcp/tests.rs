@@ -310,6 +310,73 @@ fn a_shut_window_is_probed_with_one_octet() {
     assert!(conn.sendable() > 10_000);
 }
 
+/// A guest whose window was shut need not have kept the octets of probes: they are sent again when it opens.
+#[test]
+fn what_probed_a_shut_window_is_sent_again_when_it_opens() {
+    let mut conn = open();
+    let shut = Segment {
+        window: 0,
+        ..next(&conn, Flags::ACK, 0)
+    };
+    let una = conn.send.una;
+    conn.segment(&shut, NOW);
+    conn.blocked(NOW);
+    for _ in 0..4 {
+        let at = conn.deadline().unwrap();
+        assert!(conn.expired(at).pull);
+        conn.sent(1, at);
+        conn.segment(&shut, at);
+    }
+    let todo = conn.segment(&segment(shut.seq, una, Flags::ACK, 0), NOW);
+    assert!(todo.seek && todo.pull);
+    assert_eq!(conn.data(0, Flags::NONE, FREE).seq, una);
+    // And a loss behind it is repaired by duplicates, as any other.
+    conn.sent(10_000, NOW);
+    let duplicate = segment(shut.seq, una, Flags::ACK, 0);
+    assert!((0..3).any(|_| conn.segment(&duplicate, NOW).seek));
+}
+
+/// A stream of the host that has ended and been acknowledged needs no timer, however long the guest's goes on.
+#[test]
+fn a_half_closed_connection_lives_as_long_as_the_guest_sends() {
+    let mut conn = open();
+    conn.ended();
+    conn.fin_sent(NOW);
+    conn.segment(&next(&conn, Flags::ACK, 0), NOW);
+    conn.blocked(NOW);
+    assert_eq!(conn.deadline(), None);
+    // Nor does a window that shuts over nothing end it.
+    let mut conn = open();
+    conn.segment(
+        &Segment {
+            window: 0,
+            ..next(&conn, Flags::ACK, 0)
+        },
+        NOW,
+    );
+    conn.blocked(NOW);
+    assert!(conn.expired(conn.deadline().unwrap()).pull);
+    assert_eq!(conn.deadline(), None);
+}
+
+/// An old acknowledgement tells nothing of the window.
+#[test]
+fn the_window_of_an_old_acknowledgement_is_not_believed() {
+    let mut conn = open();
+    let old = segment(conn.receive.nxt, conn.send.una, Flags::ACK, 0);
+    conn.sent(10_000, NOW);
+    conn.segment(
+        &Segment {
+            window: 10,
+            ..next(&conn, Flags::ACK, 0)
+        },
+        NOW,
+    );
+    let before = conn.sendable();
+    conn.segment(&old, NOW);
+    assert_eq!(conn.sendable(), before);
+}
+
 #[test]
 fn a_silent_guest_is_given_up_after_fifteen_retries() {
     let mut conn = open();

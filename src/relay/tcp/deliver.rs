@@ -143,9 +143,14 @@ impl Relay {
 
     /// Sends a bare acknowledgement with the window of the moment.
     pub(in super::super) fn acknowledge(&mut self, id: Id, outbox: &mut Outbox) {
+        let waits = !outbox.has_room();
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
+        flow.state.owes_ack = waits;
+        if waits {
+            return self.starve(id);
+        }
         let free = window_space(flow, id, &mut self.pool, &mut self.requests);
         let fields = flow.conn.acknowledgement(free);
         self.say(id, fields, outbox);

@@ -8,6 +8,7 @@ use std::{
 use super::super::{
     errors::{Fault, Quote},
     flow::{Flow, State, Syn, TcpFlow},
+    request::Ready,
     state::Relay,
 };
 use crate::{
@@ -138,12 +139,20 @@ impl Relay {
     }
 
     /// The host's connect() has come to an end.
-    pub(in super::super) fn tcp_outcome(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+    pub(in super::super) fn tcp_outcome(
+        &mut self,
+        id: Id,
+        ready: Ready,
+        outbox: &mut Outbox,
+        now: Now,
+    ) {
         let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
             return;
         };
         match socket::outcome(&flow.socket) {
-            Ok(()) => self.tcp_connected(id, outbox, now),
+            Ok(()) if ready.writable => self.tcp_connected(id, outbox, now),
+            // An error that passes.
+            Ok(()) => {}
             Err(error) => {
                 let (syn, told) = (flow.syn, errqueue::take(flow.socket.as_fd(), &mut []).ok());
                 if let Some(key) = self.flows.key(id) {

@@ -45,6 +45,10 @@ impl Relay {
                 self.send_fin(id, outbox, now);
                 break;
             }
+            // Nothing more comes from the host, and nothing gets there.
+            if flow.state.failed && !flow.conn.wants_host() {
+                return self.reset(id, outbox);
+            }
             let sendable = flow.conn.sendable();
             if sendable == 0 && (flow.state.readable || flow.conn.fin_waits()) {
                 flow.conn.blocked(now);
@@ -59,11 +63,10 @@ impl Relay {
             match self.pull_once(id, sendable.min(left), outbox, now) {
                 Look::Octets(octets) => left = left.saturating_sub(octets),
                 Look::End | Look::Nothing if self.has_failed(id) => return self.reset(id, outbox),
-                Look::End => {
-                    if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
-                        flow.conn.ended();
-                    }
-                }
+                Look::End => match self.flows.get_mut(id) {
+                    Some(Flow::Tcp(flow)) if flow.conn.wants_host() => flow.conn.ended(),
+                    _ => break,
+                },
                 Look::Nothing => break,
                 Look::Failed => return self.reset(id, outbox),
             }
@@ -206,9 +209,15 @@ impl Relay {
 
     /// Resets the guest's connection: the host's is gone.
     pub(in super::super) fn reset(&mut self, id: Id, outbox: &mut Outbox) {
+        let waits = !outbox.has_room();
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
+        if waits {
+            // Nothing would repeat it: it is said when there is room.
+            (flow.state.failed, flow.state.readable) = (true, true);
+            return self.starve(id);
+        }
         let fields = flow.conn.reset();
         self.say(id, fields, outbox);
         self.abort(id);

@@ -18,11 +18,14 @@ impl Relay {
         flow.state.ended |= ready.ended;
         if flow.conn.phase() == Phase::Connecting {
             if ready.writable || ready.error || ready.ended {
-                self.tcp_outcome(id, outbox, now);
+                self.tcp_outcome(id, ready, outbox, now);
             }
             return;
         }
-        if ready.writable {
+        flow.state.failed |= ready.error;
+        // Every event tells of writability too, as long as there is any: only who waits for it looks.
+        let waits = flow.state.wants_space || !flow.spill.is_empty();
+        if ready.writable && waits {
             self.tcp_writable(id, outbox);
         }
         self.pull(id, outbox, now);

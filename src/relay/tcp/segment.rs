@@ -3,11 +3,14 @@
 use super::super::{flow::Flow, state::Relay};
 use crate::{
     flow::{Id, Key},
-    link::{Inbox, Outbox, Slot},
-    net::{Now, Why},
+    link::{Flushed, Inbox, Outbox, Slot},
+    net::{Now, Span, Why},
     proto::tcp::{Ack, Todo},
     wire::frame::{Ip, Segment},
 };
+
+/// How long a retransmission is put off while the link itself is blocked.
+const PATIENCE: Span = Span::millis(200);
 
 impl Relay {
     /// A TCP segment from the guest; `frame` is where it lies.
@@ -92,6 +95,10 @@ impl Relay {
             return;
         };
         flow.armed = None;
+        // A guest that does not read is not one that does not answer.
+        if outbox.flush() == Flushed::Blocked {
+            return Self::arm(&mut self.wheel, id, &mut flow.armed, now + PATIENCE);
+        }
         let todo = flow.conn.expired(now);
         if let Some(fields) = todo.rst {
             self.say(id, fields, outbox);

@@ -129,14 +129,6 @@ pub fn echo(peer: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Whether ping sockets can be opened at all.
-///
-/// # Errors
-/// That of socket(2): EACCES where net.ipv4.ping_group_range does not name our group.
-pub fn echo_allowed() -> io::Result<()> {
-    Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4)).map(drop)
-}
-
 fn open(peer: Peer, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let domain = Domain::for_address(peer.address());
     Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))

@@ -137,11 +137,6 @@ impl Outbox {
         self.socket.is_none() || self.frames.len() < FRAMES || self.flush() == Flushed::Done
     }
 
-    /// Whether nothing waits to be sent.
-    pub const fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-
     /// Room for up to `want` octets of payload, to be cut into frames of `cut` octets. `None` when the link is full: flush,
     /// or wait until it is writable.
     pub fn reserve(&mut self, want: usize, cut: usize) -> Option<Room> {

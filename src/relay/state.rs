@@ -103,18 +103,6 @@ impl Relay {
         &self.drops
     }
 
-    pub const fn guest(&self) -> &Guest {
-        &self.guest
-    }
-
-    pub const fn net(&self) -> &Net {
-        &self.net
-    }
-
-    pub fn flows(&self) -> usize {
-        self.flows.len()
-    }
-
     /// An initial sequence number (RFC 6528): a keyed hash of the connection and a clock of four microseconds.
     pub(super) fn initial_sequence(&self, key: &Key, now: Now) -> u32 {
         (self.secret.hash_one(key) as u32).wrapping_add((now.0 / 4) as u32)

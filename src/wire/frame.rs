@@ -8,13 +8,11 @@ use std::{
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
 
 use super::{
+    build::ETHERNET,
     checksum::Sum,
     tcp::{Flags, Options},
 };
 use crate::net::{Endpoint, Mac, Seq, Why};
-
-/// The Ethernet header's length, in octets.
-pub const ETHERNET: usize = 14;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{
+    build::ETHERNET,
     checksum::Sum,
-    frame::ETHERNET,
     tcp::{Flags, Options},
 };
 use crate::net::{Endpoint, Mac, Seq};

@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
 };
 
+use super::forward::Rule;
 use crate::net::Mac;
 
 /// The MAC address we have on the guest's link unless `--mac-addr` says otherwise.
@@ -44,6 +45,10 @@ pub struct Config {
     /// The interface to take addresses and routes from.
     pub interface: Option<String>,
     pub outbound: Outbound,
+    /// What of the host is forwarded to the guest (`--tcp-ports`, `--udp-ports`).
+    pub forwards: Vec<Rule>,
+    /// Whether forwarded ports may be bound at addresses the host does not have (yet).
+    pub freebind: bool,
     pub dns_servers: DnsServers,
     pub search: SearchList,
     pub dns_forward4: Option<Ipv4Addr>,
@@ -83,6 +88,8 @@ impl Default for Config {
             gateway6: None,
             interface: None,
             outbound: Outbound::default(),
+            forwards: Vec::new(),
+            freebind: false,
             dns_servers: DnsServers::FromHost,
             search: SearchList::FromHost,
             dns_forward4: None,

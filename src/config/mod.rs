@@ -1,5 +1,7 @@
 //! Settings: what the caller asked (`Config`), what the host is (`Facts`), and what follows from both (`Net`).
 
+mod forward;
+
 #[expect(clippy::module_inception, reason = "the file is named after its type")]
 mod config;
 mod facts;
@@ -16,5 +18,6 @@ pub use config::{
     SearchList, Serve, Verbosity,
 };
 pub use facts::{Address, Facts, Interface, Resolver, Route};
+pub use forward::Rule;
 pub use net::{Dns, Net, Net4, Net6, PREFIX6};
 pub use resolve::{Resolved, resolve};

@@ -2,6 +2,8 @@
 
 pub mod socket;
 
+pub mod listen;
+
 mod netlink;
 
 pub mod resolv;

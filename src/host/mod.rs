@@ -9,3 +9,7 @@ mod netlink;
 pub mod resolv;
 
 pub mod facts;
+
+mod ephemeral;
+
+pub use ephemeral::ephemeral_ports;

@@ -5,7 +5,7 @@
 //! 1. hold signals back; close what was inherited, but for `--fd` (Rust's runtime has made descriptors 0 to 2 valid by then);
 //! 2. allow as many descriptors as the hard limit does;
 //! 3. ask what the host is, and decide what the guest is told;
-//! 4. open what takes the caller's rights: the way in, log, forwarded ports, PID file, capture;
+//! 4. open what takes the caller's rights: forwarded ports, the way in, log, PID file, capture;
 //! 5. become another user, if we are to;
 //! 6. go to the background; the caller's process waits;
 //! 7. build the reactor, write the PID file;
@@ -81,12 +81,14 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
     let descriptors = raise_descriptor_limit();
     let resolved = resolve(config, &facts::read()?)?;
 
+    // Who sees the socket may count on the forwarded ports.
+    let ports = forward(config, descriptors)?;
     let (entrance, path) = match listen::open(&config.link)? {
         Opened::Listener { socket, path } => (Entrance::Listener(socket), Some(path)),
         Opened::Connected(socket) => (Entrance::Connected(socket), None),
     };
     // A socket nobody will answer at is taken away again.
-    build(config, resolved, descriptors, entrance, path.clone()).inspect_err(|_| {
+    build(config, resolved, descriptors, ports, entrance, path.clone()).inspect_err(|_| {
         if let Some(path) = &path {
             let _ = fs::remove_file(path);
         }
@@ -98,11 +100,14 @@ fn build(
     config: &Config,
     resolved: Resolved,
     descriptors: u64,
+    (ports, shortage): (Ports, Option<String>),
     entrance: Entrance,
     path: Option<PathBuf>,
 ) -> Result<Prepared, String> {
     let log = log::init(config)?;
-    let ports = forward(config, descriptors)?;
+    if let Some(shortage) = shortage {
+        ::log::warn!("{shortage}");
+    }
     let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
     background::become_identity(config.identity)?;
@@ -163,7 +168,8 @@ impl Prepared {
 }
 
 /// Opens the forwarded ports. A quarter of the descriptors is left for flows, and no less than a thousand.
-fn forward(config: &Config, descriptors: u64) -> Result<Ports, String> {
+/// The second value is a warning.
+fn forward(config: &Config, descriptors: u64) -> Result<(Ports, Option<String>), String> {
     let flows = (descriptors / 4).max(1024) + DESCRIPTORS_KEPT;
     let options = ports::Options {
         v4: config.v4,
@@ -171,11 +177,7 @@ fn forward(config: &Config, descriptors: u64) -> Result<Ports, String> {
         freebind: config.freebind,
         most: descriptors.saturating_sub(flows) as usize,
     };
-    let (ports, warning) = Ports::open(&config.forwards, options)?;
-    if let Some(warning) = warning {
-        ::log::warn!("{warning}");
-    }
-    Ok(ports)
+    Ports::open(&config.forwards, options)
 }
 
 /// A capture that cannot be written is no reason not to serve.

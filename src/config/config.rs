@@ -64,6 +64,8 @@ pub struct Config {
     pub map_guest_addr6: Option<Ipv6Addr>,
     /// Whom to become after start (`--runas`).
     pub identity: Option<Identity>,
+    /// Whether a layer of the sandbox that cannot be had is an error.
+    pub require_sandbox: bool,
 }
 
 impl Default for Config {
@@ -104,6 +106,7 @@ impl Default for Config {
             map_guest_addr4: None,
             map_guest_addr6: None,
             identity: None,
+            require_sandbox: false,
         }
     }
 }

@@ -64,10 +64,11 @@ pub fn init(config: &Config) -> Result<&'static Destinations, String> {
 }
 
 impl Destinations {
-    /// Begins the log file, if there is one: to be called once this process is the one that stays.
-    pub fn begin(&self) {
+    /// Begins the log file, if there is one: to be called once this process is the one that stays. `pid` is its number as
+    /// the caller sees it.
+    pub fn begin(&self, pid: u32) {
         if let Some(file) = &self.file {
-            file.begin();
+            file.begin(pid);
         }
     }
 

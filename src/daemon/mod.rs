@@ -7,15 +7,21 @@
 //! 3. ask what the host is, and decide what the guest is told;
 //! 4. open what takes the caller's rights: the way in, log, PID file, capture;
 //! 5. become another user, if we are to;
-//! 6. go to the background; the caller's process waits;
-//! 7. build the reactor, write the PID file;
-//! 8. print what was held back, let the caller's process exit, run.
+//! 6. enter a user namespace, and have what is forked next live in a PID namespace;
+//! 7. go to the background; the caller's process waits;
+//! 8. build the reactor, write the PID file;
+//! 9. close the sandbox: nothing can be opened by path any more;
+//! 10. print what was held back, let the caller's process exit, run.
 
 mod log_file;
 
 pub mod log;
 
 pub mod background;
+
+mod seccomp;
+
+mod sandbox;
 
 mod event;
 
@@ -32,6 +38,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use background::{PidFile, Ready};
 use log::Destinations;
+use sandbox::Sandbox;
 
 use crate::{
     config::{Config, LinkChoice, Resolved, resolve},
@@ -102,11 +109,15 @@ fn build(
     let capture = config.pcap.as_deref().and_then(open_capture);
     background::become_identity(config.identity)?;
 
+    let mut sandbox = Sandbox::new(config.require_sandbox);
+    sandbox.isolate_user()?;
     let ready = if config.foreground {
         None
     } else {
+        sandbox.isolate_child()?;
         Some(failed("Failed to fork", background::detach())?)
     };
+    let pid = ready.as_ref().map_or_else(std::process::id, Ready::pid);
     let flows = descriptors
         .saturating_sub(DESCRIPTORS_KEPT)
         .clamp(16, FLOWS_MOST) as usize;
@@ -120,9 +131,10 @@ fn build(
         Reactor::new(relay, entrance, config.one_off, capture),
     )?;
     if let Some(file) = &mut pid_file {
-        failed("Couldn't write PID file", file.write(std::process::id()))?;
+        failed("Couldn't write PID file", file.write(pid))?;
     }
-    log.begin();
+    log.begin(pid);
+    sandbox.close()?;
     Ok(Prepared {
         reactor,
         resolved,

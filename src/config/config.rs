@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU32,
     os::fd::RawFd,
     path::PathBuf,
 };
@@ -66,6 +67,8 @@ pub struct Config {
     pub identity: Option<Identity>,
     /// Whether a layer of the sandbox that cannot be had is an error.
     pub require_sandbox: bool,
+    /// Seconds between two reports of counters, at least (`--stats`).
+    pub stats: Option<NonZeroU32>,
 }
 
 impl Default for Config {
@@ -107,6 +110,7 @@ impl Default for Config {
             map_guest_addr6: None,
             identity: None,
             require_sandbox: false,
+            stats: None,
         }
     }
 }

@@ -13,6 +13,8 @@ mod nameservers;
 
 mod resolve;
 
+mod renew;
+
 pub use config::{
     Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MapChoice, OUR_MAC, Outbound,
     SearchList, Serve, Verbosity,
@@ -20,4 +22,5 @@ pub use config::{
 pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;
 pub use net::{Dns, Net, Net4, Net6, PREFIX6};
+pub use renew::renew;
 pub use resolve::{Resolved, resolve};

@@ -118,41 +118,40 @@ pub fn detach() -> io::Result<Ready> {
     }
 }
 
-/// Becomes whom the caller wants; the machine's root becomes nobody unless told otherwise. To be called once everything that takes rights
-/// is open.
+/// Whom to become: whom the caller wants; the machine's root becomes nobody unless told otherwise. `None`: nobody else.
+pub fn identity(wanted: Option<Identity>) -> Option<Identity> {
+    if wanted.is_some() || !(Uid::effective().is_root() && in_initial_namespace()) {
+        return wanted;
+    }
+    let nobody = User::from_name("nobody").ok().flatten();
+    Some(nobody.map_or(
+        Identity {
+            uid: 65_534,
+            gid: 65_534,
+        },
+        |user| Identity {
+            uid: user.uid.as_raw(),
+            gid: user.gid.as_raw(),
+        },
+    ))
+}
+
+/// Becomes the given user and group, and leaves all others. To be called once everything that takes rights is open.
 ///
 /// # Errors
 /// One line: the system would not let us.
-pub fn become_identity(wanted: Option<Identity>) -> Result<(), String> {
-    let identity = match wanted {
-        Some(identity) => identity,
-        None if Uid::effective().is_root() && in_initial_namespace() => {
-            log::warn!("Started as root, will change to nobody.");
-            let nobody = User::from_name("nobody").ok().flatten();
-            nobody.map_or(
-                Identity {
-                    uid: 65_534,
-                    gid: 65_534,
-                },
-                |user| Identity {
-                    uid: user.uid.as_raw(),
-                    gid: user.gid.as_raw(),
-                },
-            )
-        }
-        None => return Ok(()),
+pub fn assume(identity: Option<Identity>) -> Result<(), String> {
+    let Some(identity) = identity else {
+        return Ok(());
     };
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let groups = setgroups(&[]);
     if (uid, gid) == (Uid::effective(), Gid::effective()) {
         return Ok(());
     }
-    let groups = setgroups(&[]).or_else(|error| {
-        if Uid::effective().is_root() {
-            Err(error)
-        } else {
-            Ok(())
-        }
-    });
+    // Who may not change groups may not change users either, but for one's own.
+    let is_root = Uid::effective().is_root();
+    let groups = groups.or_else(|error| if is_root { Err(error) } else { Ok(()) });
     groups
         .and_then(|()| setgid(gid))
         .and_then(|()| setuid(uid))

@@ -12,6 +12,10 @@ pub enum Source {
     /// The guest's link.
     Link,
     Signal,
+    /// The host's network changed.
+    Monitor,
+    /// The watcher of the resolver configuration has something to say.
+    Resolver,
     Flow(Id),
 }
 
@@ -24,6 +28,8 @@ impl Source {
             Self::Listener => 0,
             Self::Link => 1 << KIND,
             Self::Signal => 2 << KIND,
+            Self::Monitor => 4 << KIND,
+            Self::Resolver => 5 << KIND,
             Self::Flow(id) => 3 << KIND | id.to_bits(),
         };
         Token(bits as usize)
@@ -35,6 +41,8 @@ impl Source {
             0 => Self::Listener,
             1 => Self::Link,
             2 => Self::Signal,
+            4 => Self::Monitor,
+            5 => Self::Resolver,
             _ => Self::Flow(Id::from_bits(bits)),
         }
     }
@@ -54,6 +62,8 @@ mod tests {
             Source::Listener,
             Source::Link,
             Source::Signal,
+            Source::Monitor,
+            Source::Resolver,
             Source::Flow(id),
         ] {
             assert_eq!(Source::of(source.token()), source);

@@ -4,7 +4,7 @@
 //!
 //! 1. hold signals back; close what was inherited, but for `--fd` (Rust's runtime has made descriptors 0 to 2 valid by then);
 //! 2. allow as many descriptors as the hard limit does;
-//! 3. ask what the host is, and decide what the guest is told;
+//! 3. start the watcher of resolv.conf; listen for changes of the network; ask what the host is, and decide what the guest is told;
 //! 4. open what takes the caller's rights: the way in, log, PID file, capture;
 //! 5. become another user, if we are to;
 //! 6. enter a user namespace, and have what is forked next live in a PID namespace;
@@ -23,6 +23,10 @@ mod seccomp;
 
 mod sandbox;
 
+mod watcher;
+
+mod changes;
+
 mod event;
 
 mod reactor;
@@ -37,16 +41,18 @@ use std::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use background::{PidFile, Ready};
+use changes::Changes;
 use log::Destinations;
 use sandbox::Sandbox;
 
 use crate::{
     config::{Config, LinkChoice, Resolved, resolve},
-    host::{facts, socket::Features},
+    host::{facts, monitor::Monitor, socket::Features},
     link::{
         Capture,
         listen::{self, Opened},
     },
+    net::Span,
     relay::{Limits, Relay},
     sys::{process, reason},
 };
@@ -82,14 +88,32 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         LinkChoice::Probe | LinkChoice::Socket(_) => None,
     });
     let descriptors = raise_descriptor_limit();
-    let resolved = resolve(config, &facts::read()?)?;
+    let reader = failed(
+        "Failed to start the resolver watcher",
+        watcher::start(config),
+    )?;
+    // Heard from before the tables are read. Where nobody tells of changes there are none.
+    let monitor = Monitor::open()
+        .map_err(|error| ::log::warn!("Changes of the network will not be noticed: {error}"))
+        .ok();
+    let facts = facts::read()?;
+    let resolved = resolve(config, &facts)?;
+    let changes = Changes::new(config, facts.resolver, monitor, reader);
 
     let (entrance, path) = match listen::open(&config.link)? {
         Opened::Listener { socket, path } => (Entrance::Listener(socket), Some(path)),
         Opened::Connected(socket) => (Entrance::Connected(socket), None),
     };
     // A socket nobody will answer at is taken away again.
-    build(config, resolved, descriptors, entrance, path.clone()).inspect_err(|_| {
+    build(
+        config,
+        resolved,
+        changes,
+        descriptors,
+        entrance,
+        path.clone(),
+    )
+    .inspect_err(|_| {
         if let Some(path) = &path {
             let _ = fs::remove_file(path);
         }
@@ -100,6 +124,7 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
 fn build(
     config: &Config,
     resolved: Resolved,
+    changes: Changes,
     descriptors: u64,
     entrance: Entrance,
     path: Option<PathBuf>,
@@ -107,7 +132,11 @@ fn build(
     let log = log::init(config)?;
     let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
-    background::become_identity(config.identity)?;
+    let identity = background::identity(config.identity);
+    if identity.is_some() && config.identity.is_none() {
+        ::log::warn!("Started as root, will change to nobody.");
+    }
+    background::assume(identity)?;
 
     let mut sandbox = Sandbox::new(config.require_sandbox);
     sandbox.isolate_user()?;
@@ -126,10 +155,12 @@ fn build(
         spill: SPILL,
     };
     let relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
-    let reactor = failed(
+    let mut reactor = failed(
         "Failed to set up the event loop",
         Reactor::new(relay, entrance, config.one_off, capture),
     )?;
+    failed("Failed to watch the network", reactor.follow(changes))?;
+    reactor.set_stats(config.stats.map(|seconds| Span::secs(seconds.get().into())));
     if let Some(file) = &mut pid_file {
         failed("Couldn't write PID file", file.write(pid))?;
     }

@@ -6,4 +6,8 @@ mod netlink;
 
 pub mod resolv;
 
+pub mod watch;
+
 pub mod facts;
+
+pub mod monitor;

@@ -3,9 +3,13 @@
 
 mod request;
 
+mod limit;
+
 mod flow;
 
 mod state;
+
+mod report;
 
 mod errors;
 
@@ -17,6 +21,8 @@ mod udp;
 
 mod echo;
 
+pub use limit::RateLimit;
+pub use report::Report;
 pub use request::{Ready, Request};
 pub use state::{Limits, Relay};
 
@@ -32,6 +38,7 @@ use crate::{
 impl Relay {
     /// Takes a burst of frames from the guest.
     pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+        self.frames += inbox.frames() as u64;
         for index in 0..inbox.frames() {
             let Some(frame) = inbox.frame(index) else {
                 break;
@@ -53,6 +60,7 @@ impl Relay {
     ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
         let first = self.guest.mac == Mac::BROADCAST;
+        self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
             let level = if first {
@@ -62,7 +70,7 @@ impl Relay {
             };
             log::log!(level, "New guest MAC address observed: {}", read.mac);
         }
-        if self.serve(&read, frame.head, outbox)? {
+        if self.serve(&read, frame.head, outbox, now)? {
             return Ok(());
         }
         let protocol = match &read.body {

@@ -6,8 +6,8 @@ use super::state::Relay;
 use crate::{
     flow,
     link::Outbox,
-    net::{Class, Why, class},
-    service::{Answer, arp, dhcp, dhcpv6, ndp},
+    net::{Class, Now, Why, class},
+    service::{Answer, Note, arp, dhcp, dhcpv6, ndp},
     wire::frame::{Body, Datagram, Frame, Ip, Message},
 };
 
@@ -30,6 +30,7 @@ impl Relay {
         frame: &Frame,
         head: &[u8],
         outbox: &mut Outbox,
+        now: Now,
     ) -> Result<bool, Why> {
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
         let answer = match &frame.body {
@@ -67,7 +68,7 @@ impl Relay {
         match answer {
             Answer::Reply(note) => {
                 if let Some(note) = note {
-                    log::info!("{note}");
+                    self.log_note(note, now);
                 }
                 if let Body::Udp(ip, _) | Body::Icmp(ip, _) = &frame.body {
                     // Who has no address yet may ask all the same.
@@ -76,10 +77,17 @@ impl Relay {
                 outbox.copy(&self.scratch).map(|()| true)
             }
             Answer::Noted(note) => {
-                log::info!("{note}");
+                self.log_note(note, now);
                 Err(Why::Unanswered)
             }
             Answer::Silent(why) => Err(why),
+        }
+    }
+
+    /// Logs what a service has to say; the guest decides how often it is asked.
+    fn log_note(&mut self, note: Note, now: Now) {
+        if let Some(limit) = self.said.get_mut(note.kind()) {
+            limit.log(log::Level::Info, now, format_args!("{note}"));
         }
     }
 

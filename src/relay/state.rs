@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     flow::{Burst, Flow},
+    limit::RateLimit,
     request::Request,
 };
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
     flow::{Guest, Id, Key, Pool, Table, Wheel},
     host::socket::Features,
     net::{Drops, Mac, Now, Protocol, Why},
+    service::Note,
     sys::Iovecs,
     wire::headers::Template,
 };
@@ -39,6 +41,10 @@ pub struct Limits {
 pub struct Relay {
     pub(super) net: Net,
     pub(super) guest: Guest,
+    /// Whether any frame has come from a guest.
+    pub(super) met: bool,
+    /// Frames taken from the guest.
+    pub(super) frames: u64,
     pub(super) features: Features,
     pub(super) flows: Table<Flow>,
     pub(super) wheel: Wheel,
@@ -63,6 +69,8 @@ pub struct Relay {
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
     pub(super) table_warned: bool,
+    /// What services say, by [`Note::kind`](crate::service::Note::kind).
+    pub(super) said: [RateLimit; Note::KINDS],
 }
 
 impl Relay {
@@ -74,6 +82,8 @@ impl Relay {
         Self {
             net,
             guest,
+            met: false,
+            frames: 0,
             features,
             flows: Table::new(limits.flows),
             wheel: Wheel::new(limits.flows),
@@ -91,6 +101,7 @@ impl Relay {
             secret: RandomState::new(),
             echo_warned: false,
             table_warned: false,
+            said: [RateLimit::default(); Note::KINDS],
         }
     }
 

@@ -3,11 +3,15 @@
 
 mod request;
 
+mod limit;
+
 mod flow;
 
 mod waiting;
 
 mod state;
+
+mod report;
 
 mod errors;
 
@@ -23,6 +27,8 @@ mod neighbour;
 
 mod arrival;
 
+pub use limit::RateLimit;
+pub use report::Report;
 pub use request::{Ready, Request};
 pub use state::{Limits, Relay};
 
@@ -38,6 +44,7 @@ use crate::{
 impl Relay {
     /// Takes a burst of frames from the guest.
     pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+        self.frames += inbox.frames() as u64;
         for index in 0..inbox.frames() {
             let Some(frame) = inbox.frame(index) else {
                 break;
@@ -60,6 +67,7 @@ impl Relay {
     ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
         let first = self.guest.mac == Mac::BROADCAST;
+        self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
             let level = if first {
@@ -69,7 +77,7 @@ impl Relay {
             };
             log::log!(level, "New guest MAC address observed: {}", read.mac);
         }
-        if self.serve(&read, frame.head, outbox)? {
+        if self.serve(&read, frame.head, outbox, now)? {
             return Ok(());
         }
         let protocol = match &read.body {

@@ -6,8 +6,8 @@ use super::state::Relay;
 use crate::{
     flow,
     link::Outbox,
-    net::{Class, Why, class},
-    service::{Answer, arp, dhcp, dhcpv6, ndp},
+    net::{Class, Now, Why, class},
+    service::{Answer, Note, arp, dhcp, dhcpv6, ndp},
     wire::frame::{Body, Datagram, Frame, Ip, Message},
 };
 
@@ -30,6 +30,7 @@ impl Relay {
         frame: &Frame,
         head: &[u8],
         outbox: &mut Outbox,
+        now: Now,
     ) -> Result<bool, Why> {
         self.learn(frame, head);
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
@@ -68,7 +69,7 @@ impl Relay {
         match answer {
             Answer::Reply(note) => {
                 if let Some(note) = note {
-                    log::info!("{note}");
+                    self.log_note(note, now);
                 }
                 if let Body::Udp(ip, _) | Body::Icmp(ip, _) = &frame.body {
                     // Who has no address yet may ask all the same.
@@ -77,7 +78,7 @@ impl Relay {
                 outbox.copy(&self.scratch).map(|()| true)
             }
             Answer::Noted(note) => {
-                log::info!("{note}");
+                self.log_note(note, now);
                 Err(Why::Unanswered)
             }
             Answer::Silent(why) => Err(why),
@@ -101,6 +102,13 @@ impl Relay {
                 }
             }
             Body::Icmp(..) | Body::Tcp(..) | Body::Udp(..) => {}
+        }
+    }
+
+    /// Logs what a service has to say; the guest decides how often it is asked.
+    fn log_note(&mut self, note: Note, now: Now) {
+        if let Some(limit) = self.said.get_mut(note.kind()) {
+            limit.log(log::Level::Info, now, format_args!("{note}"));
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     flow::{Burst, Flow},
+    limit::RateLimit,
     request::Request,
     waiting::Waiting,
 };
@@ -17,6 +18,7 @@ use crate::{
     host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Why},
     proto::tcp::SynRetries,
+    service::Note,
     sys::Iovecs,
     wire::headers::Template,
 };
@@ -41,6 +43,10 @@ pub struct Limits {
 pub struct Relay {
     pub(super) net: Net,
     pub(super) guest: Guest,
+    /// Whether any frame has come from a guest.
+    pub(super) met: bool,
+    /// Frames taken from the guest.
+    pub(super) frames: u64,
     pub(super) features: Features,
     pub(super) flows: Table<Flow>,
     pub(super) wheel: Wheel,
@@ -73,6 +79,8 @@ pub struct Relay {
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
     pub(super) table_warned: bool,
+    /// What services say, by [`Note::kind`](crate::service::Note::kind).
+    pub(super) said: [RateLimit; Note::KINDS],
 }
 
 impl Relay {
@@ -84,6 +92,8 @@ impl Relay {
         Self {
             net,
             guest,
+            met: false,
+            frames: 0,
             features,
             flows: Table::new(limits.flows),
             wheel: Wheel::new(limits.flows),
@@ -107,6 +117,7 @@ impl Relay {
             secret: RandomState::new(),
             echo_warned: false,
             table_warned: false,
+            said: [RateLimit::default(); Note::KINDS],
         }
     }
 

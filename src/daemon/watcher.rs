@@ -10,8 +10,11 @@ use nix::{
     unistd::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 use std::{
-    fs::OpenOptions,
-    os::fd::{AsFd, AsRawFd},
+    fs::{self, OpenOptions},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::FileExt,
+    },
 };
 
 use super::{background, sandbox};
@@ -51,6 +54,26 @@ pub(super) fn start(config: &Config) -> io::Result<Option<Reader>> {
     }
 }
 
+/// Puts the name in the place of the command line as others see it (proc_pid_cmdline(5)).
+fn rename_arguments() -> io::Result<()> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // Fields 48 and 49 of proc_pid_stat(5); the text after the name starts at field 3.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let field = |n: usize| fields.split(' ').nth(n - 3)?.trim().parse::<u64>().ok();
+    let (Some(start), Some(end)) = (field(48), field(49)) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let len = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+    let mut line = NAME.to_bytes().to_vec();
+    line.resize(len, 0);
+    // Its end stays a zero: without, the kernel reads on.
+    if let Some(last) = line.last_mut() {
+        *last = 0;
+    }
+    let memory = OpenOptions::new().write(true).open("/proc/self/mem")?;
+    memory.write_all_at(&line, start)
+}
+
 fn wanted(config: &Config) -> bool {
     let host4 = config.v4 && config.dns_forward4.is_some() && config.dns_host4.is_none();
     let host6 = config.v6 && config.dns_forward6.is_some() && config.dns_host6.is_none();
@@ -62,6 +85,8 @@ fn wanted(config: &Config) -> bool {
 
 fn run(watcher: &Watcher, identity: Option<Identity>, foreground: bool) -> io::Result<()> {
     set_name(NAME)?;
+    // Without, it goes by the other's name with pidof(8) and in lists; that is all.
+    let _ = rename_arguments();
     // Whoever reads what we inherited waits for the other process alone.
     let null = OpenOptions::new()
         .read(true)

@@ -1,6 +1,16 @@
 //! The process that stays outside the sandbox and tells of changes to the resolver configuration.
 
-use std::{io, path::Path, process};
+use std::{
+    ffi::CStr,
+    fs::{self, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::FileExt,
+    },
+    path::Path,
+    process,
+};
 
 use nix::{
     sys::{
@@ -8,13 +18,6 @@ use nix::{
         signal::{SigSet, Signal},
     },
     unistd::{dup2_stderr, dup2_stdin, dup2_stdout},
-};
-use std::{
-    fs::{self, OpenOptions},
-    os::{
-        fd::{AsFd, AsRawFd},
-        unix::fs::FileExt,
-    },
 };
 
 use super::{background, sandbox};
@@ -28,7 +31,7 @@ use crate::{
 };
 
 /// What others see this process as: `pgrep passt` is to find the one that serves, and no other.
-const NAME: &std::ffi::CStr = c"resolv-watcher";
+const NAME: &CStr = c"resolv-watcher";
 
 /// Starts the process, if the configuration asks for anything of the file. To be called while nothing is open but what was
 /// inherited.

@@ -7,18 +7,18 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
         socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair},
     },
 };
-use std::os::fd::AsRawFd;
 
 use super::resolv::parse;
 use crate::config::Resolver;
@@ -80,8 +80,8 @@ impl Reader {
             match recv(self.socket.as_raw_fd(), &mut self.packet, MsgFlags::empty()) {
                 Ok(0) => return Said::Ended,
                 Ok(len) => said = Said::Changed(parse(self.packet.get(1..len).unwrap_or_default())),
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(nix::errno::Errno::EAGAIN) => return said,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return said,
                 Err(_) => return Said::Ended,
             }
         }
@@ -89,13 +89,13 @@ impl Reader {
 }
 
 impl AsFd for Reader {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
 impl AsFd for Watcher {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
@@ -148,7 +148,7 @@ impl Watcher {
         match send(self.0.as_raw_fd(), &packet, MsgFlags::MSG_NOSIGNAL) {
             Ok(_) => true,
             // A reader that does not read will not miss one of many states.
-            Err(error) => error == nix::errno::Errno::EAGAIN,
+            Err(error) => error == Errno::EAGAIN,
         }
     }
 }

@@ -94,7 +94,6 @@ impl Config {
         let asked = [
             (self.vhost_user, "--vhost-user"),
             (self.conf_path.is_some(), "--conf-path"),
-            (self.print_sandbox, "--print-sandbox"),
         ];
         asked
             .into_iter()

@@ -65,6 +65,41 @@ fn an_address_and_all_addresses_may_be_forwarded_apart() {
     translator.assert_alive();
 }
 
+/// A listener of an interface follows it; one of an address waits for it to return.
+#[test]
+fn ports_of_an_interface_or_address_are_there_again_when_it_returns() {
+    let Some(world) = World::pod() else { return };
+    world.pod.ip("link add dummy7 type dummy
+         link set dummy7 up
+         addr add 10.77.0.1/24 dev dummy7");
+    let translator = Setup::new(&["-t", "%dummy7/4000", "-t", "10.77.0.1/4001"]).start(&world.pod);
+    let reaches = |port| {
+        world
+            .pod
+            .run(|| TcpStream::connect(("10.77.0.1", port)).is_ok())
+    };
+    let listening = || {
+        let lines = world
+            .pod
+            .proc_net("tcp6")
+            .into_iter()
+            .chain(world.pod.proc_net("tcp"));
+        lines
+            .filter(|line| line.contains(":0FA0 ") || line.contains(":0FA1 "))
+            .count()
+    };
+    assert!(wait_until(LONG, || listening() == 2));
+    assert!(reaches(4001));
+    world.pod.ip("link del dummy7");
+    assert!(!reaches(4001));
+    world.pod.ip("link add dummy7 type dummy
+         link set dummy7 up
+         addr add 10.77.0.1/24 dev dummy7");
+    assert!(wait_until(LONG, || reaches(4001)));
+    // Over its own interface: what the host sends to itself goes over loopback, so from outside.
+    drop(translator);
+}
+
 /// Regressions C24 and C57, and consumers 7: ports of others are left out without a word.
 #[test]
 fn all_ports_are_those_that_nobody_has_lowest_first_as_descriptors_last() {

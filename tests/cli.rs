@@ -12,9 +12,11 @@ use std::{
 use passt_rs::{
     cli::{self, Parsed},
     config::{
-        Config, DnsServers, Facts, Identity, LinkChoice, MapChoice, SearchList, Verbosity, resolve,
+        Config, DnsServers, Facts, Identity, LinkChoice, MapChoice, Rule, SearchList, Verbosity,
+        resolve,
     },
-    net::Mac,
+    host::ephemeral_ports,
+    net::{Mac, PortMap, Protocol},
 };
 
 fn parse(args: &[&str]) -> Parsed {
@@ -40,6 +42,22 @@ fn failure(args: &[&str]) -> String {
     match parse(args) {
         Parsed::Fail(line) => line,
         other => panic!("{args:?}: {other:?}"),
+    }
+}
+
+/// A rule of the option for every address.
+fn rule(option: &str, ports: (u16, u16), to: u16) -> Rule {
+    let tcp = option.starts_with("-t");
+    Rule {
+        protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+        addr: None,
+        interface: None,
+        first: ports.0,
+        last: ports.1,
+        map: PortMap::new(ports.0, to),
+        target: None,
+        best_effort: false,
+        option: option.to_owned(),
     }
 }
 
@@ -189,6 +207,14 @@ fn each_option_does_what_it_says() {
             c.map_guest_addr6 = Some("fd00::5".parse().unwrap());
         }),
         ("--map-guest-addr fd00::5 --map-guest-addr none", |_| {}),
+        ("--freebind", |c| c.freebind = true),
+        ("-t none -u none", |_| {}),
+        ("-t 8000-9000:8001-9001", |c| {
+            c.forwards = vec![rule("-t 8000-9000:8001-9001", (8000, 9000), 8001)];
+        }),
+        ("--udp-ports=53", |c| {
+            c.forwards = vec![rule("-u 53", (53, 53), 53)];
+        }),
         ("-4", |c| c.v6 = false),
         ("--ipv4-only", |c| c.v6 = false),
         ("-6", |c| c.v4 = false),
@@ -261,8 +287,11 @@ fn command_lines_of_known_callers_are_understood() {
          --map-guest-addr 10.0.0.4 --dns-forward 10.0.0.5 --dns-host 127.0.0.53 --no-tcp --no-udp \
          --no-icmp --no-dhcp --no-ndp --no-dhcpv6 --no-ra --ipv6-only --ipv4-only --search d1 \
          --pid /tmp/passt-XXXXXX.pid --fd 3",
-        "-q -f --fd 3",
+        "-q -f --fd 3 -t 8000-8010:9000-9010 -u 10.0.0.1/53-53:5353-5353",
         "-f --fd 4",
+        "-t all -u all --no-dhcp-dns --no-map-gw --fd 5",
+        "--one-off --socket S --pid P --tcp-ports 18080,18100-18110:8100-8110,~18105 --udp-ports 127.0.0.1/15353:53",
+        "-t ~15000,~15001,~15004,~15006,~15008,~15009,~15020,~15021,~15053,~15090,3389,443 -u all",
         "--one-off --socket S --pid P --address 169.254.2.15 --netmask 16 \
          --mac-addr 52:56:00:00:00:02 --gateway 169.254.2.2",
         "--foreground --socket S -4 -a 10.0.0.2 -n 24 -g 10.0.0.1 --map-host-loopback 10.0.0.1 -D 1.1.1.1",
@@ -277,6 +306,113 @@ fn command_lines_of_known_callers_are_understood() {
     };
     assert_eq!(config.identity, Some(Identity { uid: 107, gid: 107 }));
     assert_eq!(warnings, ["--stderr will be dropped soon"]);
+}
+
+#[test]
+fn the_forwards_libvirt_asks_for_are_what_its_documentation_promises() {
+    let config = words(
+        "--one-off --socket S --pid P --interface eth42 --log-file F --hostname hostname1 \
+         --fqdn hostname1.test.local --address 172.17.2.0 --netmask 24 --address 2001:db8:ac10:fd01::feed \
+         --tcp-ports 2001:db8:ac10:fd01::1:10/22:2022,1000-1050,~1020,~1030-1040 \
+         --udp-ports 1.2.3.4%eth0/5000-5020:6000-6020,~5010-5015 --tcp-ports 80 --tcp-ports 443:344",
+    );
+    let tcp = "-t 2001:db8:ac10:fd01::1:10/22:2022,1000-1050,~1020,~1030-1040";
+    let at_v6 = |ports, to| Rule {
+        addr: Some("2001:db8:ac10:fd01::1:10".parse().unwrap()),
+        ..rule(tcp, ports, to)
+    };
+    let at_v4 = |ports, to| Rule {
+        addr: Some("1.2.3.4".parse().unwrap()),
+        interface: Some("eth0".to_owned()),
+        ..rule("-u 1.2.3.4%eth0/5000-5020:6000-6020,~5010-5015", ports, to)
+    };
+    let wanted = [
+        at_v6((22, 22), 2022),
+        at_v6((1000, 1019), 1000),
+        at_v6((1021, 1029), 1021),
+        at_v6((1041, 1050), 1041),
+        at_v4((5000, 5009), 6000),
+        at_v4((5016, 5020), 6016),
+        rule("-t 80", (80, 80), 80),
+        rule("-t 443:344", (443, 443), 344),
+    ];
+    assert_eq!(config.forwards, wanted);
+}
+
+/// Regression C25.
+#[test]
+fn all_ports_are_those_the_host_does_not_need_itself() {
+    let ephemeral = ephemeral_ports();
+    let forwards = words("-t all -u ~1-1000").forwards;
+    assert!(forwards.iter().all(|rule| rule.best_effort));
+    let of = |protocol| forwards.iter().filter(move |r| r.protocol == protocol);
+    let ports = |protocol| {
+        of(protocol)
+            .flat_map(|r| r.first..=r.last)
+            .collect::<Vec<_>>()
+    };
+    let free = |first: u16| (first..=u16::MAX).filter(|port| !ephemeral.contains(port));
+    assert_eq!(ports(Protocol::Tcp), free(1).collect::<Vec<_>>());
+    assert_eq!(ports(Protocol::Udp), free(1001).collect::<Vec<_>>());
+}
+
+/// Regressions C04, C19 and C21.
+#[test]
+fn the_order_of_options_does_not_matter_to_forwards() {
+    let orders = |a: &str, b: &str| {
+        let line: Vec<&str> = a.split(' ').chain(b.split(' ')).collect();
+        let turned: Vec<&str> = b.split(' ').chain(a.split(' ')).collect();
+        assert_eq!(parse(&line), parse(&turned));
+        parse(&line)
+    };
+    let Parsed::Run(config, _) = orders("-D 1.1.1.1", "-t 80") else {
+        panic!("both are fine");
+    };
+    assert_eq!(config.forwards, [rule("-t 80", (80, 80), 80)]);
+    for (a, b, said) in [
+        (
+            "-t 80",
+            "--no-tcp",
+            "Can't add TCP forwarding rule, TCP not enabled",
+        ),
+        (
+            "-u all",
+            "--no-udp",
+            "Can't add UDP forwarding rule, UDP not enabled",
+        ),
+        (
+            "-6",
+            "-t 192.0.2.1/80",
+            "IPv4 forward, but IPv4 not enabled",
+        ),
+        ("-4", "-u ::1/80", "IPv6 forward, but IPv6 not enabled"),
+    ] {
+        let Parsed::Fail(line) = orders(a, b) else {
+            panic!("{a} {b}");
+        };
+        assert!(line.starts_with(said), "{line}");
+    }
+    assert_eq!(words("-t none --no-tcp").forwards, []);
+}
+
+/// The words of tp-libvirt's configurations.
+#[test]
+fn port_mistakes_are_named_in_the_words_callers_look_for() {
+    for (line, said) in [
+        ("--tcp-ports 65536", "Invalid port specifier 65536"),
+        (
+            "--tcp-ports 8000-9000 --tcp-ports 8001",
+            "Overlapping port specifier 8001",
+        ),
+        ("-u 0", "Can't forward port 0 for option '-u 0'"),
+        ("-t 22 -t none", "-t none conflicts with previous options"),
+        (
+            "-u auto",
+            "'auto' port forwarding is only allowed for pasta",
+        ),
+    ] {
+        assert_eq!(failure(&line.split(' ').collect::<Vec<_>>()), said);
+    }
 }
 
 /// Regressions C13, C14, C29, C43, C54 and X16.

@@ -2,10 +2,14 @@
 //!
 //! They are applied in the order of the command line, so the last one wins by itself.
 
-use std::{ffi::OsStr, net::IpAddr, path::Path};
+use std::{ffi::OsStr, net::IpAddr, ops::RangeInclusive, path::Path};
 
 use super::values;
-use crate::config::{Config, DnsServers, LinkChoice, MapChoice, SearchList, Verbosity};
+use crate::{
+    config::{Config, DnsServers, Enabled, Forwards, LinkChoice, MapChoice, SearchList, Verbosity},
+    host::ephemeral_ports,
+    net::Protocol,
+};
 
 /// The configuration while the command line is read.
 #[derive(Debug, Default)]
@@ -17,6 +21,9 @@ pub(super) struct Draft {
     netmask: Option<u8>,
     own_prefix: [bool; 2],
     no_map_gw: bool,
+    forwards: Forwards,
+    /// The host's ephemeral ports, once needed.
+    ephemeral: Option<RangeInclusive<u16>>,
 }
 
 /// What is wanted instead of a run.
@@ -86,7 +93,22 @@ impl Draft {
             off_by_default(&mut self.config.map_host_loopback4);
             off_by_default(&mut self.config.map_host_loopback6);
         }
+        let config = &mut self.config;
+        let enabled = Enabled {
+            v4: config.v4,
+            v6: config.v6,
+            tcp: config.serve.tcp,
+            udp: config.serve.udp,
+        };
+        let (rules, warnings) = self.forwards.finish(enabled)?;
+        config.forwards = rules;
+        self.warnings.extend(warnings);
         Ok((self.config, self.warnings))
+    }
+
+    fn forward(&mut self, protocol: Protocol, text: &str) -> Result<(), String> {
+        let ephemeral = self.ephemeral.get_or_insert_with(ephemeral_ports);
+        self.forwards.add(protocol, text, ephemeral)
     }
 
     fn address(&mut self, text: &str) -> Result<(), String> {
@@ -429,6 +451,26 @@ pub(super) const OPTIONS: &[Opt] = &[
         "NAME",
         set!(values::interface, outbound.interface6),
         "Bind outbound IPv6 sockets to this interface",
+    ),
+    text(
+        "tcp-ports",
+        Some('t'),
+        "SPEC",
+        |draft, text| draft.forward(Protocol::Tcp, text),
+        "Forward these TCP ports of the host to the guest, repeatable: none, all or a list (default: none)",
+    ),
+    text(
+        "udp-ports",
+        Some('u'),
+        "SPEC",
+        |draft, text| draft.forward(Protocol::Udp, text),
+        "Forward these UDP ports of the host to the guest, like --tcp-ports",
+    ),
+    flag(
+        "freebind",
+        None,
+        |draft| draft.config.freebind = true,
+        "Forward ports of addresses the host may get later, too",
     ),
     text(
         "dns",

@@ -5,7 +5,7 @@
 //! 1. hold signals back; close what was inherited, but for `--fd` (Rust's runtime has made descriptors 0 to 2 valid by then);
 //! 2. allow as many descriptors as the hard limit does;
 //! 3. ask what the host is, and decide what the guest is told;
-//! 4. open what takes the caller's rights: the way in, log, PID file, capture;
+//! 4. open what takes the caller's rights: the way in, log, forwarded ports, PID file, capture;
 //! 5. become another user, if we are to;
 //! 6. go to the background; the caller's process waits;
 //! 7. build the reactor, write the PID file;
@@ -35,7 +35,11 @@ use log::Destinations;
 
 use crate::{
     config::{Config, LinkChoice, Resolved, resolve},
-    host::{facts, socket::Features},
+    host::{
+        facts,
+        listen::{self as ports, Ports},
+        socket::Features,
+    },
     link::{
         Capture,
         listen::{self, Opened},
@@ -98,6 +102,7 @@ fn build(
     path: Option<PathBuf>,
 ) -> Result<Prepared, String> {
     let log = log::init(config)?;
+    let ports = forward(config, descriptors)?;
     let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
     background::become_identity(config.identity)?;
@@ -108,13 +113,15 @@ fn build(
         Some(failed("Failed to fork", background::detach())?)
     };
     let flows = descriptors
-        .saturating_sub(DESCRIPTORS_KEPT)
+        .saturating_sub(DESCRIPTORS_KEPT + ports.len() as u64)
         .clamp(16, FLOWS_MOST) as usize;
     let limits = Limits {
         flows,
         spill: SPILL,
     };
-    let relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
+    let mut relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
+    relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
+    relay.forward(ports, ports::syn_retries());
     let reactor = failed(
         "Failed to set up the event loop",
         Reactor::new(relay, entrance, config.one_off, capture),
@@ -153,6 +160,22 @@ impl Prepared {
         }
         failed("Event loop failed", self.reactor.run())
     }
+}
+
+/// Opens the forwarded ports. A quarter of the descriptors is left for flows, and no less than a thousand.
+fn forward(config: &Config, descriptors: u64) -> Result<Ports, String> {
+    let flows = (descriptors / 4).max(1024) + DESCRIPTORS_KEPT;
+    let options = ports::Options {
+        v4: config.v4,
+        v6: config.v6,
+        freebind: config.freebind,
+        most: descriptors.saturating_sub(flows) as usize,
+    };
+    let (ports, warning) = Ports::open(&config.forwards, options)?;
+    if let Some(warning) = warning {
+        ::log::warn!("{warning}");
+    }
+    Ok(ports)
 }
 
 /// A capture that cannot be written is no reason not to serve.

@@ -11,6 +11,10 @@ use crate::{
 
 /// One flow of the guest, and the host's socket behind it.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "flows lie in the table's slots: a box would be an allocation for each connection"
+)]
 pub enum Flow {
     Tcp(TcpFlow),
     Udp(UdpFlow),
@@ -33,6 +37,8 @@ pub struct TcpFlow {
     pub socket: OwnedFd,
     pub conn: Conn,
     pub syn: Syn,
+    /// Whether the socket has a peek offset.
+    pub peeks: bool,
     /// Octets taken from the guest that the kernel would not take yet.
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
@@ -91,6 +97,8 @@ pub struct UdpFlow {
     pub header: (u16, u16),
     pub readable: bool,
     pub starved: bool,
+    /// Nothing goes to the guest yet: it is not found.
+    pub waits: bool,
 }
 
 /// A series of echo requests with one identifier.

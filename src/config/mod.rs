@@ -17,7 +17,7 @@ mod resolve;
 
 pub use config::{
     Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MapChoice, OUR_MAC, Outbound,
-    SearchList, Serve, Verbosity,
+    RepairPath, SearchList, Serve, Verbosity,
 };
 pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;

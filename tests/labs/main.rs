@@ -7,4 +7,15 @@ mod kernel_guest;
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod cluster_network;
+mod libvirt;
+mod macvlan;
+mod masquerade;
+mod nat_cluster;
 mod pod_network;
+mod service_mesh;
+
+/// Protocol numbers.
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;

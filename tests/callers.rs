@@ -334,10 +334,12 @@ impl Caller {
         wire: Option<Wire>,
     ) {
         let (status, _, stderr) = setup.run(&world.pod);
-        assert_eq!(status.code(), Some(0), "{}\n{stderr}", self.name);
         let pids = processes(world);
+        for pid in &pids {
+            janitor::watch_pid(pid.as_raw().cast_unsigned());
+        }
+        assert_eq!(status.code(), Some(0), "{}\n{stderr}", self.name);
         assert_eq!(pids.len(), 1, "{}\n{stderr}", self.name);
-        janitor::watch_pid(pids[0].as_raw().cast_unsigned());
         if self.args.contains("{P}") {
             let written = fs::read_to_string(dir.join("pid")).unwrap();
             assert_eq!(written, format!("{}\n", pids[0]), "{}", self.name);

@@ -52,6 +52,7 @@ long: test
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
 	mandoc -T lint -W warning man/passt.1
 	$(long_sizes) $(CARGO) test --no-fail-fast $(addprefix --test ,$(long_tests))
+	$(CARGO) test --test labs -- --ignored
 
 bench:
 	$(CARGO) bench --bench compare -- $(BENCH_ARGS)

@@ -9,6 +9,8 @@ mod tap;
 
 mod relay;
 
+pub mod machine;
+
 use std::{sync::atomic::Ordering, time::Duration};
 
 use crate::lab::{Host, Translator};

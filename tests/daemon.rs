@@ -11,6 +11,7 @@ use std::{
         net::{UnixDatagram, UnixStream},
     },
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 

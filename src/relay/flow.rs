@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::{
-    flow::Chain,
+    flow::{Chain, Lent},
     link::Slot,
     net::{Now, Seq, Span},
     proto::tcp::Conn,
@@ -11,6 +11,10 @@ use crate::{
 
 /// One flow of the guest, and the host's socket behind it.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a table has slots of one size, and most of them hold connections"
+)]
 pub enum Flow {
     Tcp(TcpFlow),
     Udp(UdpFlow),
@@ -33,7 +37,7 @@ pub struct TcpFlow {
     pub socket: OwnedFd,
     pub conn: Conn,
     pub syn: Syn,
-    /// Octets taken from the guest that the kernel would not take yet.
+    /// Octets taken from the guest that the kernel would not take yet, and those that came before others.
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
     pub forget: u32,
@@ -73,6 +77,8 @@ pub struct State {
     pub starved: bool,
     /// An acknowledgement found no room on the link.
     pub owes_ack: bool,
+    /// What is known of gaps in its streams.
+    pub disorder: Option<Lent>,
     /// The flow is listed in the burst.
     pub touched: bool,
     pub ack: bool,

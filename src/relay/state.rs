@@ -12,9 +12,10 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Guest, Id, Key, Pool, Table, Wheel},
+    flow::{Guest, Id, Key, Pool, Spare, Table, Wheel},
     host::socket::Features,
     net::{Drops, Mac, Now, Protocol, Why},
+    proto::tcp::Disorder,
     sys::Iovecs,
     wire::headers::Template,
 };
@@ -24,6 +25,9 @@ const WASTE: usize = 64 * 1024;
 
 /// Octets of a block of the spill pool, a page: most flows that spill at all spill little.
 const SPILL_BLOCK: usize = 4096;
+
+/// Connections whose streams may have gaps at a time; the others do with less knowledge of what was lost.
+const DISORDERS: usize = 1024;
 
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +47,7 @@ pub struct Relay {
     pub(super) flows: Table<Flow>,
     pub(super) wheel: Wheel,
     pub(super) pool: Pool,
+    pub(super) disorders: Spare<Disorder>,
     pub(super) burst: Burst<Id>,
     /// The flow found last: frames of one flow come in rows.
     last: Option<(Key, Id)>,
@@ -78,6 +83,7 @@ impl Relay {
             flows: Table::new(limits.flows),
             wheel: Wheel::new(limits.flows),
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
+            disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             last: None,
             starved: VecDeque::with_capacity(limits.flows.min(4096)),

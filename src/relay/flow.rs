@@ -11,9 +11,9 @@ use crate::{
 
 /// One flow of the guest, and the host's socket behind it.
 #[derive(Debug)]
-#[allow(
+#[expect(
     clippy::large_enum_variant,
-    reason = "a table has slots of one size, and most of them hold connections"
+    reason = "flows lie in the table's slots: a box would be an allocation for each connection"
 )]
 pub enum Flow {
     Tcp(TcpFlow),
@@ -37,6 +37,8 @@ pub struct TcpFlow {
     pub socket: OwnedFd,
     pub conn: Conn,
     pub syn: Syn,
+    /// Whether the socket has a peek offset.
+    pub peeks: bool,
     /// Octets taken from the guest that the kernel would not take yet, and those that came before others.
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
@@ -97,6 +99,8 @@ pub struct UdpFlow {
     pub header: (u16, u16),
     pub readable: bool,
     pub starved: bool,
+    /// Nothing goes to the guest yet: it is not found.
+    pub waits: bool,
 }
 
 /// A series of echo requests with one identifier.

@@ -5,6 +5,8 @@ mod request;
 
 mod flow;
 
+mod waiting;
+
 mod state;
 
 mod errors;
@@ -16,6 +18,10 @@ mod tcp;
 mod udp;
 
 mod echo;
+
+mod neighbour;
+
+mod arrival;
 
 pub use request::{Ready, Request};
 pub use state::{Limits, Relay};
@@ -42,6 +48,7 @@ impl Relay {
             }
         }
         self.end_burst(inbox, outbox, now);
+        self.release_waiting(outbox, now);
     }
 
     fn frame(
@@ -100,6 +107,7 @@ impl Relay {
 
     /// Lets flows go on that waited for room on the link, each for one turn. `true` if some still wait though there is room.
     pub fn resume(&mut self, outbox: &mut Outbox, now: Now) -> bool {
+        let knocks = self.answer_knocks(outbox, now);
         for _ in 0..self.starved.len() {
             let Some(id) = self.starved.pop_front() else {
                 break;
@@ -127,11 +135,13 @@ impl Relay {
                 break;
             }
         }
-        !self.starved.is_empty()
+        knocks || !self.starved.is_empty()
     }
 
     /// Carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
+        self.wake_ports(now);
+        self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
             let Some(id) = self.flows.at(slot) else {
                 continue;
@@ -155,7 +165,9 @@ impl Relay {
 
     /// The time until [`Relay::expire`] may have something to do.
     pub fn next_deadline(&self, now: Now) -> Option<Span> {
-        self.wheel.next(now)
+        let others = [self.waiting.ask, self.rested].into_iter().flatten();
+        let others = others.min().map(|at| at.since(now));
+        self.wheel.next(now).into_iter().chain(others).min()
     }
 
     /// The guest is gone: every connection's peer hears a reset, nothing is kept.
@@ -166,6 +178,8 @@ impl Relay {
             self.abort(id);
         }
         self.starved.clear();
+        self.waiting.flows.clear();
+        self.waiting.ask = None;
         self.guest.left();
     }
 }

@@ -9,13 +9,14 @@ use std::{
 use super::{
     flow::{Burst, Flow},
     request::Request,
+    waiting::Waiting,
 };
 use crate::{
     config::Net,
     flow::{Guest, Id, Key, Pool, Spare, Table, Wheel},
-    host::socket::Features,
+    host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Why},
-    proto::tcp::Disorder,
+    proto::tcp::{Disorder, SynRetries},
     sys::Iovecs,
     wire::headers::Template,
 };
@@ -53,6 +54,14 @@ pub struct Relay {
     last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
     pub(super) starved: VecDeque<Id>,
+    /// The host's ports that are forwarded; those with something to take, first come first; those that rest, and until when.
+    pub(super) ports: Ports,
+    pub(super) knocks: VecDeque<u32>,
+    pub(super) resting: Vec<u32>,
+    pub(super) rested: Option<Now>,
+    pub(super) syn_retries: SynRetries,
+    /// What waits until the guest is found.
+    pub(super) waiting: Waiting,
     pub(super) requests: Vec<Request>,
     pub(super) drops: Drops,
     pub(super) iovecs: Iovecs,
@@ -87,6 +96,12 @@ impl Relay {
             burst: Burst::new(),
             last: None,
             starved: VecDeque::with_capacity(limits.flows.min(4096)),
+            ports: Ports::default(),
+            knocks: VecDeque::new(),
+            resting: Vec::new(),
+            rested: None,
+            syn_retries: SynRetries::default(),
+            waiting: Waiting::default(),
             requests: Vec::with_capacity(1024),
             drops: Drops::new(),
             iovecs: Iovecs::new(),
@@ -103,6 +118,11 @@ impl Relay {
     /// Requests made since they were last taken, in order.
     pub fn requests(&mut self) -> &mut Vec<Request> {
         &mut self.requests
+    }
+
+    /// Keeps connections from outside to the addresses given with `--address`.
+    pub const fn pin_guest(&mut self, v4: bool, v6: bool) {
+        self.guest.pin(v4, v6);
     }
 
     pub const fn drops(&self) -> &Drops {

@@ -106,6 +106,7 @@ impl Relay {
             header: (0, 0),
             readable: false,
             starved: false,
+            waits: false,
         };
         let timeout = flow.timeout();
         self.insert(key, Flow::Udp(flow), raw)
@@ -127,6 +128,9 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        if !self.deliver_held(id, outbox) {
+            return;
+        }
         let template = self.template(&key);
         let largest = usize::from(self.net.mtu).saturating_sub(template.udp_overhead());
         for _ in 0..TURN {

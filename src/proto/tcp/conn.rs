@@ -60,6 +60,7 @@ impl Conn {
             Phase::Open {
                 host: Half::Done, ..
             }
+            | Phase::SynSent(_)
             | Phase::Connecting
             | Phase::SynReceived
             | Phase::Closed => 0,
@@ -90,6 +91,7 @@ impl Conn {
                 host: Half::Done,
                 guest: Half::Done,
             } => None,
+            Phase::SynSent(asking) => Some(asking.due()),
             Phase::Connecting | Phase::SynReceived => self.send.deadline(),
             Phase::Open { .. } => match self.send.deadline() {
                 None => Some(self.idle.deadline()),
@@ -146,6 +148,18 @@ impl Conn {
     /// A keepalive (RFC 9293, section 3.8.4): an octet that is not there, of a sequence number that was acknowledged.
     pub fn question(&mut self, free: u32, now: Now) -> TcpFields {
         self.fields(self.send.nxt - 1, Flags::ACK, free, now)
+    }
+
+    /// Our SYN, first or repeated.
+    pub fn syn(&mut self, free: u32, now: Now) -> TcpFields {
+        let timestamps = self.terms.timestamps.then(|| self.clock.stamp(now));
+        TcpFields {
+            seq: self.send.una,
+            ack: Seq(0),
+            flags: Flags::SYN,
+            window: free.min(65_535) as u16,
+            options: Some(self.terms.options(timestamps)),
+        }
     }
 
     /// Our SYN,ACK, first or repeated.

@@ -1,8 +1,12 @@
 //! A TCP connection of the guest, as a translator keeps it: sequence numbers, windows and the two ends of the streams. It
 //! holds no octets: those to the guest stay in the host's socket until acknowledged, those from the guest are handed on.
 //!
+//! The guest opens connections, or is asked by a SYN of ours to take one ([`syn`]).
+//!
 //! Facts go in by `segment`, `connected`, `sent`, `ended`, `expired`; each answers with a [`Todo`]. What a connection has to
 //! remember while its streams have gaps is a [`Disorder`], which it is lent for as long.
+
+mod syn;
 
 mod phase;
 
@@ -29,6 +33,7 @@ mod conn;
 pub use conn::Conn;
 pub use disorder::Disorder;
 pub use phase::{Half, Phase};
+pub use syn::SynRetries;
 pub use terms::Terms;
 pub use todo::{Ack, Todo, reset_for};
 
@@ -42,6 +47,7 @@ use crate::{
 use idle::Idle;
 use receive::{Receiver, Text};
 use send::{Sender, Timeout};
+use syn::{Answer, Asking};
 use terms::Clock;
 
 /// Repetitions of SYN,ACK before the guest is given up; Linux's `tcp_synack_retries`.
@@ -66,6 +72,21 @@ impl Conn {
         }
     }
 
+    /// A connection that a peer of the host has opened; the guest is asked by [`Conn::syn`]. `iss` is our initial sequence
+    /// number, `mss` the segment size of the link.
+    pub fn toward_guest(iss: Seq, mss: u16, retries: SynRetries, now: Now) -> Self {
+        let mut send = Sender::new(iss, 0, 0, mss, false);
+        send.sent(1, now);
+        Self {
+            phase: Phase::SynSent(Asking::new(retries, now)),
+            send,
+            receive: Receiver::new(Seq(0), mss, true),
+            terms: Terms::ours(mss),
+            clock: Clock::new(iss, None),
+            idle: Idle::default(),
+        }
+    }
+
     /// The host's connect() succeeded.
     pub fn connected(&mut self, now: Now) -> Todo {
         if self.phase != Phase::Connecting {
@@ -73,33 +94,26 @@ impl Conn {
         }
         self.phase = Phase::SynReceived;
         self.send.sent(1, now);
-        Todo {
-            syn_ack: true,
-            ..Todo::default()
-        }
+        Todo::syn_ack()
     }
 
     /// The deadline has come.
     pub fn expired(&mut self, disorder: Option<&mut Disorder>, now: Now) -> Todo {
-        if self.send.deadline().is_none() {
-            return self.silent(now);
-        }
         let retries = match self.phase {
+            Phase::SynSent(asking) => return self.syn_expired(asking, now),
+            _ if self.send.deadline().is_none() => return self.silent(now),
             Phase::SynReceived => self.send.retries(),
             Phase::Connecting | Phase::Open { .. } | Phase::Closed => 0,
         };
         match self.send.timeout(disorder, now) {
             Timeout::Early => Todo::default(),
-            Timeout::GiveUp => self.given_up(),
+            Timeout::GiveUp => Todo::give_up(self.reset()),
             Timeout::Retransmit if self.phase == Phase::SynReceived => {
                 if retries >= SYN_ACK_RETRIES {
-                    return self.given_up();
+                    return Todo::give_up(self.reset());
                 }
                 self.send.sent(1, now);
-                Todo {
-                    syn_ack: true,
-                    ..Todo::default()
-                }
+                Todo::syn_ack()
             }
             Timeout::Look => Todo {
                 pull: true,
@@ -120,18 +134,10 @@ impl Conn {
             return Todo::default();
         }
         if !self.idle.ask() {
-            return self.given_up();
+            return Todo::give_up(self.reset());
         }
         Todo {
             ask: true,
-            ..Todo::default()
-        }
-    }
-
-    fn given_up(&mut self) -> Todo {
-        Todo {
-            rst: Some(self.reset()),
-            abort: true,
             ..Todo::default()
         }
     }
@@ -145,10 +151,70 @@ impl Conn {
         now: Now,
     ) -> Todo {
         match self.phase {
+            Phase::SynSent(_) => self.while_syn_sent(segment, now),
             Phase::Connecting => self.while_connecting(segment),
             Phase::SynReceived => self.while_syn_received(segment, disorder, now),
             Phase::Open { .. } => self.while_open(segment, disorder, now),
             Phase::Closed => Todo::dropped(Why::OutOfWindow),
+        }
+    }
+
+    fn while_syn_sent(&mut self, segment: &Segment, now: Now) -> Todo {
+        let answer = syn::answer(segment, self.send.nxt);
+        match answer {
+            Answer::Accepted | Answer::Crossed => {}
+            Answer::Refused => return self.aborted(),
+            Answer::Stale => {
+                return Todo {
+                    rst: Some(reset_for(segment)),
+                    ..Todo::dropped(Why::OutOfWindow)
+                };
+            }
+            Answer::Nothing => return Todo::dropped(Why::OutOfWindow),
+        }
+        let theirs = &segment.options;
+        self.terms = self.terms.with(theirs);
+        let (scale, mss) = (
+            theirs.window_scale.unwrap_or(0),
+            self.terms.segment_to(theirs),
+        );
+        self.receive = Receiver::new(segment.seq, self.receive.mss, self.terms.scaling);
+        if let Some(stamps) = theirs.timestamps {
+            self.clock.outlived(stamps);
+        }
+        self.idle.heard(now);
+        if answer == Answer::Crossed {
+            self.phase = Phase::SynReceived;
+            self.send.learn(scale, mss, self.terms.sack);
+            return Todo::syn_ack();
+        }
+        // The window of a SYN is not scaled (RFC 7323, section 2.2).
+        self.send
+            .establish(segment.seq, segment.ack, segment.window, now);
+        self.send.learn(scale, mss, self.terms.sack);
+        self.phase = Phase::established();
+        Todo {
+            open: true,
+            pull: true,
+            ack: Ack::Now,
+            ..Todo::default()
+        }
+    }
+
+    /// Our SYN was not answered in time.
+    fn syn_expired(&mut self, asking: Asking, now: Now) -> Todo {
+        if asking.due() > now {
+            return Todo::default();
+        }
+        let Some(asking) = asking.again(now) else {
+            return Todo::give_up(self.reset());
+        };
+        self.phase = Phase::SynSent(asking);
+        // Which of them is answered cannot be told (Karn; RFC 6298, section 3).
+        self.send.forget_timing();
+        Todo {
+            syn: true,
+            ..Todo::default()
         }
     }
 
@@ -162,10 +228,7 @@ impl Conn {
             };
         }
         if segment.flags.has(Flags::SYN) && segment.seq + 1 != self.receive.nxt {
-            return Todo {
-                anew: true,
-                ..Todo::default()
-            };
+            return Todo::anew();
         }
         // A repeated SYN is answered when the host has decided.
         Todo::dropped(Why::OutOfWindow)
@@ -179,20 +242,14 @@ impl Conn {
     ) -> Todo {
         if segment.flags.has(Flags::RST) || !segment.flags.has(Flags::ACK) {
             if segment.flags.has(Flags::SYN) && segment.seq + 1 == self.receive.nxt {
-                return Todo {
-                    syn_ack: true,
-                    ..Todo::default()
-                };
+                return Todo::syn_ack();
             }
             if segment.flags.has(Flags::RST) && segment.seq == self.receive.nxt {
                 return self.aborted();
             }
             let anew = segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::RST);
             return if anew {
-                Todo {
-                    anew,
-                    ..Todo::default()
-                }
+                Todo::anew()
             } else {
                 Todo::dropped(Why::OutOfWindow)
             };
@@ -213,10 +270,7 @@ impl Conn {
         }
         self.send
             .establish(segment.seq, segment.ack, segment.window, now);
-        self.phase = Phase::Open {
-            host: Half::Open,
-            guest: Half::Open,
-        };
+        self.phase = Phase::established();
         Todo {
             open: true,
             pull: true,

@@ -248,6 +248,16 @@ impl Sender {
         }
     }
 
+    /// What the guest's SYN says of its windows and segments, and whether it tells what it holds.
+    pub const fn learn(&mut self, scale: u8, mss: u16, sack: bool) {
+        (self.scale, self.mss, self.sack) = (scale, mss, sack);
+    }
+
+    /// What was sent last is sent again: its acknowledgement measures nothing.
+    pub const fn forget_timing(&mut self) {
+        self.repaired = self.max;
+    }
+
     /// The handshake's segments: their windows and order.
     pub fn establish(&mut self, seq: Seq, ack: Seq, window: u16, now: Now) {
         self.acknowledge(ack, None, now);

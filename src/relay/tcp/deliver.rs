@@ -128,7 +128,7 @@ impl Relay {
     }
 
     /// Keeps the first `octets` of a segment that came before others.
-    pub(in super::super) fn hold(&mut self, id: Id, arrival: Arrival<'_>, octets: u32) {
+    pub(in super::super) fn keep_early(&mut self, id: Id, arrival: Arrival<'_>, octets: u32) {
         let Arrival {
             segment,
             frame,

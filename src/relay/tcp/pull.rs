@@ -198,7 +198,7 @@ impl Relay {
             None => return self.starved(id),
         };
         let behind = (flow.forget + flow.conn.behind(seq)) as usize;
-        let peeks = self.features.peek_offset(key.remote.addr);
+        let peeks = flow.peeks;
         let mut scatter = self.iovecs.scatter();
         let skip = if peeks {
             0
@@ -313,24 +313,13 @@ impl Relay {
         };
         flow.state.readable = true;
         let behind = flow.conn.unacknowledged();
-        self.seek_behind(id, behind);
+        seek_behind(flow, behind);
     }
 
     /// Sets the peek offset to an octet that was sent before.
-    fn seek_to(&mut self, id: Id, seq: Seq) {
+    fn seek_to(&self, id: Id, seq: Seq) {
         if let Some(Flow::Tcp(flow)) = self.flows.get(id) {
-            self.seek_behind(id, flow.conn.behind(seq));
-        }
-    }
-
-    /// Sets the peek offset so many octets behind those the guest has acknowledged.
-    fn seek_behind(&self, id: Id, octets: u32) {
-        if let (Some(key), Some(Flow::Tcp(flow))) = (self.flows.key(id), self.flows.get(id))
-            && self.features.peek_offset(key.remote.addr)
-        {
-            let offset = flow.forget + octets;
-            // The probe at start has shown that the kernel can.
-            let _ = sockopt::set_peek_offset(flow.socket.as_fd(), offset.cast_signed());
+            seek_behind(flow, flow.conn.behind(seq));
         }
     }
 
@@ -369,6 +358,7 @@ impl Relay {
 
     /// Forgets a flow and closes its socket.
     pub(in super::super) fn remove(&mut self, id: Id) {
+        self.forget_held(id);
         let Some(mut flow) = self.flows.remove(id) else {
             return;
         };
@@ -389,6 +379,15 @@ impl Relay {
         {
             Self::arm(&mut self.wheel, id, &mut flow.armed, at);
         }
+    }
+}
+
+/// Sets the peek offset so many octets behind those the guest has acknowledged.
+fn seek_behind(flow: &TcpFlow, octets: u32) {
+    if flow.peeks {
+        let offset = flow.forget + octets;
+        // It could be set when the socket was opened.
+        let _ = sockopt::set_peek_offset(flow.socket.as_fd(), offset.cast_signed());
     }
 }
 

@@ -106,7 +106,7 @@ impl Relay {
             self.seek(id);
         }
         if let Some(octets) = todo.hold {
-            self.hold(id, arrival, octets);
+            self.keep_early(id, arrival, octets);
         }
         if todo.ack == Ack::Now {
             // What is acknowledged must be held first.
@@ -163,6 +163,9 @@ impl Relay {
         }
         if todo.abort {
             return self.abort(id);
+        }
+        if todo.syn {
+            self.send_syn(id, outbox, now);
         }
         if todo.syn_ack {
             self.send_syn_ack(id, outbox, now);

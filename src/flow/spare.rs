@@ -5,28 +5,28 @@
 pub struct Spare<T> {
     things: Vec<T>,
     /// Those that were taken back.
-    vacant: Vec<u32>,
+    vacant: Vec<u16>,
     most: usize,
 }
 
 /// A thing that was lent; it goes back by [`Spare::take_back`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lent(u32);
+pub struct Lent(u16);
 
 impl<T: Default> Spare<T> {
-    /// Room for `most` things.
+    /// Room for `most` things, 65,535 at most.
     pub fn new(most: usize) -> Self {
         Self {
             things: Vec::with_capacity(most),
             vacant: Vec::with_capacity(most),
-            most,
+            most: most.min(u16::MAX.into()),
         }
     }
 
     /// Lends a thing as new; `None` if all are lent.
     pub fn lend(&mut self) -> Option<Lent> {
         if let Some(at) = self.vacant.pop() {
-            if let Some(thing) = self.things.get_mut(at as usize) {
+            if let Some(thing) = self.things.get_mut(usize::from(at)) {
                 *thing = T::default();
             }
             return Some(Lent(at));
@@ -34,16 +34,16 @@ impl<T: Default> Spare<T> {
         let at = self.things.len();
         (at < self.most).then(|| {
             self.things.push(T::default());
-            Lent(at as u32)
+            Lent(at as u16)
         })
     }
 
     pub fn get(&self, lent: Lent) -> Option<&T> {
-        self.things.get(lent.0 as usize)
+        self.things.get(usize::from(lent.0))
     }
 
     pub fn get_mut(&mut self, lent: Lent) -> Option<&mut T> {
-        self.things.get_mut(lent.0 as usize)
+        self.things.get_mut(usize::from(lent.0))
     }
 
     /// Takes a thing back, once.

@@ -1,6 +1,6 @@
 //! What is remembered of a flow.
 
-use std::os::fd::OwnedFd;
+use std::{num::NonZeroU64, os::fd::OwnedFd};
 
 use crate::{
     flow::{Chain, Lent},
@@ -45,8 +45,8 @@ pub struct TcpFlow {
     pub forget: u32,
     /// What the socket could take when it was last asked; nothing was written to it since.
     pub space: Option<u32>,
-    /// The earliest time the wheel will wake this flow.
-    pub armed: Option<Now>,
+    /// The earliest time the wheel will wake this flow, in microseconds as [`Now`] has them.
+    pub armed: Option<NonZeroU64>,
     /// Payloads of the current burst, as a chain through [`Burst`].
     pub pieces: Option<(u32, u32)>,
     pub state: State,
@@ -174,5 +174,16 @@ impl<I> Burst<I> {
     /// Forgets the payloads; the burst's memory is about to be used again.
     pub fn clear(&mut self) {
         self.pieces.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise 6.
+    #[test]
+    fn a_flow_fits_256_octets() {
+        assert!(size_of::<Flow>() <= 256, "{}", size_of::<Flow>());
     }
 }

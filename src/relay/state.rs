@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
+    num::NonZeroU64,
     os::fd::RawFd,
 };
 
@@ -163,10 +164,10 @@ impl Relay {
     }
 
     /// Makes sure the wheel wakes a flow no later than `at`; `armed` remembers when it will.
-    pub(super) fn arm(wheel: &mut Wheel, id: Id, armed: &mut Option<Now>, at: Now) {
-        if armed.is_none_or(|earlier| at < earlier) {
+    pub(super) fn arm(wheel: &mut Wheel, id: Id, armed: &mut Option<NonZeroU64>, at: Now) {
+        if armed.is_none_or(|earlier| at.0 < earlier.get()) {
             wheel.arm(id.slot, at);
-            *armed = Some(at);
+            *armed = NonZeroU64::new(at.0);
         }
     }
 

@@ -83,6 +83,16 @@ pub struct Options {
 impl Options {
     /// Reads an option list; a malformed rest is ignored, as is what we do not know.
     pub fn parse(mut list: &[u8]) -> Self {
+        // Nearly every segment's, as everybody aligns them.
+        if let [1, 1, 8, 10, a, b, c, d, e, f, g, h] = *list {
+            return Self {
+                timestamps: Some(Timestamps {
+                    value: u32::from_be_bytes([a, b, c, d]),
+                    echo: u32::from_be_bytes([e, f, g, h]),
+                }),
+                ..Self::default()
+            };
+        }
         let mut found = Self::default();
         while let [kind, rest @ ..] = list {
             list = match (*kind, rest) {
@@ -140,9 +150,9 @@ impl Options {
             list.put(&[1, 1, 4, 2]);
         }
         if let Some(Timestamps { value, echo }) = self.timestamps {
-            list.put(&[1, 1, 8, 10]);
-            list.put(&value.to_be_bytes());
-            list.put(&echo.to_be_bytes());
+            let [a, b, c, d] = value.to_be_bytes();
+            let [e, f, g, h] = echo.to_be_bytes();
+            list.put(&[1, 1, 8, 10, a, b, c, d, e, f, g, h]);
         }
         let room = (OPTIONS_MAX - list.len).saturating_sub(4) / 8;
         let blocks = self.sack.blocks();

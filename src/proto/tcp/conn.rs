@@ -84,15 +84,14 @@ impl Conn {
     }
 
     /// When [`Conn::expired`] wants to be called.
-    pub const fn deadline(&self) -> Option<Now> {
+    pub fn deadline(&self) -> Option<Now> {
         match self.phase {
             Phase::Closed
             | Phase::Open {
                 host: Half::Done,
                 guest: Half::Done,
             } => None,
-            Phase::SynSent(asking) => Some(asking.due()),
-            Phase::Connecting | Phase::SynReceived => self.send.deadline(),
+            Phase::SynSent(_) | Phase::Connecting | Phase::SynReceived => self.send.deadline(),
             Phase::Open { .. } => match self.send.deadline() {
                 None => Some(self.idle.deadline()),
                 due => due,

@@ -77,8 +77,10 @@ impl Conn {
     pub fn toward_guest(iss: Seq, mss: u16, retries: SynRetries, now: Now) -> Self {
         let mut send = Sender::new(iss, 0, 0, mss, false);
         send.sent(1, now);
+        let asking = Asking::new(retries);
+        send.wait_until(now + asking.interval());
         Self {
-            phase: Phase::SynSent(Asking::new(retries, now)),
+            phase: Phase::SynSent(asking),
             send,
             receive: Receiver::new(Seq(0), mss, true),
             terms: Terms::ours(mss),
@@ -166,7 +168,7 @@ impl Conn {
             Answer::Refused => return self.aborted(),
             Answer::Stale => {
                 return Todo {
-                    rst: Some(reset_for(segment)),
+                    rst: Some(reset_for(segment).into()),
                     ..Todo::dropped(Why::OutOfWindow)
                 };
             }
@@ -203,13 +205,14 @@ impl Conn {
 
     /// Our SYN was not answered in time.
     fn syn_expired(&mut self, asking: Asking, now: Now) -> Todo {
-        if asking.due() > now {
+        if self.send.deadline().is_some_and(|due| due > now) {
             return Todo::default();
         }
-        let Some(asking) = asking.again(now) else {
+        let Some(asking) = asking.again() else {
             return Todo::give_up(self.reset());
         };
         self.phase = Phase::SynSent(asking);
+        self.send.wait_until(now + asking.interval());
         // Which of them is answered cannot be told (Karn; RFC 6298, section 3).
         self.send.forget_timing();
         Todo {
@@ -256,7 +259,7 @@ impl Conn {
         }
         if segment.ack != self.send.nxt {
             return Todo {
-                rst: Some(reset_for(segment)),
+                rst: Some(reset_for(segment).into()),
                 dropped: Some(Why::OutOfWindow),
                 ..Todo::default()
             };

@@ -35,8 +35,9 @@ pub struct Receiver {
     scale: u8,
     /// Octets of the largest segment the guest may send.
     pub mss: u16,
-    /// Where the guest's FIN stands that came early.
-    fin: Option<Seq>,
+    /// Where the guest's FIN stands, once it was seen.
+    fin: Seq,
+    ended: bool,
     /// What came twice, to be told once (D-SACK, RFC 2883): first octet, and how many.
     twice: (Seq, u32),
 }
@@ -52,7 +53,8 @@ impl Receiver {
             acked: irs,
             scale: if scaling { SCALE } else { 0 },
             mss,
-            fin: None,
+            fin: nxt,
+            ended: false,
             twice: (nxt, 0),
         }
     }
@@ -101,12 +103,12 @@ impl Receiver {
 
     /// The guest's stream ends here, as far as is known.
     pub fn end(&mut self, at: Seq) {
-        self.fin = Some(at);
+        (self.fin, self.ended) = (at, true);
     }
 
     /// Whether what is expected next is a FIN that was seen already.
     pub fn at_end(&self) -> bool {
-        self.fin == Some(self.nxt)
+        self.ended && self.fin == self.nxt
     }
 
     /// Notes octets that were here already.

@@ -24,6 +24,9 @@ const DUPLICATES: u8 = 3;
 /// Octets in flight that keep a guest busy whose round trip is short.
 const NEAR_FLIGHT: u32 = 1 << 20;
 
+/// The deadline of a timer that does not run.
+const NEVER: Now = Now(u64::MAX);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender {
     /// Oldest octet not acknowledged, next to send, and the highest ever sent.
@@ -39,7 +42,7 @@ pub struct Sender {
     /// Octets that may be in flight after a timeout; `u32::MAX` when that is overcome.
     cap: u32,
     /// Where our FIN stands, once the host's stream has ended.
-    fin: Option<Seq>,
+    fin: Seq,
     rtt: Rtt,
     flight: Flight,
     /// Nothing from here on was sent twice: only that tells round trip times (Karn; RFC 6298, section 3).
@@ -56,16 +59,16 @@ pub struct Sender {
     gaps: bool,
     /// A zero window may be probed with one octet, a small one be filled.
     probing: bool,
-    /// Whether the guest's acknowledgements came out of order (RFC 8985, section 6.2, step 3), and by how many quarters of a
-    /// round trip they are waited for.
-    reordering: bool,
+    /// Quarters of a round trip that octets which seem to be late are waited for; none as long as no guest's acknowledgement
+    /// came out of order (RFC 8985, section 6.2, steps 3 and 4).
     quarters: u8,
+    ended: bool,
     backoff: u8,
     duplicates: u8,
     again: Again,
     timer: Timer,
-    /// When the timer runs out.
-    deadline: Option<Now>,
+    /// When the timer runs out; [`NEVER`] if it does not run.
+    deadline: Now,
 }
 
 /// What is to be sent again without further knowledge.
@@ -131,7 +134,7 @@ impl Sender {
             wl2: iss,
             largest: window,
             cap: u32::MAX,
-            fin: None,
+            fin: iss,
             rtt: Rtt::default(),
             flight: Flight::default(),
             repaired: iss,
@@ -141,19 +144,19 @@ impl Sender {
             sack,
             gaps: false,
             probing: false,
-            reordering: false,
-            quarters: 1,
+            quarters: 0,
+            ended: false,
             backoff: 0,
             duplicates: 0,
             again: Again::Nothing,
             timer: Timer::Retransmit,
-            deadline: None,
+            deadline: NEVER,
         }
     }
 
     /// Octets of payload that may be sent now.
     pub fn sendable(&self) -> u32 {
-        let most = self.fin.map_or(u32::MAX, |fin| fin.since(self.nxt));
+        let most = self.fin().map_or(u32::MAX, |fin| fin.since(self.nxt));
         let window = if self.probing {
             self.window.max(1)
         } else {
@@ -180,19 +183,26 @@ impl Sender {
         self.nxt.since(self.una)
     }
 
+    /// Where our FIN stands, if the host's stream has ended.
+    fn fin(&self) -> Option<Seq> {
+        self.ended.then_some(self.fin)
+    }
+
     /// Whether a FIN is the next thing to send.
     pub fn fin_due(&self) -> bool {
-        self.fin == Some(self.nxt) && (self.window > self.in_flight() || self.probing)
+        self.fin() == Some(self.nxt) && (self.window > self.in_flight() || self.probing)
     }
 
     /// Whether the sequence number after the stream's end is `end`.
     pub fn ends_at(&self, end: Seq) -> bool {
-        self.fin == Some(end)
+        self.fin() == Some(end)
     }
 
     /// The host's stream ends after what was sent.
     pub fn end(&mut self) {
-        self.fin = self.fin.or(Some(self.nxt));
+        if !self.ended {
+            (self.fin, self.ended) = (self.nxt, true);
+        }
     }
 
     /// Notes sequence numbers sent: octets of payload, SYN, FIN.
@@ -204,7 +214,7 @@ impl Sender {
         self.max = self.max.max(self.nxt);
         self.flight.sent(self.nxt, now);
         self.probing = false;
-        if self.deadline.is_none() {
+        if self.deadline == NEVER {
             self.arm(now);
         }
     }
@@ -218,7 +228,7 @@ impl Sender {
             Some(probe) => (Timer::Probe, probe),
             None => (Timer::Retransmit, self.rtt.timeout(self.backoff)),
         };
-        (self.timer, self.deadline) = (timer, Some(now + after));
+        (self.timer, self.deadline) = (timer, now + after);
     }
 
     /// Whether an acknowledgement is for something sent (RFC 9293, section 3.10.7.4).
@@ -276,13 +286,15 @@ impl Sender {
             self.rtt.measured(at.age(now));
         }
         if let Some(disorder) = disorder {
-            self.reordering |= !disorder.no_holes() && !disorder.was_resent(self.una);
+            if !disorder.no_holes() && !disorder.was_resent(self.una) {
+                self.quarters = self.quarters.max(1);
+            }
             disorder.arrived(ack - 1, &self.flight, self.rtt.least(), now);
             disorder.acknowledged(ack);
             self.gaps = !disorder.no_holes();
         }
         self.flight.acknowledged(ack);
-        let fin = self.fin.is_some_and(|fin| ack.after(fin));
+        let fin = self.fin().is_some_and(|fin| ack.after(fin));
         let octets = ack.since(self.una) - u32::from(fin);
         // The window counts from `una`; its right edge stays until the guest tells another.
         self.window = (self.una + self.window).since(ack);
@@ -303,7 +315,7 @@ impl Sender {
         // Kept near, so that they never seem to lie ahead by wrapping.
         self.recover = self.recover.max(ack);
         self.repaired = self.repaired.max(ack);
-        self.deadline = None;
+        self.deadline = NEVER;
         if self.max.after(ack) {
             self.arm(now);
         }
@@ -334,7 +346,9 @@ impl Sender {
                 continue;
             }
             let late = disorder.sacked.end().is_some_and(|top| end.before(top));
-            self.reordering |= late && !disorder.was_resent(start);
+            if late && !disorder.was_resent(start) {
+                self.quarters = self.quarters.max(1);
+            }
             if disorder.sacked.insert(start, end) {
                 disorder.arrived(end - 1, &self.flight, self.rtt.least(), now);
                 news = true;
@@ -347,7 +361,7 @@ impl Sender {
     /// Counts an acknowledgement that brought nothing while octets are in flight. `true` if the first segment is lost.
     pub fn duplicate(&mut self) -> bool {
         // A FIN alone is left to the timer.
-        let outstanding = self.fin.unwrap_or(self.max).min(self.max).since(self.una);
+        let outstanding = self.fin().unwrap_or(self.max).min(self.max).since(self.una);
         if outstanding == 0 || self.gaps || self.una.before(self.recover) {
             return false;
         }
@@ -362,7 +376,7 @@ impl Sender {
 
     /// Octets to send again: where they begin, and how many; none for a FIN.
     pub fn resend(&mut self, disorder: Option<&Disorder>, now: Now) -> Option<(Seq, u32)> {
-        let end = self.fin.unwrap_or(self.max).min(self.max);
+        let end = self.fin().unwrap_or(self.max).min(self.max);
         let edge = end.min(self.una + self.window);
         let mss = u32::from(self.mss);
         let (start, until) = match self.again {
@@ -375,8 +389,8 @@ impl Sender {
                     Loss::Lost(start, until) => (start, until),
                     Loss::Wait(span) => {
                         let at = now + span;
-                        if self.deadline.is_none_or(|deadline| at < deadline) {
-                            (self.timer, self.deadline) = (Timer::Reorder, Some(at));
+                        if at < self.deadline {
+                            (self.timer, self.deadline) = (Timer::Reorder, at);
                         }
                         return None;
                     }
@@ -394,10 +408,10 @@ impl Sender {
     /// How long octets are waited for that seem to be late (RACK.reo_wnd; RFC 8985, section 6.2, step 4).
     fn patience(&self, disorder: &Disorder) -> Span {
         let many = disorder.sacked.octets() >= u32::from(DUPLICATES) * u32::from(self.mss);
-        if !self.reordering && (many || self.una.before(self.recover)) {
+        if self.quarters == 0 && (many || self.una.before(self.recover)) {
             return Span::ZERO;
         }
-        let quarters = u64::from(self.quarters);
+        let quarters = u64::from(self.quarters.max(1));
         Span(self.rtt.least().0 / 4 * quarters).min(self.rtt.smoothed())
     }
 
@@ -412,10 +426,7 @@ impl Sender {
         if let Some(disorder) = disorder {
             disorder.note_resent(start, end, now);
         }
-        (self.timer, self.deadline) = (
-            Timer::Retransmit,
-            Some(now + self.rtt.timeout(self.backoff)),
-        );
+        (self.timer, self.deadline) = (Timer::Retransmit, now + self.rtt.timeout(self.backoff));
     }
 
     /// Steps over what the guest holds, when everything else is sent again. `true` if `nxt` moved.
@@ -441,11 +452,8 @@ impl Sender {
 
     /// There is something to send, but the window is shut: probe when the time has come (RFC 9293, section 3.8.6.1).
     pub fn persist(&mut self, now: Now) {
-        if self.deadline.is_none() {
-            (self.timer, self.deadline) = (
-                Timer::Retransmit,
-                Some(now + self.rtt.timeout(self.backoff)),
-            );
+        if self.deadline == NEVER {
+            (self.timer, self.deadline) = (Timer::Retransmit, now + self.rtt.timeout(self.backoff));
         }
     }
 
@@ -454,8 +462,13 @@ impl Sender {
         self.backoff
     }
 
-    pub const fn deadline(&self) -> Option<Now> {
-        self.deadline
+    pub fn deadline(&self) -> Option<Now> {
+        (self.deadline != NEVER).then_some(self.deadline)
+    }
+
+    /// Has the timer run out then.
+    pub const fn wait_until(&mut self, at: Now) {
+        (self.timer, self.deadline) = (Timer::Retransmit, at);
     }
 
     /// An answer to a probe, even one that says the window is still shut, shows that the guest lives.
@@ -467,16 +480,16 @@ impl Sender {
 
     /// The deadline has come: what now?
     pub fn timeout(&mut self, disorder: Option<&mut Disorder>, now: Now) -> Timeout {
-        if self.deadline.is_none_or(|deadline| deadline > now) {
+        if self.deadline > now {
             return Timeout::Early;
         }
-        self.deadline = None;
+        self.deadline = NEVER;
         if self.timer != Timer::Retransmit && self.max.after(self.una) {
             if self.timer == Timer::Probe {
                 self.again = Again::Tail;
             }
             let timeout = self.rtt.timeout(self.backoff);
-            (self.timer, self.deadline) = (Timer::Retransmit, Some(now + timeout));
+            self.wait_until(now + timeout);
             return Timeout::Look;
         }
         if self.backoff >= RETRIES {

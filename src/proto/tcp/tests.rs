@@ -436,5 +436,5 @@ fn a_stray_segment_is_reset_by_the_rule() {
 
 #[test]
 fn hot_state_is_small() {
-    assert!(size_of::<Conn>() <= 208, "{}", size_of::<Conn>());
+    assert!(size_of::<Conn>() <= 168, "{}", size_of::<Conn>());
 }

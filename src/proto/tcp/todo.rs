@@ -23,6 +23,36 @@ impl Ack {
     }
 }
 
+/// An RST: all that differs from one to another. Every segment's [`Todo`] has room for one, so it is small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reset {
+    pub seq: Seq,
+    pub ack: Seq,
+    pub flags: Flags,
+}
+
+impl From<TcpFields> for Reset {
+    fn from(fields: TcpFields) -> Self {
+        Self {
+            seq: fields.seq,
+            ack: fields.ack,
+            flags: fields.flags,
+        }
+    }
+}
+
+impl From<Reset> for TcpFields {
+    fn from(rst: Reset) -> Self {
+        Self {
+            seq: rst.seq,
+            ack: rst.ack,
+            flags: rst.flags,
+            window: 0,
+            options: None,
+        }
+    }
+}
+
 /// What `relay` is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Todo {
@@ -47,7 +77,7 @@ pub struct Todo {
     /// A SYN,ACK is due.
     pub syn_ack: bool,
     /// An RST is due, with these fields.
-    pub rst: Option<TcpFields>,
+    pub rst: Option<Reset>,
     /// The guest is to be asked whether it is still there: with `Conn::question`.
     pub ask: bool,
     /// The host's peer is to be asked after so long a silence whether it is still there, as the guest does.
@@ -85,7 +115,7 @@ impl Todo {
 
     pub(super) fn give_up(rst: TcpFields) -> Self {
         Self {
-            rst: Some(rst),
+            rst: Some(rst.into()),
             abort: true,
             ..Self::default()
         }

@@ -73,8 +73,8 @@ impl Relay {
             frame,
             inbox,
         } = arrival;
-        if let Some(fields) = todo.rst {
-            self.say(id, fields, outbox);
+        if let Some(rst) = todo.rst {
+            self.say(id, rst.into(), outbox);
         }
         if todo.abort {
             return self.abort(id);
@@ -158,8 +158,8 @@ impl Relay {
             .disorder
             .and_then(|lent| self.disorders.get_mut(lent));
         let todo = flow.conn.expired(disorder, now);
-        if let Some(fields) = todo.rst {
-            self.say(id, fields, outbox);
+        if let Some(rst) = todo.rst {
+            self.say(id, rst.into(), outbox);
         }
         if todo.abort {
             return self.abort(id);

@@ -172,6 +172,8 @@ fn only_the_holes_are_sent_again() {
         for (n, segment) in (0..).zip(&segments) {
             assert_eq!((segment.seq, segment.payload.len()), (at(n), 1400));
         }
+        // T44: whoever waits for more need not, at the end.
+        assert!(segments[19].has(PSH));
         peer.rcv_nxt = at(1);
         let ack = Tcp {
             options: blocks(&[(at(5), at(20)), (at(2), at(4))]),

@@ -316,7 +316,7 @@ impl Conn {
         // A shut window still takes acknowledgements (RFC 9293, section 3.10.7.4).
         let shut = text == Text::Outside && segment.seq == self.receive.nxt;
         if text == Text::Outside && !shut {
-            return self.outside(segment, silence);
+            return self.outside(segment, silence, disorder, now);
         }
         if self.send.acknowledges_unsent(segment.ack) {
             return Todo::ack_now(Why::OutOfWindow);
@@ -326,7 +326,7 @@ impl Conn {
         {
             self.clock.heard(stamps);
         }
-        let mut todo = self.acknowledged(segment, len, disorder.as_deref_mut(), now);
+        let mut todo = self.acknowledged(segment, segment.seq, disorder.as_deref_mut(), now);
         match text {
             Text::Outside => (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfWindow)),
             Text::Gap => self.early(segment, disorder.as_deref(), &mut todo),
@@ -349,7 +349,13 @@ impl Conn {
     }
 
     /// A segment that is old, or not allowed yet: it is acknowledged.
-    fn outside(&mut self, segment: &Segment, silence: Span) -> Todo {
+    fn outside(
+        &mut self,
+        segment: &Segment,
+        silence: Span,
+        disorder: Option<&mut Disorder>,
+        now: Now,
+    ) -> Todo {
         let len = segment.payload.len() as u32;
         let old = segment.seq.before(self.receive.nxt);
         // An octet before those expected, or none: a keepalive (RFC 9293, section 3.8.4).
@@ -358,17 +364,29 @@ impl Conn {
         if old && len > 0 && !question {
             self.receive.came_twice(segment.seq, len);
         }
+        if !question {
+            return Todo::ack_now(Why::OutOfWindow);
+        }
+        // Its acknowledgement and window are news all the same.
+        let heard = if self.send.acknowledges_unsent(segment.ack) {
+            Todo::default()
+        } else {
+            self.acknowledged(segment, self.receive.nxt, disorder, now)
+        };
         Todo {
-            keep_alive: question.then_some(silence),
-            ..Todo::ack_now(Why::OutOfWindow)
+            keep_alive: Some(silence),
+            ack: Ack::Now,
+            dropped: Some(Why::OutOfWindow),
+            over: self.is_over(),
+            ..heard
         }
     }
 
-    /// The acknowledgement and window of an acceptable segment.
+    /// The acknowledgement and window of an acceptable segment, which are as new as `seq`.
     fn acknowledged(
         &mut self,
         segment: &Segment,
-        len: u32,
+        seq: Seq,
         mut disorder: Option<&mut Disorder>,
         now: Now,
     ) -> Todo {
@@ -377,9 +395,7 @@ impl Conn {
         let acked = self
             .send
             .acknowledge(segment.ack, disorder.as_deref_mut(), now);
-        let update = self
-            .send
-            .update_window(segment.seq, segment.ack, segment.window);
+        let update = self.send.update_window(seq, segment.ack, segment.window);
         self.send.heard();
         if acked.fin
             && let Phase::Open { host, .. } = &mut self.phase
@@ -396,7 +412,7 @@ impl Conn {
         };
         let repeated = !new
             && !update.changed
-            && len == 0
+            && segment.payload.is_empty()
             && segment.window != 0
             && !segment.flags.has(Flags::FIN);
         lost |= repeated && segment.ack == self.send.una && self.send.duplicate();

@@ -331,6 +331,7 @@ impl Sender {
         now: Now,
     ) -> bool {
         let mut news = false;
+        let top = disorder.sacked.end();
         for (at, &(start, end)) in sack.blocks().iter().enumerate() {
             let repeated = at == 0
                 && sack
@@ -345,7 +346,7 @@ impl Sender {
             if !start.before(end) || end.after(self.max) || disorder.sacked.covers(start, end) {
                 continue;
             }
-            let late = disorder.sacked.end().is_some_and(|top| end.before(top));
+            let late = top.is_some_and(|top| end.before(top));
             if late && !disorder.was_resent(start) {
                 self.quarters = self.quarters.max(1);
             }

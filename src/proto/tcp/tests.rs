@@ -3,6 +3,8 @@
 use super::*;
 use crate::wire::tcp::{Options, Sack};
 
+mod loss;
+
 mod model;
 
 const ISS: Seq = Seq(u32::MAX - 5);
@@ -64,6 +66,7 @@ fn next(conn: &Conn, flags: Flags, len: usize) -> Segment {
     segment(conn.receive.nxt, conn.send.nxt, flags, len)
 }
 
+/// Regressions T34 and T81.
 #[test]
 fn the_window_of_a_syn_ack_is_not_scaled() {
     let mut conn = syn_received();
@@ -225,6 +228,7 @@ fn octets_given_back_are_expected_again() {
     assert!(conn.shutdown_due());
 }
 
+/// Regressions T19 and T85.
 #[test]
 fn either_side_may_close_first_and_the_other_go_on() {
     for guest_first in [true, false] {
@@ -307,7 +311,7 @@ fn three_duplicates_mean_that_the_first_segment_is_lost_and_a_part_acknowledged_
     assert_eq!(conn.resend(None, NOW), None);
 }
 
-/// T20, T40, X12: a shut window is probed with one octet, for as long as the guest answers.
+/// T20, T21, T40, X12: a shut window is probed with one octet, for as long as the guest answers.
 #[test]
 fn a_shut_window_is_probed_with_one_octet() {
     let mut conn = open();
@@ -363,7 +367,7 @@ fn what_probed_a_shut_window_is_sent_again_when_it_opens() {
     assert_eq!(conn.resend(None, NOW), Some((una, 1460)));
 }
 
-/// A stream of the host that has ended and been acknowledged needs no timer, however long the guest's goes on.
+/// T24, T52, T76: a stream of the host that has ended and been acknowledged needs no timer, however long the guest's goes on.
 #[test]
 fn a_half_closed_connection_lives_as_long_as_the_guest_sends() {
     let mut conn = open();
@@ -387,7 +391,7 @@ fn a_half_closed_connection_lives_as_long_as_the_guest_sends() {
     assert_eq!(conn.send.deadline(), None);
 }
 
-/// An old acknowledgement tells nothing of the window.
+/// T84: an old acknowledgement tells nothing of the window.
 #[test]
 fn the_window_of_an_old_acknowledgement_is_not_believed() {
     let mut conn = open();
@@ -406,6 +410,7 @@ fn the_window_of_an_old_acknowledgement_is_not_believed() {
     assert_eq!(conn.sendable(), before);
 }
 
+/// Regression T31.
 #[test]
 fn a_silent_guest_is_given_up_after_fifteen_retries() {
     let mut conn = open();
@@ -423,6 +428,7 @@ fn a_silent_guest_is_given_up_after_fifteen_retries() {
     assert_eq!((retries, rst.flags), (15, Flags::RST | Flags::ACK));
 }
 
+/// Regressions T63 and T82.
 #[test]
 fn a_stray_segment_is_reset_by_the_rule() {
     let with_ack = reset_for(&segment(Seq(5), Seq(99), Flags::ACK, 3));

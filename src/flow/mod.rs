@@ -4,6 +4,7 @@ mod guest;
 mod key;
 mod nat;
 mod pool;
+mod spare;
 mod table;
 mod wheel;
 
@@ -11,5 +12,6 @@ pub use guest::Guest;
 pub use key::{Id, Key};
 pub use nat::{Target, check_source, error_source, inbound_source, outbound};
 pub use pool::{Chain, Pool};
+pub use spare::{Lent, Spare};
 pub use table::Table;
 pub use wheel::Wheel;

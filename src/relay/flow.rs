@@ -1,9 +1,9 @@
 //! What is remembered of a flow.
 
-use std::os::fd::OwnedFd;
+use std::{num::NonZeroU64, os::fd::OwnedFd};
 
 use crate::{
-    flow::Chain,
+    flow::{Chain, Lent},
     link::Slot,
     net::{Now, Seq, Span},
     proto::tcp::Conn,
@@ -39,14 +39,14 @@ pub struct TcpFlow {
     pub syn: Syn,
     /// Whether the socket has a peek offset.
     pub peeks: bool,
-    /// Octets taken from the guest that the kernel would not take yet.
+    /// Octets taken from the guest that the kernel would not take yet, and those that came before others.
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
     pub forget: u32,
     /// What the socket could take when it was last asked; nothing was written to it since.
     pub space: Option<u32>,
-    /// The earliest time the wheel will wake this flow.
-    pub armed: Option<Now>,
+    /// The earliest time the wheel will wake this flow, in microseconds as [`Now`] has them.
+    pub armed: Option<NonZeroU64>,
     /// Payloads of the current burst, as a chain through [`Burst`].
     pub pieces: Option<(u32, u32)>,
     pub state: State,
@@ -79,6 +79,8 @@ pub struct State {
     pub starved: bool,
     /// An acknowledgement found no room on the link.
     pub owes_ack: bool,
+    /// What is known of gaps in its streams.
+    pub disorder: Option<Lent>,
     /// The flow is listed in the burst.
     pub touched: bool,
     pub ack: bool,
@@ -172,5 +174,16 @@ impl<I> Burst<I> {
     /// Forgets the payloads; the burst's memory is about to be used again.
     pub fn clear(&mut self) {
         self.pieces.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise 6.
+    #[test]
+    fn a_flow_fits_256_octets() {
+        assert!(size_of::<Flow>() <= 256, "{}", size_of::<Flow>());
     }
 }

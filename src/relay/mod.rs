@@ -124,7 +124,7 @@ impl Relay {
                 Some(Flow::Tcp(flow)) => {
                     flow.state.starved = false;
                     if flow.state.owes_ack {
-                        self.acknowledge(id, outbox);
+                        self.acknowledge(id, outbox, now);
                     }
                     self.pull(id, outbox, now);
                 }

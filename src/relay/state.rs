@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
+    num::NonZeroU64,
     os::fd::RawFd,
 };
 
@@ -14,10 +15,10 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Guest, Id, Key, Pool, Table, Wheel},
+    flow::{Guest, Id, Key, Pool, Spare, Table, Wheel},
     host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Why},
-    proto::tcp::SynRetries,
+    proto::tcp::{Disorder, SynRetries},
     service::Note,
     sys::Iovecs,
     wire::headers::Template,
@@ -28,6 +29,9 @@ const WASTE: usize = 64 * 1024;
 
 /// Octets of a block of the spill pool, a page: most flows that spill at all spill little.
 const SPILL_BLOCK: usize = 4096;
+
+/// Connections whose streams may have gaps at a time; the others do with less knowledge of what was lost.
+const DISORDERS: usize = 1024;
 
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +55,7 @@ pub struct Relay {
     pub(super) flows: Table<Flow>,
     pub(super) wheel: Wheel,
     pub(super) pool: Pool,
+    pub(super) disorders: Spare<Disorder>,
     pub(super) burst: Burst<Id>,
     /// The flow found last: frames of one flow come in rows.
     last: Option<(Key, Id)>,
@@ -98,6 +103,7 @@ impl Relay {
             flows: Table::new(limits.flows),
             wheel: Wheel::new(limits.flows),
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
+            disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             last: None,
             starved: VecDeque::with_capacity(limits.flows.min(4096)),
@@ -169,10 +175,10 @@ impl Relay {
     }
 
     /// Makes sure the wheel wakes a flow no later than `at`; `armed` remembers when it will.
-    pub(super) fn arm(wheel: &mut Wheel, id: Id, armed: &mut Option<Now>, at: Now) {
-        if armed.is_none_or(|earlier| at < earlier) {
+    pub(super) fn arm(wheel: &mut Wheel, id: Id, armed: &mut Option<NonZeroU64>, at: Now) {
+        if armed.is_none_or(|earlier| at.0 < earlier.get()) {
             wheel.arm(id.slot, at);
-            *armed = Some(at);
+            *armed = NonZeroU64::new(at.0);
         }
     }
 

@@ -35,7 +35,7 @@ use log::Destinations;
 
 use crate::{
     config::{Config, LinkChoice, Resolved, resolve},
-    host::{facts, socket::Features},
+    host::{conntrack, facts, socket::Features},
     link::{
         Capture,
         listen::{self, Opened},
@@ -110,9 +110,12 @@ fn build(
     let flows = descriptors
         .saturating_sub(DESCRIPTORS_KEPT)
         .clamp(16, FLOWS_MOST) as usize;
+    let (udp, udp_stream) = conntrack::udp_timeouts();
     let limits = Limits {
         flows,
         spill: SPILL,
+        udp,
+        udp_stream,
     };
     let relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
     let reactor = failed(

@@ -2,6 +2,8 @@
 
 pub mod socket;
 
+pub mod conntrack;
+
 mod netlink;
 
 pub mod resolv;

@@ -5,6 +5,10 @@ mod request;
 
 mod flow;
 
+mod run;
+
+mod reassembly;
+
 mod state;
 
 mod errors;
@@ -13,7 +17,13 @@ mod services;
 
 mod tcp;
 
+mod fragments;
+
 mod udp;
+
+mod udp_out;
+
+mod udp_in;
 
 mod echo;
 
@@ -26,7 +36,10 @@ use crate::{
     flow::Id,
     link::{Flushed, Frame, Inbox, Outbox},
     net::{Mac, Now, Protocol, Span, Why},
-    wire::frame::{Body, classify},
+    wire::{
+        self,
+        frame::{Body, classify},
+    },
 };
 
 impl Relay {
@@ -41,6 +54,7 @@ impl Relay {
                 self.count(why);
             }
         }
+        self.send_run(inbox, outbox);
         self.end_burst(inbox, outbox, now);
     }
 
@@ -62,7 +76,19 @@ impl Relay {
             };
             log::log!(level, "New guest MAC address observed: {}", read.mac);
         }
-        if self.serve(&read, frame.head, outbox)? {
+        self.packet(&read, frame, inbox, outbox, now)
+    }
+
+    /// What a frame carries, or several that were parts of a packet.
+    fn packet(
+        &mut self,
+        read: &wire::frame::Frame,
+        frame: Frame<'_>,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        if self.serve(read, frame.head, outbox)? {
             return Ok(());
         }
         let protocol = match &read.body {
@@ -70,12 +96,15 @@ impl Relay {
             Body::Tcp(..) => Protocol::Tcp,
             Body::Udp(..) => Protocol::Udp,
             Body::Icmp(..) => Protocol::Echo,
+            Body::Fragment(ip, part) => {
+                return self.fragment(read.mac, ip, part, frame, inbox, outbox, now);
+            }
         };
         if !self.serves(protocol) {
             return Err(Why::Disabled);
         }
         match &read.body {
-            Body::Arp => Err(Why::Unanswered),
+            Body::Arp | Body::Fragment(..) => Err(Why::Unanswered),
             Body::Tcp(ip, segment) => {
                 self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
             }
@@ -132,6 +161,7 @@ impl Relay {
 
     /// Carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
+        self.expire_fragments(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
             let Some(id) = self.flows.at(slot) else {
                 continue;
@@ -141,7 +171,7 @@ impl Relay {
                     self.tcp_expired(id, outbox, now);
                     continue;
                 }
-                Some(Flow::Udp(flow)) => flow.last + flow.timeout(),
+                Some(Flow::Udp(flow)) => flow.last + self.udp_timeout(flow),
                 Some(Flow::Echo(flow)) => flow.last + ECHO_TIMEOUT,
                 None => continue,
             };
@@ -155,7 +185,11 @@ impl Relay {
 
     /// The time until [`Relay::expire`] may have something to do.
     pub fn next_deadline(&self, now: Now) -> Option<Span> {
-        self.wheel.next(now)
+        let fragments = self.reassembly.deadline().map(|at| at.since(now));
+        match (self.wheel.next(now), fragments) {
+            (Some(flows), Some(fragments)) => Some(flows.min(fragments)),
+            (flows, fragments) => flows.or(fragments),
+        }
     }
 
     /// The guest is gone: every connection's peer hears a reset, nothing is kept.
@@ -166,6 +200,7 @@ impl Relay {
             self.abort(id);
         }
         self.starved.clear();
+        self.reassembly.clear(&mut self.pool);
         self.guest.left();
     }
 }

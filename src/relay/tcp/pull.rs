@@ -246,6 +246,7 @@ impl Relay {
             return;
         };
         self.wheel.disarm(id.slot);
+        self.idle.remove(id.slot);
         if let Flow::Tcp(TcpFlow { spill, .. }) = &mut flow {
             self.pool.release(std::mem::take(spill));
         }

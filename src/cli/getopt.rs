@@ -10,7 +10,10 @@ use clap::{
     parser::ValueSource,
 };
 
-use super::args::{OPTIONS, Opt, Take};
+use super::{
+    opt::{Opt, Take},
+    options::{OPTIONS, OURS},
+};
 
 const OPERANDS: &str = "operands";
 
@@ -32,7 +35,7 @@ pub(super) fn command() -> Command {
         .arg(operands)
 }
 
-fn arg(opt: &Opt) -> Arg {
+fn arg(opt: &'static Opt) -> Arg {
     let arg = Arg::new(opt.long).long(opt.long).help(opt.help);
     let arg = match opt.short {
         Some(short) => arg.short(short),
@@ -42,14 +45,30 @@ fn arg(opt: &Opt) -> Arg {
         Some(alias) => arg.visible_alias(alias),
         None => arg,
     };
-    match opt.take {
-        Take::Nothing(_) => arg.action(ArgAction::SetTrue),
-        Take::Path(name, _) | Take::Text(name, _) => arg
+    let arg = arg.aliases(abbreviations(opt));
+    let arg = arg.hide(matches!(opt.take, Take::Pasta(_)));
+    match opt.value() {
+        None => arg.action(ArgAction::SetTrue),
+        Some(name) => arg
             .action(ArgAction::Append)
             .value_name(name)
             .allow_hyphen_values(true)
             .value_parser(OsStringValueParser::new()),
     }
+}
+
+/// The abbreviations that only options of ours would make ambiguous.
+fn abbreviations(opt: &'static Opt) -> impl Iterator<Item = &'static str> {
+    let cut = |length| opt.long.get(..length);
+    (1..opt.long.len()).filter_map(cut).filter(|short| {
+        let others = OPTIONS.iter().filter(|other| other.long != opt.long);
+        let mut rivals = others
+            .filter(|other| other.long.starts_with(short))
+            .peekable();
+        !OURS.contains(&opt.long)
+            && rivals.peek().is_some()
+            && rivals.all(|rival| OURS.contains(&rival.long))
+    })
 }
 
 /// The options of the command line with their values, in its order.
@@ -68,13 +87,12 @@ pub(super) fn split(argv: &[OsString]) -> Result<Vec<(&'static Opt, Option<OsStr
     }
     let mut found: Vec<(usize, &Opt, Option<OsString>)> = Vec::new();
     for opt in OPTIONS {
-        match opt.take {
-            Take::Nothing(_) => found.extend(flag_at(&matches, opt).map(|at| (at, opt, None))),
-            Take::Path(..) | Take::Text(..) => {
-                let values = matches.get_many::<OsString>(opt.long).into_iter().flatten();
-                let places = matches.indices_of(opt.long).into_iter().flatten();
-                found.extend(places.zip(values).map(|(at, v)| (at, opt, Some(v.clone()))));
-            }
+        if opt.value().is_none() {
+            found.extend(flag_at(&matches, opt).map(|at| (at, opt, None)));
+        } else {
+            let values = matches.get_many::<OsString>(opt.long).into_iter().flatten();
+            let places = matches.indices_of(opt.long).into_iter().flatten();
+            found.extend(places.zip(values).map(|(at, v)| (at, opt, Some(v.clone()))));
         }
     }
     found.sort_by_key(|&(at, ..)| at);
@@ -92,9 +110,7 @@ fn flag_at(matches: &ArgMatches, opt: &Opt) -> Option<usize> {
         .flatten()
 }
 
-const USAGE: &str = "Usage: passt [OPTION]... (passt --help lists them)";
-
-/// What getopt_long(3) would have said, with the usage below if an option is not known.
+/// What getopt_long(3) would have said.
 fn complaint(error: &clap::Error, argv: &[OsString]) -> String {
     let culprit = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(text)) => text.as_str(),
@@ -116,10 +132,7 @@ fn complaint(error: &clap::Error, argv: &[OsString]) -> String {
         }
         _ => error.kind().to_string(),
     };
-    match error.kind() {
-        ErrorKind::UnknownArgument => format!("passt: {what}\n{USAGE}"),
-        _ => format!("passt: {what}"),
-    }
+    format!("passt: {what}")
 }
 
 /// A long option that is none, or more than one.

@@ -2,7 +2,11 @@
 
 mod values;
 
-mod args;
+mod draft;
+
+mod opt;
+
+mod options;
 
 mod getopt;
 
@@ -10,7 +14,7 @@ mod summary;
 
 use std::{ffi::OsString, path::Path};
 
-use self::args::{Draft, Show};
+use self::draft::{Draft, Show};
 use crate::config::Config;
 
 pub use self::summary::summary;
@@ -22,14 +26,15 @@ pub enum Parsed {
     Run(Box<Config>, Vec<String>),
     /// This text on standard output, and exit status 0.
     Print(String),
-    /// This text on standard error, and exit status 1: one line, with the usage below if the options are not even known.
+    /// This line on standard error, and exit status 1.
     Fail(String),
 }
 
 /// Reads the command line, `argv[0]` included.
 pub fn parse(argv: impl Iterator<Item = OsString>) -> Parsed {
     let argv: Vec<OsString> = argv.collect();
-    read(&argv).unwrap_or_else(Parsed::Fail)
+    // What is quoted of the command line must not break the line.
+    read(&argv).unwrap_or_else(|line| Parsed::Fail(line.replace(char::is_control, "?")))
 }
 
 fn read(argv: &[OsString]) -> Result<Parsed, String> {
@@ -39,9 +44,10 @@ fn read(argv: &[OsString]) -> Result<Parsed, String> {
     let mut draft = Draft::default();
     for (opt, value) in getopt::split(argv)? {
         opt.apply(&mut draft, value.as_deref())?;
-        match draft.show() {
+        match draft.show {
             Some(Show::Help) => return Ok(Parsed::Print(help())),
             Some(Show::Version) => return Ok(Parsed::Print(version())),
+            Some(Show::Capabilities) => return Ok(Parsed::Print(CAPABILITIES.to_owned())),
             None => {}
         }
     }
@@ -53,6 +59,9 @@ fn called_pasta(argv: &[OsString]) -> bool {
     let called = argv.first().and_then(|name| Path::new(name).file_name());
     called.is_some_and(|name| name.to_string_lossy().contains("pasta"))
 }
+
+/// What a manager of vhost-user back ends asks for (QEMU's docs/interop/vhost-user.json).
+const CAPABILITIES: &str = "{\n  \"type\": \"net\"\n}\n";
 
 fn version() -> String {
     format!(
@@ -67,7 +76,7 @@ fn help() -> String {
 
 /// Every option with its dashes: `-s`, `--socket`, `--socket-path` and so on; the manual page is held to it.
 pub fn spellings() -> impl Iterator<Item = String> {
-    args::OPTIONS.iter().flat_map(|opt| {
+    options::OPTIONS.iter().flat_map(|opt| {
         let short = opt.short.map(|letter| format!("-{letter}"));
         let long = [Some(opt.long), opt.alias].into_iter().flatten();
         short

@@ -2,11 +2,14 @@
 
 use std::{
     fmt::{Display, Write as _},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
-use crate::config::{Config, Dns, Net, Net4, Net6, Resolved};
+use crate::{
+    config::{Config, Dns, Net, Net4, Net6, Resolved, Rule},
+    net::Protocol,
+};
 
 /// Writes the print-out, one fact a line, each line ended. `bound` is the socket the guest connects to; none with `--fd`.
 pub fn summary(resolved: &Resolved, config: &Config, bound: Option<&Path>) -> String {
@@ -38,7 +41,21 @@ pub fn summary(resolved: &Resolved, config: &Config, bound: Option<&Path>) -> St
     if let Some(v6) = &net.v6 {
         page.v6(net, v6);
     }
-    if let Some(path) = bound {
+    if !config.forwards.is_empty() {
+        page.line("Inbound forwarding rules (HOST):");
+        for rule in &config.forwards {
+            page.item(forward(rule, net));
+        }
+    }
+    if let (Some(path), true) = (bound, config.vhost_user) {
+        page.line("You can start qemu with:");
+        page.item(format_args!(
+            "kvm ... -chardev socket,id=chr0,path={} -netdev vhost-user,id=netdev0,chardev=chr0 \
+             -device virtio-net,netdev=netdev0 -object memory-backend-memfd,id=memfd0,share=on,size=$RAMSIZE \
+             -numa node,memdev=memfd0\n",
+            path.display()
+        ));
+    } else if let Some(path) = bound {
         page.line("\nYou can now start qemu (>= 7.2, with commit 13c6be96618c):");
         page.item(format_args!(
             "kvm ... -device virtio-net-pci,netdev=s -netdev stream,id=s,server=off,addr.type=unix,addr.path={}",
@@ -97,7 +114,7 @@ impl Page {
             (true, false) => "NDP:",
             (false, false) => return,
         });
-        let or_none = |addr: Option<_>| addr.unwrap_or(std::net::Ipv6Addr::UNSPECIFIED);
+        let or_none = |addr: Option<_>| addr.unwrap_or(Ipv6Addr::UNSPECIFIED);
         self.item(format_args!("assign: {}", or_none(v6.addr)));
         self.item(format_args!("router: {}", or_none(v6.router)));
         self.item(format_args!("our link-local: {}", v6.ours));
@@ -118,6 +135,45 @@ impl Page {
             self.line(title);
             items.iter().for_each(|item| self.item(item));
         }
+    }
+}
+
+/// A rule as upstream words it: `TCP [*]:2222  =>  22 `.
+fn forward(rule: &Rule, net: &Net) -> String {
+    let protocol = match rule.protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp | Protocol::Echo => "UDP",
+    };
+    let addr = match (rule.addr, &net.v4, &net.v6) {
+        (Some(addr), ..) => addr.to_string(),
+        (None, Some(_), None) => Ipv4Addr::UNSPECIFIED.to_string(),
+        (None, None, Some(_)) => Ipv6Addr::UNSPECIFIED.to_string(),
+        (None, ..) => "*".to_owned(),
+    };
+    let interface = rule.interface.as_ref().map(|name| format!("%{name}"));
+    let target = match rule.target {
+        Some(IpAddr::V4(addr)) => format!("{addr}:"),
+        Some(IpAddr::V6(addr)) => format!("[{addr}]:"),
+        None => String::new(),
+    };
+    format!(
+        "{protocol} [{addr}]{}:{}  =>  {target}{} {}",
+        interface.unwrap_or_default(),
+        run(rule.first, rule.last),
+        run(rule.map.guest(rule.first), rule.map.guest(rule.last)),
+        if rule.best_effort {
+            " (best effort)"
+        } else {
+            ""
+        }
+    )
+}
+
+fn run(first: u16, last: u16) -> String {
+    if first == last {
+        first.to_string()
+    } else {
+        format!("{first}-{last}")
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 use nix::unistd::{Group, User};
 
 use crate::{
-    config::Identity,
-    net::{Class, Mac, class, is_link_local6},
+    config::{Identity, RepairPath},
+    net::{Class, Mac, Span, class, is_link_local6},
 };
 
 /// The largest MTU whose frames fit 65,535 octets: with an Ethernet header of 14.
@@ -30,12 +30,27 @@ const NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 
 pub(super) fn socket_path(path: &Path) -> Result<PathBuf, String> {
-    let length = path.as_os_str().as_bytes().len();
-    if (1..=SOCKET_PATH_MAX).contains(&length) {
-        Ok(path.to_owned())
-    } else {
-        Err(format!("Invalid socket path: {}", path.display()))
+    unix_path(path).ok_or_else(|| format!("Invalid socket path: {}", path.display()))
+}
+
+pub(super) fn conf_path(path: &Path) -> Result<PathBuf, String> {
+    unix_path(path).ok_or_else(|| format!("Invalid configuration path: {}", path.display()))
+}
+
+pub(super) fn repair_path(path: &Path) -> Result<RepairPath, String> {
+    if path == Path::new("none") {
+        return Ok(RepairPath::Off);
     }
+    unix_path(path)
+        .map(RepairPath::At)
+        .ok_or_else(|| format!("Invalid passt-repair path: {}", path.display()))
+}
+
+fn unix_path(path: &Path) -> Option<PathBuf> {
+    let length = path.as_os_str().as_bytes().len();
+    (1..=SOCKET_PATH_MAX)
+        .contains(&length)
+        .then(|| path.to_owned())
 }
 
 pub(super) fn descriptor(text: &str) -> Result<RawFd, String> {
@@ -56,6 +71,15 @@ pub(super) fn log_size(text: &str) -> Result<u64, String> {
     number(text)
         .filter(|size| (LOG_SIZE_MIN..=u64::MAX / 2).contains(size))
         .ok_or_else(|| format!("Invalid --log-size: {text}"))
+}
+
+/// A delay between two print-outs, in whole seconds.
+pub(super) fn stats(text: &str) -> Result<Span, String> {
+    number(text)
+        .and_then(|seconds| u32::try_from(seconds).ok())
+        .filter(|&seconds| seconds > 0)
+        .map(|seconds| Span::secs(seconds.into()))
+        .ok_or_else(|| format!("Invalid --stats delay: {text}"))
 }
 
 /// An unsigned number as strtoul(3) reads it with base 0: decimal, 0x hexadecimal or 0 octal; no sign, no blanks.

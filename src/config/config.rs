@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::forward::Rule;
-use crate::net::Mac;
+use crate::net::{Mac, Span};
 
 /// The MAC address we have on the guest's link unless `--mac-addr` says otherwise.
 pub const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
@@ -18,8 +18,20 @@ pub const DEFAULT_MTU: u16 = 65_520;
 
 /// Everything the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one switch an option, each independent"
+)]
 pub struct Config {
     pub link: LinkChoice,
+    /// Be a vhost-user back end instead of speaking QEMU's stream protocol.
+    pub vhost_user: bool,
+    /// Where `passt-repair` finds us during a migration.
+    pub repair_path: RepairPath,
+    /// Quit once migrated away from (`--migrate-exit`, deprecated).
+    pub migrate_exit: bool,
+    /// Close TCP sockets once migrated away from (`--migrate-no-linger`, deprecated).
+    pub migrate_no_linger: bool,
     /// Exit when the client leaves (`--one-off`, implied by `--fd`).
     pub one_off: bool,
     pub foreground: bool,
@@ -27,6 +39,8 @@ pub struct Config {
     pub log_file: Option<PathBuf>,
     /// Octets the log file may grow to.
     pub log_size: u64,
+    /// The least time between two print-outs of statistics; none without.
+    pub stats: Option<Span>,
     pub pid_file: Option<PathBuf>,
     pub pcap: Option<PathBuf>,
     /// Our address on the guest's link.
@@ -64,17 +78,46 @@ pub struct Config {
     pub map_guest_addr6: Option<Ipv6Addr>,
     /// Whom to become after start (`--runas`).
     pub identity: Option<Identity>,
+    /// The socket at which forwards can be changed at run time.
+    pub conf_path: Option<PathBuf>,
+    /// Whether chroot(2) will do where pivot_root(2) fails.
+    pub chroot_fallback: bool,
+    /// Whether not to start unless sandboxed in full.
+    pub require_sandbox: bool,
+    /// Whether to show how we would be sandboxed, instead of a run.
+    pub print_sandbox: bool,
+}
+
+impl Config {
+    /// The first option asked for that is understood and not served yet.
+    pub fn unserved(&self) -> Option<&'static str> {
+        let asked = [
+            (self.vhost_user, "--vhost-user"),
+            (self.conf_path.is_some(), "--conf-path"),
+            (self.stats.is_some(), "--stats"),
+            (self.require_sandbox, "--require-sandbox"),
+            (self.print_sandbox, "--print-sandbox"),
+        ];
+        asked
+            .into_iter()
+            .find_map(|(asked, option)| asked.then_some(option))
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             link: LinkChoice::Probe,
+            vhost_user: false,
+            repair_path: RepairPath::Default,
+            migrate_exit: false,
+            migrate_no_linger: false,
             one_off: false,
             foreground: false,
             verbosity: Verbosity::Info,
             log_file: None,
             log_size: 1 << 20,
+            stats: None,
             pid_file: None,
             pcap: None,
             mac: OUR_MAC,
@@ -104,6 +147,10 @@ impl Default for Config {
             map_guest_addr4: None,
             map_guest_addr6: None,
             identity: None,
+            conf_path: None,
+            chroot_fallback: false,
+            require_sandbox: false,
+            print_sandbox: false,
         }
     }
 }
@@ -117,6 +164,15 @@ pub enum LinkChoice {
     Socket(PathBuf),
     /// Use this inherited, connected socket.
     Fd(RawFd),
+}
+
+/// Where `passt-repair` connects to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RepairPath {
+    /// The path of our socket with `.repair` at its end.
+    Default,
+    Off,
+    At(PathBuf),
 }
 
 /// How much is logged, least first.

@@ -2,6 +2,8 @@
 
 mod forward;
 
+mod ports;
+
 #[expect(clippy::module_inception, reason = "the file is named after its type")]
 mod config;
 mod facts;
@@ -15,9 +17,10 @@ mod resolve;
 
 pub use config::{
     Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MapChoice, OUR_MAC, Outbound,
-    SearchList, Serve, Verbosity,
+    RepairPath, SearchList, Serve, Verbosity,
 };
 pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;
 pub use net::{Dns, Net, Net4, Net6, PREFIX6};
+pub use ports::{Enabled, Forwards};
 pub use resolve::{Resolved, resolve};

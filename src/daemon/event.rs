@@ -13,6 +13,8 @@ pub enum Source {
     Link,
     Signal,
     Flow(Id),
+    /// A forwarded port, by its place.
+    Port(u32),
 }
 
 /// The kind stands above the bits of a flow's handle.
@@ -25,6 +27,7 @@ impl Source {
             Self::Link => 1 << KIND,
             Self::Signal => 2 << KIND,
             Self::Flow(id) => 3 << KIND | id.to_bits(),
+            Self::Port(place) => 4 << KIND | u64::from(place),
         };
         Token(bits as usize)
     }
@@ -35,7 +38,8 @@ impl Source {
             0 => Self::Listener,
             1 => Self::Link,
             2 => Self::Signal,
-            _ => Self::Flow(Id::from_bits(bits)),
+            3 => Self::Flow(Id::from_bits(bits)),
+            _ => Self::Port(bits as u32),
         }
     }
 }
@@ -55,6 +59,8 @@ mod tests {
             Source::Link,
             Source::Signal,
             Source::Flow(id),
+            Source::Port(0),
+            Source::Port(u32::MAX),
         ] {
             assert_eq!(Source::of(source.token()), source);
         }

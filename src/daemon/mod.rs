@@ -5,7 +5,7 @@
 //! 1. hold signals back; close what was inherited, but for `--fd` (Rust's runtime has made descriptors 0 to 2 valid by then);
 //! 2. allow as many descriptors as the hard limit does;
 //! 3. ask what the host is, and decide what the guest is told;
-//! 4. open what takes the caller's rights: the way in, log, PID file, capture;
+//! 4. open what takes the caller's rights: forwarded ports, the way in, log, PID file, capture;
 //! 5. become another user, if we are to;
 //! 6. go to the background; the caller's process waits;
 //! 7. build the reactor, write the PID file;
@@ -35,7 +35,11 @@ use log::Destinations;
 
 use crate::{
     config::{Config, LinkChoice, Resolved, resolve},
-    host::{conntrack, facts, socket::Features},
+    host::{
+        conntrack, facts,
+        listen::{self as ports, Ports},
+        socket::Features,
+    },
     link::{
         Capture,
         listen::{self, Opened},
@@ -77,12 +81,14 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
     let descriptors = raise_descriptor_limit();
     let resolved = resolve(config, &facts::read()?)?;
 
+    // Who sees the socket may count on the forwarded ports.
+    let ports = forward(config, descriptors)?;
     let (entrance, path) = match listen::open(&config.link)? {
         Opened::Listener { socket, path } => (Entrance::Listener(socket), Some(path)),
         Opened::Connected(socket) => (Entrance::Connected(socket), None),
     };
     // A socket nobody will answer at is taken away again.
-    build(config, resolved, descriptors, entrance, path.clone()).inspect_err(|_| {
+    build(config, resolved, descriptors, ports, entrance, path.clone()).inspect_err(|_| {
         if let Some(path) = &path {
             let _ = fs::remove_file(path);
         }
@@ -94,10 +100,14 @@ fn build(
     config: &Config,
     resolved: Resolved,
     descriptors: u64,
+    (ports, shortage): (Ports, Option<String>),
     entrance: Entrance,
     path: Option<PathBuf>,
 ) -> Result<Prepared, String> {
     let log = log::init(config)?;
+    if let Some(shortage) = shortage {
+        ::log::warn!("{shortage}");
+    }
     let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
     background::become_identity(config.identity)?;
@@ -108,7 +118,7 @@ fn build(
         Some(failed("Failed to fork", background::detach())?)
     };
     let flows = descriptors
-        .saturating_sub(DESCRIPTORS_KEPT)
+        .saturating_sub(DESCRIPTORS_KEPT + ports.len() as u64)
         .clamp(16, FLOWS_MOST) as usize;
     let (udp, udp_stream) = conntrack::udp_timeouts();
     let limits = Limits {
@@ -117,7 +127,9 @@ fn build(
         udp,
         udp_stream,
     };
-    let relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
+    let mut relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
+    relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
+    relay.forward(ports, ports::syn_retries());
     let reactor = failed(
         "Failed to set up the event loop",
         Reactor::new(relay, entrance, config.one_off, capture),
@@ -156,6 +168,19 @@ impl Prepared {
         }
         failed("Event loop failed", self.reactor.run())
     }
+}
+
+/// Opens the forwarded ports. A quarter of the descriptors is left for flows, and no less than a thousand.
+/// The second value is a warning.
+fn forward(config: &Config, descriptors: u64) -> Result<(Ports, Option<String>), String> {
+    let flows = (descriptors / 4).max(1024) + DESCRIPTORS_KEPT;
+    let options = ports::Options {
+        v4: config.v4,
+        v6: config.v6,
+        freebind: config.freebind,
+        most: descriptors.saturating_sub(flows) as usize,
+    };
+    Ports::open(&config.forwards, options)
 }
 
 /// A capture that cannot be written is no reason not to serve.

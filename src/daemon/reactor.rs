@@ -121,6 +121,9 @@ impl Reactor {
             }
             Entrance::Connected(socket) => reactor.attach(socket)?,
         }
+        for (place, fd) in reactor.relay.forwarded() {
+            reactor.watch(fd, Source::Port(place), Interest::READABLE)?;
+        }
         Ok(reactor)
     }
 
@@ -167,6 +170,7 @@ impl Reactor {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
                     }
+                    Source::Port(place) => self.relay.knock(place),
                     Source::Listener => self.accept()?,
                     Source::Signal => {
                         if let Ok(Some(_)) = self.signals.read_signal() {

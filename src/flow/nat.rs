@@ -190,10 +190,7 @@ fn is_directed_broadcast(net: &Net, addr: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{Dns, Net6, OUR_MAC, Outbound, Serve},
-        net::Mac,
-    };
+    use crate::config::{Dns, Net6, OUR_MAC, Outbound, Serve};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -234,12 +231,12 @@ mod tests {
     }
 
     fn guest() -> Guest {
-        Guest {
-            mac: Mac::BROADCAST,
-            addr4: Some("192.168.1.50".parse().unwrap()),
-            addr6: Some("2001:db8::50".parse().unwrap()),
-            link_local6: Some("fe80::50".parse().unwrap()),
-        }
+        let mut guest = Guest::new(
+            Some("192.168.1.50".parse().unwrap()),
+            Some("2001:db8::50".parse().unwrap()),
+        );
+        guest.saw_addr(ip("fe80::50"));
+        guest
     }
 
     fn to(net: &Net, dst: &str, port: u16) -> Result<(IpAddr, u32, bool), Why> {

@@ -4,8 +4,14 @@ pub mod socket;
 
 pub mod conntrack;
 
+pub mod listen;
+
 mod netlink;
 
 pub mod resolv;
 
 pub mod facts;
+
+mod ephemeral;
+
+pub use ephemeral::ephemeral_ports;

@@ -1,13 +1,14 @@
 //! Opens sockets of the host for flows of the guest.
 
 use std::{
-    io,
+    io::{self, IoSliceMut},
     mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     time::Duration,
 };
 
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::{config::Outbound, net::Endpoint, sys::sockopt};
@@ -123,6 +124,133 @@ pub fn tcp(
     }
 }
 
+/// Takes the next connection that waits at a listening socket, with its peer. The flag tells whether its peek offset is on.
+///
+/// # Errors
+/// Those of accept(2); `WouldBlock` when none waits.
+pub fn accept(listener: &impl AsFd, features: Features) -> io::Result<(OwnedFd, SocketAddr, bool)> {
+    let (socket, peer) = SockRef::from(listener).accept()?;
+    let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
+    let peer = canonical(peer);
+    let peeks =
+        features.peek_offset(peer.ip()) && sockopt::set_peek_offset(socket.as_fd(), 0).is_ok();
+    Ok((socket.into(), peer, peeks))
+}
+
+/// Opens a UDP socket for what `peer` sent to one of our ports: bound to that very address, so that what goes back comes from
+/// there, and connected. What others sent meanwhile may be in it.
+///
+/// # Errors
+/// Those of socket(2), bind(2) and connect(2).
+pub fn udp_reply(
+    local: SocketAddr,
+    peer: SocketAddr,
+    interface: Option<&str>,
+    freebind: bool,
+) -> io::Result<OwnedFd> {
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(peer), kind, Some(Protocol::UDP))?;
+    socket.set_reuse_address(true)?;
+    prepare_udp(&socket, peer.is_ipv6())?;
+    if peer.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    match peer {
+        SocketAddr::V4(_) if freebind => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) if freebind => socket.set_freebind_v6(true)?,
+        _ => {}
+    }
+    if let Some(name) = interface {
+        socket.bind_device(Some(name.as_bytes()))?;
+    }
+    socket.bind(&SockAddr::from(local))?;
+    socket.connect(&SockAddr::from(peer))?;
+    Ok(socket.into())
+}
+
+/// The peer a socket is connected to.
+pub fn peer(socket: &impl AsFd) -> Option<SocketAddr> {
+    let peer = SockRef::from(socket).peer_addr().ok()?.as_socket()?;
+    Some(canonical(peer))
+}
+
+/// An IPv4 address in the guise of an IPv6 one, made plain.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), addr.port()),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+/// A datagram that came to a forwarded port or to a socket of [`udp_reply`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// Octets received.
+    pub len: usize,
+    pub from: SocketAddr,
+    /// Our address that a reply is to come from, where the socket tells: unspecified if `from` used a multicast address.
+    pub to: Option<SocketAddr>,
+}
+
+/// Receives a datagram, its sender, and which of our addresses it was sent to (IP_PKTINFO, ip(7)). The port of `to` is 0.
+///
+/// # Errors
+/// Those of recvmsg(2); `WouldBlock` when there is none.
+pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arrival> {
+    let mut control = [0; 128];
+    let mut iov = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &mut iov,
+        Some(&mut control),
+        MsgFlags::MSG_DONTWAIT,
+    )?;
+    let from = message.address.as_ref().and_then(socket_addr);
+    let from = canonical(from.ok_or(io::ErrorKind::InvalidData)?);
+    let mut to = None;
+    for part in message.cmsgs()? {
+        match part {
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                // The address routing would answer from: of a broadcast, the interface's own.
+                let addr = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                to = Some(SocketAddr::new(addr.into(), 0));
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) if from.is_ipv6() => {
+                let addr = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                let addr = if addr.is_multicast() {
+                    Ipv6Addr::UNSPECIFIED
+                } else {
+                    addr
+                };
+                let scope = if crate::net::is_link_local6(addr) {
+                    info.ipi6_ifindex
+                } else {
+                    0
+                };
+                to = Some(SocketAddrV6::new(addr, 0, 0, scope).into());
+            }
+            _ => {}
+        }
+    }
+    Ok(Arrival {
+        len: message.bytes,
+        from,
+        to,
+    })
+}
+
+fn socket_addr(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = storage.as_sockaddr_in() {
+        return Some(SocketAddr::V4((*v4).into()));
+    }
+    storage
+        .as_sockaddr_in6()
+        .map(|v6| SocketAddr::V6((*v6).into()))
+}
+
 /// Opens a UDP socket connected to `peer`, bound to `port` where that can be had.
 ///
 /// # Errors
@@ -137,6 +265,7 @@ pub fn udp(peer: Peer, outbound: &Outbound, port: u16) -> io::Result<OwnedFd> {
     }
     socket.connect(&SockAddr::from(peer.address()))?;
     discard_strays(&socket);
+    receive_segments(&socket);
     Ok(socket.into())
 }
 
@@ -147,9 +276,12 @@ pub fn udp(peer: Peer, outbound: &Outbound, port: u16) -> io::Result<OwnedFd> {
 pub fn prepare_udp(socket: &impl AsFd, v6: bool) -> io::Result<()> {
     sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
     sockopt::set_receive_marks(socket.as_fd(), v6)?;
-    // A kernel that cannot hands them over one by one.
-    let _ = sockopt::set_receive_segments(socket.as_fd());
     Ok(())
+}
+
+/// Lets a connected UDP socket hand over several datagrams as one; a kernel that cannot hands them over one by one.
+pub fn receive_segments(socket: &impl AsFd) {
+    let _ = sockopt::set_receive_segments(socket.as_fd());
 }
 
 /// Lets a socket send in this manner; `now` is how it sends so far, `None` if it is new.
@@ -256,6 +388,11 @@ pub fn ignore_passing_errors(socket: &OwnedFd, v6: bool) {
 /// Those of shutdown(2): `NotConnected` when the peer is gone.
 pub fn shutdown(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).shutdown(std::net::Shutdown::Write)
+}
+
+/// Undoes [`reset_on_close`].
+pub fn close_in_order(socket: &impl AsFd) {
+    let _ = SockRef::from(socket).set_linger(None);
 }
 
 /// Makes close(2) reset the connection instead of ending it in order.

@@ -34,6 +34,8 @@ pub struct TcpFlow {
     pub socket: OwnedFd,
     pub conn: Conn,
     pub syn: Syn,
+    /// Whether the socket has a peek offset.
+    pub peeks: bool,
     /// Octets taken from the guest that the kernel would not take yet.
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
@@ -98,6 +100,8 @@ pub struct UdpFlow {
     pub segment: Option<u16>,
     pub readable: bool,
     pub starved: bool,
+    /// Nothing goes to the guest yet: it is not found.
+    pub waits: bool,
 }
 
 /// A series of echo requests with one identifier.
@@ -170,6 +174,7 @@ impl UdpFlow {
             segment: None,
             readable: false,
             starved: false,
+            waits: false,
         }
     }
 

@@ -9,6 +9,8 @@ mod run;
 
 mod reassembly;
 
+mod waiting;
+
 mod state;
 
 mod errors;
@@ -26,6 +28,10 @@ mod udp_out;
 mod udp_in;
 
 mod echo;
+
+mod neighbour;
+
+mod arrival;
 
 pub use request::{Ready, Request};
 pub use state::{Limits, Relay};
@@ -56,6 +62,7 @@ impl Relay {
         }
         self.send_run(inbox, outbox);
         self.end_burst(inbox, outbox, now);
+        self.release_waiting(outbox, now);
     }
 
     fn frame(
@@ -129,6 +136,7 @@ impl Relay {
 
     /// Lets flows go on that waited for room on the link, each for one turn. `true` if some still wait though there is room.
     pub fn resume(&mut self, outbox: &mut Outbox, now: Now) -> bool {
+        let knocks = self.answer_knocks(outbox, now);
         for _ in 0..self.starved.len() {
             let Some(id) = self.starved.pop_front() else {
                 break;
@@ -156,12 +164,14 @@ impl Relay {
                 break;
             }
         }
-        !self.starved.is_empty()
+        knocks || !self.starved.is_empty()
     }
 
     /// Carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
         self.expire_fragments(outbox, now);
+        self.wake_ports(now);
+        self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
             let Some(id) = self.flows.at(slot) else {
                 continue;
@@ -185,11 +195,11 @@ impl Relay {
 
     /// The time until [`Relay::expire`] may have something to do.
     pub fn next_deadline(&self, now: Now) -> Option<Span> {
-        let fragments = self.reassembly.deadline().map(|at| at.since(now));
-        match (self.wheel.next(now), fragments) {
-            (Some(flows), Some(fragments)) => Some(flows.min(fragments)),
-            (flows, fragments) => flows.or(fragments),
-        }
+        let fragments = self.reassembly.deadline();
+        let others = [self.waiting.ask, self.rested, fragments];
+        let others = others.into_iter().flatten().min();
+        let others = others.map(|at| at.since(now));
+        self.wheel.next(now).into_iter().chain(others).min()
     }
 
     /// The guest is gone: every connection's peer hears a reset, nothing is kept.
@@ -201,6 +211,8 @@ impl Relay {
         }
         self.starved.clear();
         self.reassembly.clear(&mut self.pool);
+        self.waiting.flows.clear();
+        self.waiting.ask = None;
         self.guest.left();
     }
 }

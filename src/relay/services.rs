@@ -31,6 +31,7 @@ impl Relay {
         head: &[u8],
         outbox: &mut Outbox,
     ) -> Result<bool, Why> {
+        self.learn(frame, head);
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
         let answer = match &frame.body {
             Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, out),
@@ -82,6 +83,26 @@ impl Relay {
                 Err(Why::Unanswered)
             }
             Answer::Silent(why) => Err(why),
+        }
+    }
+
+    /// Learns where the guest is from what it tells its neighbours.
+    fn learn(&mut self, frame: &Frame, head: &[u8]) {
+        match &frame.body {
+            Body::Arp => {
+                if let Some(sender) = arp::sender(head) {
+                    self.guest.saw_addr(sender.into());
+                }
+            }
+            Body::Icmp(ip, message) if is_neighbour_discovery(ip, message) => {
+                let octets = head.get(message.octets.clone()).unwrap_or_default();
+                match ndp::told(ip.src, octets) {
+                    Some(ndp::Told::Has(addr)) => self.guest.saw_addr(addr.into()),
+                    Some(ndp::Told::Probes(addr)) => self.guest.saw_probe(addr),
+                    None => {}
+                }
+            }
+            Body::Icmp(..) | Body::Tcp(..) | Body::Udp(..) | Body::Fragment(..) => {}
         }
     }
 

@@ -11,12 +11,14 @@ use super::{
     reassembly::Reassembly,
     request::Request,
     run::Run,
+    waiting::Waiting,
 };
 use crate::{
     config::Net,
     flow::{Guest, Id, Key, Lru, Pool, Table, Wheel},
-    host::socket::Features,
+    host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Span, Why},
+    proto::tcp::SynRetries,
     sys::Iovecs,
     wire::headers::Template,
 };
@@ -60,6 +62,14 @@ pub struct Relay {
     last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
     pub(super) starved: VecDeque<Id>,
+    /// The host's ports that are forwarded; those with something to take, first come first; those that rest, and until when.
+    pub(super) ports: Ports,
+    pub(super) knocks: VecDeque<u32>,
+    pub(super) resting: Vec<u32>,
+    pub(super) rested: Option<Now>,
+    pub(super) syn_retries: SynRetries,
+    /// What waits until the guest is found.
+    pub(super) waiting: Waiting,
     pub(super) requests: Vec<Request>,
     pub(super) drops: Drops,
     pub(super) iovecs: Iovecs,
@@ -98,6 +108,12 @@ impl Relay {
             fragment_id: 0,
             last: None,
             starved: VecDeque::with_capacity(limits.flows.min(4096)),
+            ports: Ports::default(),
+            knocks: VecDeque::new(),
+            resting: Vec::new(),
+            rested: None,
+            syn_retries: SynRetries::default(),
+            waiting: Waiting::default(),
             requests: Vec::with_capacity(1024),
             drops: Drops::new(),
             iovecs: Iovecs::new(),
@@ -114,6 +130,11 @@ impl Relay {
     /// Requests made since they were last taken, in order.
     pub fn requests(&mut self) -> &mut Vec<Request> {
         &mut self.requests
+    }
+
+    /// Keeps connections from outside to the addresses given with `--address`.
+    pub const fn pin_guest(&mut self, v4: bool, v6: bool) {
+        self.guest.pin(v4, v6);
     }
 
     pub const fn drops(&self) -> &Drops {

@@ -34,6 +34,9 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        if !self.deliver_held(id, outbox) {
+            return;
+        }
         let template = self.template(&key);
         let (mut octets, mut datagrams) = (0, 0);
         while octets < TURN && datagrams < TURN_DATAGRAMS {
@@ -112,19 +115,19 @@ impl Relay {
             let end = len.min(start + size);
             let octets = outbox.received(rooms, at, start..end);
             let whole = datagram(&mut self.message, key, octets);
-            self.udp_fragments(key, whole, marks, outbox);
+            self.udp_packet(key, whole, marks, outbox);
         }
     }
 
-    /// Hands over the datagram in `self.message` in parts that fit the link.
-    fn udp_fragments(&mut self, key: &Key, len: usize, marks: Marks, outbox: &mut Outbox) {
+    /// Hands over the datagram of so many octets in `self.message`, in parts if the link takes no more.
+    pub(super) fn udp_packet(&mut self, key: &Key, len: usize, marks: Marks, outbox: &mut Outbox) {
         let ip = Ip {
             src: key.remote.addr,
             dst: key.guest.addr,
             ttl: marks.ttl.unwrap_or(TTL),
             tos: marks.tos.unwrap_or(0),
             id: 0,
-            whole: false,
+            whole: true,
         };
         let ends = Ends {
             src: self.net.mac,
@@ -141,7 +144,7 @@ impl Relay {
 }
 
 /// Writes a datagram of this payload for the guest, and returns its octets.
-fn datagram(out: &mut [u8], key: &Key, payload: &[u8]) -> usize {
+pub(super) fn datagram(out: &mut [u8], key: &Key, payload: &[u8]) -> usize {
     let len = HEADER + payload.len();
     let Some(out) = out.get_mut(..len) else {
         return 0;

@@ -51,6 +51,18 @@ pub fn answer(frame: &[u8], net: &Net, guest: &Guest, out: &mut Vec<u8>) -> Answ
     Answer::Reply(None)
 }
 
+/// The address a frame's sender says it has, if any.
+pub fn sender(frame: &[u8]) -> Option<Ipv4Addr> {
+    let ArpRepr::EthernetIpv4 {
+        source_protocol_addr,
+        ..
+    } = parse(frame)?
+    else {
+        return None;
+    };
+    can_be_host(source_protocol_addr).then_some(source_protocol_addr)
+}
+
 /// Writes a broadcast that asks who has `target`, the guest's address as far as we know.
 pub fn request(net: &Net4, ours: Mac, target: Ipv4Addr, out: &mut Vec<u8>) {
     let request = ArpRepr::EthernetIpv4 {

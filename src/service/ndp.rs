@@ -10,7 +10,7 @@ use crate::{
     wire::{
         build::{Ends, Ip6, icmp6},
         ndp::{
-            ALL_NODES, HOP_LIMIT, Question, RouterAdvertisement, Solicitation, flag,
+            ALL_NODES, HOP_LIMIT, Question, RouterAdvertisement, Solicitation, flag, kind,
             solicited_node, write_neighbor_advertisement, write_neighbor_solicitation,
         },
     },
@@ -61,6 +61,27 @@ pub fn answer(
         Question::Neighbor { target } => {
             advertise_neighbor((from, src), target, net, v6, guest, out)
         }
+    }
+}
+
+/// What the guest tells of its own addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It advertises this one (RFC 4861, section 4.4).
+    Has(Ipv6Addr),
+    /// It asks whether anybody else has this one (RFC 4862, section 5.4.2).
+    Probes(Ipv6Addr),
+}
+
+/// What a neighbour discovery message from `src` tells of the guest's addresses.
+pub fn told(src: IpAddr, message: &[u8]) -> Option<Told> {
+    let (&[kind, code, ..], rest) = message.split_first_chunk::<8>()?;
+    let target = Ipv6Addr::from(*rest.first_chunk::<16>()?);
+    match kind {
+        _ if code != 0 || !can_be_host(target) => None,
+        kind::NEIGHBOR_ADVERTISEMENT => Some(Told::Has(target)),
+        kind::NEIGHBOR_SOLICITATION if src.is_unspecified() => Some(Told::Probes(target)),
+        _ => None,
     }
 }
 

@@ -138,6 +138,24 @@ impl Guest {
         }
     }
 
+    /// Waits for one connection at a port of its own.
+    pub fn listen(&mut self, port: u16) -> SocketHandle {
+        let buffer = || tcp::SocketBuffer::new(vec![0; 1 << 19]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.set_nagle_enabled(false);
+        socket.listen(port).expect("listen");
+        self.sockets.add(socket)
+    }
+
+    /// Runs until somebody has connected to a listening socket; whom it sees.
+    pub fn accept(&mut self, handle: SocketHandle) -> SocketAddr {
+        self.until("connection from outside", |sockets| {
+            sockets.get::<tcp::Socket<'_>>(handle).state() == tcp::State::Established
+        });
+        let remote = self.tcp(handle).remote_endpoint().expect("connected");
+        SocketAddr::new(remote.addr.into(), remote.port)
+    }
+
     /// Begins to connect, from a port of its own choice.
     pub fn start_connect(&mut self, remote: SocketAddr) -> SocketHandle {
         let buffer = || tcp::SocketBuffer::new(vec![0; 1 << 19]);

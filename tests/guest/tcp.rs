@@ -60,6 +60,35 @@ impl<'w> Peer<'w> {
         }
     }
 
+    /// Waits for a SYN to this port and takes the connection.
+    pub fn accept(wire: &'w Wire, port: u16) -> Self {
+        let syn = Self::expect_syn(wire, port);
+        Self::answer(wire, &syn)
+    }
+
+    /// Waits for a SYN to this port.
+    pub fn expect_syn(wire: &Wire, port: u16) -> Tcp {
+        let syn = wire.expect("SYN", |frame| {
+            Tcp::of_frame(frame).filter(|s| s.dst.port() == port && s.has(SYN))
+        });
+        assert_eq!((syn.flags, syn.ack, syn.len()), (SYN, 0, 1));
+        syn
+    }
+
+    /// Answers a SYN, with an MSS for 1500 octets and window scale 0, and sees the answer acknowledged.
+    pub fn answer(wire: &'w Wire, syn: &Tcp) -> Self {
+        let mut peer = Self::new(wire, syn.dst, syn.src, 0x7fff_fff0);
+        peer.rcv_nxt = syn.seq.wrapping_add(1);
+        let mut segment = peer.segment(SYN | ACK, &[]);
+        segment.options = syn_options(1460, Some(0));
+        wire.send(&segment.frame());
+        peer.snd_nxt = peer.snd_nxt.wrapping_add(1);
+        let ack = peer.expect_acked();
+        assert!(!ack.has(SYN));
+        peer.scale = syn.option(3).map_or(0, |value| value[0]);
+        peer
+    }
+
     /// Connects, with an MSS for 1500 octets and window scale 0.
     pub fn connect(wire: &'w Wire, local: SocketAddr, remote: SocketAddr) -> Self {
         Self::connect_with(wire, local, remote, Some(0))

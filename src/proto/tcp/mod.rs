@@ -1,9 +1,13 @@
 //! A TCP connection of the guest, as a translator keeps it: sequence numbers, windows and the two ends of the streams. It
 //! holds no octets: those to the guest stay in the host's socket until acknowledged, those from the guest are handed on.
 //!
+//! The guest opens connections, or is asked by a SYN of ours to take one ([`syn`]).
+//!
 //! Facts go in by `segment`, `connected`, `sent`, `ended`, `expired`; each answers with a [`Todo`]. Guest and link lose and
 //! reorder nothing by themselves, so a gap is answered by a duplicate acknowledgement and a loss by going back to the first
 //! octet not acknowledged. There is no congestion control towards the guest: the link pushes back.
+
+mod syn;
 
 mod phase;
 
@@ -18,6 +22,8 @@ mod todo;
 pub use phase::{Half, Phase};
 pub use receive::{Receiver, Text};
 pub use send::{Sender, Timeout};
+pub use syn::SynRetries;
+use syn::{Answer, Asking};
 pub use todo::{Ack, Todo, reset_for};
 
 use crate::{
@@ -67,6 +73,22 @@ impl Conn {
         }
     }
 
+    /// A connection that a peer of the host has opened; the guest is asked by [`Conn::syn`]. `iss` is our initial sequence
+    /// number, `mss` the segment size of the link.
+    pub fn toward_guest(iss: Seq, mss: u16, retries: SynRetries, now: Now) -> Self {
+        let mut send = Sender::new(iss, 0, 0, mss);
+        send.sent(1, now);
+        Self {
+            phase: Phase::SynSent(Asking::new(retries, now)),
+            send,
+            receive: Receiver::new(Seq(0), mss, true),
+            offer: Options {
+                mss: Some(mss),
+                window_scale: Some(receive::SCALE),
+            },
+        }
+    }
+
     pub const fn phase(&self) -> Phase {
         self.phase
     }
@@ -98,6 +120,7 @@ impl Conn {
             Phase::Open {
                 host: Half::Done, ..
             }
+            | Phase::SynSent(_)
             | Phase::Connecting
             | Phase::SynReceived
             | Phase::Closed => 0,
@@ -124,6 +147,7 @@ impl Conn {
     pub const fn deadline(&self) -> Option<Now> {
         match self.phase {
             Phase::Closed => None,
+            Phase::SynSent(asking) => Some(asking.due()),
             Phase::Connecting | Phase::SynReceived | Phase::Open { .. } => self.send.deadline(),
         }
     }
@@ -135,10 +159,7 @@ impl Conn {
         }
         self.phase = Phase::SynReceived;
         self.send.sent(1, now);
-        Todo {
-            syn_ack: true,
-            ..Todo::default()
-        }
+        Todo::syn_ack()
     }
 
     /// Fields of a segment that starts at `seq`; `free` octets can be taken from the guest.
@@ -161,6 +182,17 @@ impl Conn {
     /// A bare acknowledgement.
     pub fn acknowledgement(&mut self, free: u32) -> TcpFields {
         self.fields(self.send.nxt, Flags::ACK, free, None)
+    }
+
+    /// Our SYN, first or repeated.
+    pub fn syn(&mut self, free: u32) -> TcpFields {
+        TcpFields {
+            seq: self.send.una,
+            ack: Seq(0),
+            flags: Flags::SYN,
+            window: free.min(65_535) as u16,
+            options: Some(self.offer),
+        }
     }
 
     /// Our SYN,ACK, first or repeated.
@@ -312,29 +344,19 @@ impl Conn {
     /// The deadline has come.
     pub fn expired(&mut self, now: Now) -> Todo {
         let retries = match self.phase {
+            Phase::SynSent(asking) => return self.syn_expired(asking, now),
             Phase::SynReceived => self.send.retries(),
             Phase::Connecting | Phase::Open { .. } | Phase::Closed => 0,
         };
         match self.send.timeout(now) {
             Timeout::Early => Todo::default(),
-            Timeout::GiveUp => Todo {
-                rst: Some(self.reset()),
-                abort: true,
-                ..Todo::default()
-            },
+            Timeout::GiveUp => Todo::give_up(self.reset()),
             Timeout::Retransmit if self.phase == Phase::SynReceived => {
                 if retries >= SYN_ACK_RETRIES {
-                    return Todo {
-                        rst: Some(self.reset()),
-                        abort: true,
-                        ..Todo::default()
-                    };
+                    return Todo::give_up(self.reset());
                 }
                 self.send.sent(1, now);
-                Todo {
-                    syn_ack: true,
-                    ..Todo::default()
-                }
+                Todo::syn_ack()
             }
             Timeout::Retransmit => Todo {
                 seek: true,
@@ -347,10 +369,63 @@ impl Conn {
     /// A segment of the guest with `len` octets of payload.
     pub fn segment(&mut self, segment: &Segment, now: Now) -> Todo {
         match self.phase {
+            Phase::SynSent(_) => self.while_syn_sent(segment, now),
             Phase::Connecting => self.while_connecting(segment),
             Phase::SynReceived => self.while_syn_received(segment, now),
             Phase::Open { .. } => self.while_open(segment, now),
             Phase::Closed => Todo::dropped(Why::OutOfWindow),
+        }
+    }
+
+    fn while_syn_sent(&mut self, segment: &Segment, now: Now) -> Todo {
+        let answer = syn::answer(segment, self.send.nxt);
+        match answer {
+            Answer::Accepted | Answer::Crossed => {}
+            Answer::Refused => return self.aborted(),
+            Answer::Stale => {
+                return Todo {
+                    rst: Some(reset_for(segment)),
+                    ..Todo::dropped(Why::OutOfWindow)
+                };
+            }
+            Answer::Nothing => return Todo::dropped(Why::OutOfWindow),
+        }
+        let (scale, mss) = (segment.options.window_scale, segment.options.mss);
+        let mss = mss.unwrap_or(MSS_DEFAULT).max(MSS_LEAST);
+        self.receive = Receiver::new(segment.seq, self.receive.mss, scale.is_some());
+        self.offer.window_scale = self.offer.window_scale.and(scale).map(|_| receive::SCALE);
+        if answer == Answer::Crossed {
+            self.phase = Phase::SynReceived;
+            self.send.learn(scale.unwrap_or(0), mss.min(self.send.mss));
+            return Todo::syn_ack();
+        }
+        // The window of a SYN is not scaled (RFC 7323, section 2.2).
+        self.send
+            .establish(segment.seq, segment.ack, segment.window, now);
+        self.send.learn(scale.unwrap_or(0), mss.min(self.send.mss));
+        self.phase = Phase::established();
+        Todo {
+            open: true,
+            pull: true,
+            ack: Ack::Now,
+            ..Todo::default()
+        }
+    }
+
+    /// Our SYN was not answered in time.
+    fn syn_expired(&mut self, asking: Asking, now: Now) -> Todo {
+        if asking.due() > now {
+            return Todo::default();
+        }
+        let Some(asking) = asking.again(now) else {
+            return Todo::give_up(self.reset());
+        };
+        self.phase = Phase::SynSent(asking);
+        // Which of them is answered cannot be told (Karn; RFC 6298, section 3).
+        self.send.forget_timing();
+        Todo {
+            syn: true,
+            ..Todo::default()
         }
     }
 
@@ -364,10 +439,7 @@ impl Conn {
             };
         }
         if segment.flags.has(Flags::SYN) && segment.seq + 1 != self.receive.nxt {
-            return Todo {
-                anew: true,
-                ..Todo::default()
-            };
+            return Todo::anew();
         }
         // A repeated SYN is answered when the host has decided.
         Todo::dropped(Why::OutOfWindow)
@@ -376,20 +448,14 @@ impl Conn {
     fn while_syn_received(&mut self, segment: &Segment, now: Now) -> Todo {
         if segment.flags.has(Flags::RST) || !segment.flags.has(Flags::ACK) {
             if segment.flags.has(Flags::SYN) && segment.seq + 1 == self.receive.nxt {
-                return Todo {
-                    syn_ack: true,
-                    ..Todo::default()
-                };
+                return Todo::syn_ack();
             }
             if segment.flags.has(Flags::RST) && segment.seq == self.receive.nxt {
                 return self.aborted();
             }
             let anew = segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::RST);
             return if anew {
-                Todo {
-                    anew,
-                    ..Todo::default()
-                }
+                Todo::anew()
             } else {
                 Todo::dropped(Why::OutOfWindow)
             };
@@ -410,10 +476,7 @@ impl Conn {
         }
         self.send
             .establish(segment.seq, segment.ack, segment.window, now);
-        self.phase = Phase::Open {
-            host: Half::Open,
-            guest: Half::Open,
-        };
+        self.phase = Phase::established();
         Todo {
             open: true,
             pull: true,

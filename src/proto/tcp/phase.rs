@@ -1,11 +1,14 @@
 //! Where a connection stands.
 
-/// The life of a connection the guest opens.
+use super::syn::Asking;
+
+/// The life of a connection, opened by the guest or towards it.
 ///
 /// This is a translator's view, not the diagram of RFC 9293, figure 5; seen as the guest's peer it maps like this:
 ///
 /// | phase | RFC 9293 |
 /// |---|---|
+/// | `SynSent` | SYN-SENT |
 /// | `Connecting` | LISTEN: the SYN is here, the host decides what becomes of it |
 /// | `SynReceived` | SYN-RECEIVED |
 /// | `Open`, both halves open | ESTABLISHED |
@@ -16,6 +19,8 @@
 /// | `Closed` | CLOSED; the host's kernel does the waiting of TIME-WAIT |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// The host's peer is accepted and our SYN is sent; the guest's answer is awaited.
+    SynSent(Asking),
     /// The guest's SYN was seen; the host's connect() is under way.
     Connecting,
     /// The host is connected and our SYN,ACK is sent; the guest's ACK is awaited.
@@ -26,6 +31,16 @@ pub enum Phase {
         guest: Half,
     },
     Closed,
+}
+
+impl Phase {
+    /// The handshake is done.
+    pub const fn established() -> Self {
+        Self::Open {
+            host: Half::Open,
+            guest: Half::Open,
+        }
+    }
 }
 
 /// How far one direction's end has come.

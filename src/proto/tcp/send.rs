@@ -168,6 +168,16 @@ impl Sender {
         }
     }
 
+    /// What the guest's SYN says of its windows and segments.
+    pub const fn learn(&mut self, scale: u8, mss: u16) {
+        (self.scale, self.mss) = (scale, mss);
+    }
+
+    /// What was sent last is sent again: its acknowledgement measures nothing.
+    pub const fn forget_timing(&mut self) {
+        self.timed = None;
+    }
+
     /// The handshake's segments: their windows and order.
     pub fn establish(&mut self, seq: Seq, ack: Seq, window: u16, now: Now) {
         self.acknowledge(ack, now);

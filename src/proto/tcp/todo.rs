@@ -30,6 +30,8 @@ pub struct Todo {
     pub pull: bool,
     /// The connection was established just now.
     pub open: bool,
+    /// A SYN is due.
+    pub syn: bool,
     /// A SYN,ACK is due.
     pub syn_ack: bool,
     /// An RST is due, with these fields.
@@ -47,6 +49,28 @@ impl Todo {
     pub(super) fn dropped(why: Why) -> Self {
         Self {
             dropped: Some(why),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn syn_ack() -> Self {
+        Self {
+            syn_ack: true,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn anew() -> Self {
+        Self {
+            anew: true,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn give_up(rst: TcpFields) -> Self {
+        Self {
+            rst: Some(rst),
+            abort: true,
             ..Self::default()
         }
     }

@@ -13,6 +13,8 @@ mod pull;
 
 mod open;
 
+mod accept;
+
 mod segment;
 
 mod ready;

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -118,18 +119,14 @@ impl Relay {
                 return Err(Why::Socket);
             }
         };
-        let headers = if key.remote.addr.is_ipv4() {
-            HEADERS4
-        } else {
-            HEADERS6
-        };
-        let mss = self.net.mtu.saturating_sub(headers).max(1);
+        let mss = self.segment_size(key.remote.addr);
         let conn = Conn::new(segment, Seq(self.initial_sequence(&key, now)), mss);
         let raw = socket.as_raw_fd();
         let flow = TcpFlow {
             socket,
             conn,
             syn,
+            peeks,
             spill: Chain::default(),
             forget: 0,
             space: None,
@@ -148,6 +145,15 @@ impl Relay {
             self.tcp_connected(id, outbox, now);
         }
         Ok(())
+    }
+
+    /// Octets of payload a segment on the link may have, between the guest and `remote`.
+    pub(in super::super) fn segment_size(&self, remote: IpAddr) -> u16 {
+        let headers = match remote {
+            IpAddr::V4(_) => HEADERS4,
+            IpAddr::V6(_) => HEADERS6,
+        };
+        self.net.mtu.saturating_sub(headers).max(1)
     }
 
     /// The host's connect() has come to an end.
@@ -258,7 +264,7 @@ impl Relay {
         }
     }
 
-    fn warn_exhausted(&mut self, error: &io::Error) {
+    pub(in super::super) fn warn_exhausted(&mut self, error: &io::Error) {
         if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && !self.table_warned {
             self.table_warned = true;
             log::warn!("Cannot open more sockets for flows of the guest: {error}");

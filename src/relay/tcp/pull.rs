@@ -94,7 +94,7 @@ impl Relay {
             None => return self.starved(id),
         };
         let behind = (flow.forget + flow.conn.unacknowledged()) as usize;
-        let peeks = self.features.peek_offset(key.remote.addr);
+        let peeks = flow.peeks;
         let mut scatter = self.iovecs.scatter();
         let skip = if peeks {
             0
@@ -192,16 +192,12 @@ impl Relay {
 
     /// Sets the peek offset to where the next octet to send is.
     pub(in super::super) fn seek(&mut self, id: Id) {
-        let Some(key) = self.flows.key(id) else {
-            return;
-        };
-        let peeks = self.features.peek_offset(key.remote.addr);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
         let offset = flow.forget + flow.conn.unacknowledged();
-        if peeks {
-            // The probe at start has shown that the kernel can.
+        if flow.peeks {
+            // It could be set when the socket was opened.
             let _ = sockopt::set_peek_offset(flow.socket.as_fd(), offset.cast_signed());
         }
         flow.state.readable = true;
@@ -242,6 +238,7 @@ impl Relay {
 
     /// Forgets a flow and closes its socket.
     pub(in super::super) fn remove(&mut self, id: Id) {
+        self.forget_held(id);
         let Some(mut flow) = self.flows.remove(id) else {
             return;
         };

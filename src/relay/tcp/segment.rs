@@ -106,6 +106,9 @@ impl Relay {
         if todo.abort {
             return self.abort(id);
         }
+        if todo.syn {
+            self.send_syn(id, outbox);
+        }
         if todo.syn_ack {
             self.send_syn_ack(id, outbox);
         }

@@ -1,221 +1,16 @@
-//! The options, as a table: how each is spelled, what it takes, what it does to the configuration, and its line of help.
-//!
-//! They are applied in the order of the command line, so the last one wins by itself.
+//! The table of options.
 
-use std::{ffi::OsStr, net::IpAddr, path::Path};
+use std::net::IpAddr;
 
-use super::values;
-use crate::config::{Config, DnsServers, LinkChoice, MapChoice, SearchList, Verbosity};
-
-/// The configuration while the command line is read.
-#[derive(Debug, Default)]
-pub(super) struct Draft {
-    config: Config,
-    warnings: Vec<String>,
-    show: Option<Show>,
-    /// `--netmask`, and whether an address brought its own prefix length.
-    netmask: Option<u8>,
-    own_prefix: [bool; 2],
-    no_map_gw: bool,
-}
-
-/// What is wanted instead of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Show {
-    Help,
-    Version,
-}
-
-/// One option.
-pub(super) struct Opt {
-    pub(super) long: &'static str,
-    pub(super) alias: Option<&'static str>,
-    pub(super) short: Option<char>,
-    pub(super) take: Take,
-    pub(super) help: &'static str,
-}
-
-/// What an option takes, with what it does.
-pub(super) enum Take {
-    Nothing(fn(&mut Draft)),
-    /// The name of the value in the help text first.
-    Path(&'static str, fn(&mut Draft, &Path) -> Result<(), String>),
-    Text(&'static str, fn(&mut Draft, &str) -> Result<(), String>),
-}
-
-impl Opt {
-    /// Does what the option says.
-    ///
-    /// # Errors
-    /// One line for a person: the value is no good.
-    pub(super) fn apply(&self, draft: &mut Draft, value: Option<&OsStr>) -> Result<(), String> {
-        let value = value.unwrap_or_default();
-        match self.take {
-            Take::Nothing(set) => {
-                set(draft);
-                Ok(())
-            }
-            Take::Path(_, set) => set(draft, Path::new(value)),
-            // What is no UTF-8 is no valid value of these either, and is refused with a question mark in the message.
-            Take::Text(_, set) => set(draft, &value.to_string_lossy()),
-        }
-    }
-}
-
-impl Draft {
-    pub(super) const fn show(&self) -> Option<Show> {
-        self.show
-    }
-
-    /// The configuration with its warnings, once all options are applied.
-    ///
-    /// # Errors
-    /// One line for a person: two options contradict each other.
-    pub(super) fn finish(mut self) -> Result<(Config, Vec<String>), String> {
-        if let Some(prefix) = self.netmask {
-            if self.own_prefix.contains(&true) {
-                return Err("Redundant prefix length specification".to_owned());
-            }
-            self.config.prefix4 = Some(prefix);
-        }
-        self.config.prefix4 = self.config.prefix4.filter(|&prefix| prefix > 0);
-        if matches!(self.config.link, LinkChoice::Fd(_)) {
-            self.config.one_off = true;
-        }
-        if self.no_map_gw {
-            off_by_default(&mut self.config.map_host_loopback4);
-            off_by_default(&mut self.config.map_host_loopback6);
-        }
-        Ok((self.config, self.warnings))
-    }
-
-    fn address(&mut self, text: &str) -> Result<(), String> {
-        let (addr, prefix) = values::guest_address(text)?;
-        let config = &mut self.config;
-        match addr {
-            IpAddr::V4(v4) => (config.addr4, config.prefix4) = (Some(v4), prefix),
-            IpAddr::V6(v6) => config.addr6 = Some(v6),
-        }
-        self.own_prefix[usize::from(addr.is_ipv6())] = prefix.is_some();
-        Ok(())
-    }
-
-    fn dns(&mut self, text: &str) -> Result<(), String> {
-        let servers = &mut self.config.dns_servers;
-        if matches!(text, "" | "none") {
-            *servers = DnsServers::Given(Vec::new());
-            return Ok(());
-        }
-        let server = values::dns_server(text)?;
-        match servers {
-            DnsServers::Given(list) => list.push(server),
-            DnsServers::FromHost => *servers = DnsServers::Given(vec![server]),
-        }
-        Ok(())
-    }
-
-    fn search(&mut self, text: &str) -> Result<(), String> {
-        let mut domains = match &mut self.config.search {
-            SearchList::Given(domains) => std::mem::take(domains),
-            SearchList::FromHost => Vec::new(),
-        };
-        if matches!(text, "" | "none") {
-            domains.clear();
-        } else {
-            for domain in text.split_whitespace() {
-                if domains.len() == SEARCH_MAX {
-                    return Err(format!("Cannot use DNS search domain {domain}"));
-                }
-                domains.push(values::search_domain(domain)?);
-            }
-        }
-        self.config.search = SearchList::Given(domains);
-        Ok(())
-    }
-
-    fn map_host_loopback(&mut self, text: &str) -> Result<(), String> {
-        let config = &mut self.config;
-        if text == "none" {
-            config.map_host_loopback4 = MapChoice::Off;
-            config.map_host_loopback6 = MapChoice::Off;
-            return Ok(());
-        }
-        match values::remapped(text)? {
-            IpAddr::V4(v4) => config.map_host_loopback4 = MapChoice::To(v4),
-            IpAddr::V6(v6) => config.map_host_loopback6 = MapChoice::To(v6),
-        }
-        Ok(())
-    }
-
-    fn map_guest_addr(&mut self, text: &str) -> Result<(), String> {
-        let config = &mut self.config;
-        if text == "none" {
-            (config.map_guest_addr4, config.map_guest_addr6) = (None, None);
-            return Ok(());
-        }
-        match values::remapped(text)? {
-            IpAddr::V4(v4) => config.map_guest_addr4 = Some(v4),
-            IpAddr::V6(v6) => config.map_guest_addr6 = Some(v6),
-        }
-        Ok(())
-    }
-}
-
-/// Most search domains that may be given.
-const SEARCH_MAX: usize = 6;
-
-fn off_by_default<A>(choice: &mut MapChoice<A>) {
-    if matches!(choice, MapChoice::Default) {
-        *choice = MapChoice::Off;
-    }
-}
-
-const fn flag(
-    long: &'static str,
-    short: Option<char>,
-    set: fn(&mut Draft),
-    help: &'static str,
-) -> Opt {
-    Opt {
-        long,
-        alias: None,
-        short,
-        take: Take::Nothing(set),
-        help,
-    }
-}
-
-const fn path(
-    long: &'static str,
-    short: Option<char>,
-    value: &'static str,
-    set: fn(&mut Draft, &Path) -> Result<(), String>,
-    help: &'static str,
-) -> Opt {
-    Opt {
-        long,
-        alias: None,
-        short,
-        take: Take::Path(value, set),
-        help,
-    }
-}
-
-const fn text(
-    long: &'static str,
-    short: Option<char>,
-    value: &'static str,
-    set: fn(&mut Draft, &str) -> Result<(), String>,
-    help: &'static str,
-) -> Opt {
-    Opt {
-        long,
-        alias: None,
-        short,
-        take: Take::Text(value, set),
-        help,
-    }
-}
+use super::{
+    draft::{Draft, Show},
+    opt::{Opt, flag, pasta, path, text},
+    values,
+};
+use crate::{
+    config::{LinkChoice, Verbosity},
+    net::Protocol,
+};
 
 /// Sets the field of the address's family.
 macro_rules! per_family {
@@ -250,6 +45,13 @@ macro_rules! set_path {
     };
 }
 
+/// Sets a switch.
+macro_rules! switch_on {
+    ($field:ident) => {
+        |draft| draft.config.$field = true
+    };
+}
+
 /// Switches a service off.
 macro_rules! switch_off {
     ($field:ident) => {
@@ -257,7 +59,10 @@ macro_rules! switch_off {
     };
 }
 
-/// Every option, in the order of the help text.
+/// Options upstream does not have; they make no abbreviation of its options ambiguous.
+pub(super) const OURS: &[&str] = &["require-sandbox", "print-sandbox"];
+
+/// Every option, in the order of the help text, which leaves out those of pasta.
 pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         alias: Some("socket-path"),
@@ -283,15 +88,43 @@ pub(super) const OPTIONS: &[Opt] = &[
         "Use this inherited, connected socket; implies --one-off",
     ),
     flag(
+        "vhost-user",
+        None,
+        switch_on!(vhost_user),
+        "Be a vhost-user back end at the socket (not served yet)",
+    ),
+    path(
+        "repair-path",
+        None,
+        "PATH",
+        |draft, path| {
+            draft.config.repair_path = values::repair_path(path)?;
+            Ok(())
+        },
+        "Where passt-repair connects; 'none' for nowhere (default: the socket's path with .repair)",
+    ),
+    flag(
+        "migrate-exit",
+        None,
+        switch_on!(migrate_exit),
+        "Quit once the guest has migrated elsewhere (deprecated)",
+    ),
+    flag(
+        "migrate-no-linger",
+        None,
+        switch_on!(migrate_no_linger),
+        "Close TCP sockets once the guest has migrated elsewhere (deprecated)",
+    ),
+    flag(
         "one-off",
         Some('1'),
-        |draft| draft.config.one_off = true,
+        switch_on!(one_off),
         "Quit when the first client leaves",
     ),
     flag(
         "foreground",
         Some('f'),
-        |draft| draft.config.foreground = true,
+        switch_on!(foreground),
         "Stay in the foreground",
     ),
     flag(
@@ -308,6 +141,13 @@ pub(super) const OPTIONS: &[Opt] = &[
         None,
         |draft| draft.config.verbosity = Verbosity::Trace,
         "Say even more; implies --debug",
+    ),
+    text(
+        "stats",
+        None,
+        "DELAY",
+        set!(values::stats, stats),
+        "Show counters of events, at most every so many seconds (not served yet)",
     ),
     flag(
         "quiet",
@@ -350,15 +190,38 @@ pub(super) const OPTIONS: &[Opt] = &[
         set!(values::identity, identity),
         "Run as this user and group, by number or name (default when root: nobody)",
     ),
+    path(
+        "conf-path",
+        Some('c'),
+        "PATH",
+        |draft, path| {
+            draft.config.conf_path = Some(values::conf_path(path)?);
+            Ok(())
+        },
+        "Socket to change forwards at run time (not served yet)",
+    ),
+    flag(
+        "chroot-fallback",
+        None,
+        switch_on!(chroot_fallback),
+        "Enter an empty file system by chroot(2) where pivot_root(2) fails",
+    ),
+    flag(
+        "require-sandbox",
+        None,
+        switch_on!(require_sandbox),
+        "Do not start unless sandboxed in full (not served yet)",
+    ),
+    flag(
+        "print-sandbox",
+        None,
+        switch_on!(print_sandbox),
+        "Show how the process would be sandboxed and quit (not served yet)",
+    ),
     flag(
         "stderr",
         Some('e'),
-        |draft| {
-            let dropped = "--stderr will be dropped soon".to_owned();
-            if !draft.warnings.contains(&dropped) {
-                draft.warnings.push(dropped);
-            }
-        },
+        |draft| draft.warn("--stderr will be dropped soon"),
         "Has no effect (deprecated)",
     ),
     text(
@@ -429,6 +292,26 @@ pub(super) const OPTIONS: &[Opt] = &[
         "NAME",
         set!(values::interface, outbound.interface6),
         "Bind outbound IPv6 sockets to this interface",
+    ),
+    text(
+        "tcp-ports",
+        Some('t'),
+        "SPEC",
+        |draft, text| draft.forward(Protocol::Tcp, text),
+        "Forward these TCP ports of the host to the guest, repeatable: none, all or a list (default: none)",
+    ),
+    text(
+        "udp-ports",
+        Some('u'),
+        "SPEC",
+        |draft, text| draft.forward(Protocol::Udp, text),
+        "Forward these UDP ports of the host to the guest, like --tcp-ports",
+    ),
+    flag(
+        "freebind",
+        None,
+        switch_on!(freebind),
+        "Forward ports of addresses the host may get later, too",
     ),
     text(
         "dns",
@@ -532,6 +415,12 @@ pub(super) const OPTIONS: &[Opt] = &[
         "IPv6 only",
     ),
     flag(
+        "print-capabilities",
+        None,
+        |draft| draft.show = Some(Show::Capabilities),
+        "Show the capabilities of a vhost-user back end in JSON and quit",
+    ),
+    flag(
         "version",
         None,
         |draft| draft.show = Some(Show::Version),
@@ -543,4 +432,21 @@ pub(super) const OPTIONS: &[Opt] = &[
         |draft| draft.show = Some(Show::Help),
         "Show this help and quit",
     ),
+    pasta("ns-ifname", Some('I'), Some("NAME")),
+    pasta("tcp-ns", Some('T'), Some("SPEC")),
+    pasta("udp-ns", Some('U'), Some("SPEC")),
+    pasta("host-lo-to-ns-lo", None, None),
+    pasta("userns", None, Some("SPEC")),
+    pasta("netns", None, Some("SPEC")),
+    pasta("netns-only", None, None),
+    pasta("no-netns-quit", None, None),
+    pasta("no-pidns", None, None),
+    pasta("config-net", None, None),
+    pasta("no-copy-routes", None, None),
+    pasta("no-copy-addrs", None, None),
+    pasta("ns-mac-addr", None, Some("ADDR")),
+    pasta("no-splice", None, None),
+    pasta("splice-only", None, None),
+    pasta("dhcp-dns", None, None),
+    pasta("dhcp-search", None, None),
 ];

@@ -1,0 +1,358 @@
+//! Listens at the host's ports that are forwarded to the guest: a bound socket a port, for both families where it can be.
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+};
+
+use nix::{
+    net::if_::if_nametoindex,
+    sys::socket::{
+        setsockopt,
+        sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
+    },
+};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::{config::Rule, net::Protocol, proto::tcp::SynRetries, sys::reason};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// What listening needs to know besides the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The families served.
+    pub v4: bool,
+    pub v6: bool,
+    /// Whether addresses may be bound that the host does not have (IP_FREEBIND, ip(7)).
+    pub freebind: bool,
+    /// The most sockets that rules of best effort may open, so that descriptors are left for flows.
+    pub most: usize,
+}
+
+/// The forwarded ports.
+#[derive(Debug, Default)]
+pub struct Ports {
+    rules: Vec<Rule>,
+    ports: Vec<Port>,
+    freebind: bool,
+}
+
+/// One forwarded port.
+#[derive(Debug)]
+struct Port {
+    socket: OwnedFd,
+    port: u16,
+    rule: u16,
+    /// Whether it waits for its turn.
+    queued: bool,
+}
+
+/// What stands behind a forwarded port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    pub protocol: Protocol,
+    /// The host's port, and the guest's.
+    pub host: u16,
+    pub guest: u16,
+    /// The guest's address, where the rule names one.
+    pub target: Option<IpAddr>,
+}
+
+/// The sockets one rule wants for each of its ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// Every address of both families, by one socket.
+    Both,
+    One(IpAddr),
+}
+
+impl Ports {
+    /// Opens what the rules ask for: first the ports that must be had, then of the others as many as fit, lowest first. The
+    /// second value is a warning for the log.
+    ///
+    /// # Errors
+    /// One line: a port that must be had cannot be bound, or nothing of a rule can.
+    pub fn open(rules: &[Rule], options: Options) -> Result<(Self, Option<String>), String> {
+        let mut ports = Self {
+            rules: rules.to_vec(),
+            ports: Vec::new(),
+            freebind: options.freebind,
+        };
+        for (index, rule) in rules.iter().enumerate().filter(|(_, r)| !r.best_effort) {
+            for port in rule.first..=rule.last {
+                ports
+                    .listen(index, port, options)
+                    .map_err(|error| refusal(rule, port, &error))?;
+            }
+        }
+        let warning = ports.open_what_fits(options)?;
+        ports.ports.shrink_to_fit();
+        Ok((ports, warning))
+    }
+
+    fn open_what_fits(&mut self, options: Options) -> Result<Option<String>, String> {
+        let wanted: Vec<(usize, Rule)> = self
+            .rules
+            .iter()
+            .cloned()
+            .enumerate()
+            .filter(|(_, rule)| rule.best_effort)
+            .collect();
+        let (Some(first), Some(last)) = (
+            wanted.iter().map(|(_, rule)| rule.first).min(),
+            wanted.iter().map(|(_, rule)| rule.last).max(),
+        ) else {
+            return Ok(None);
+        };
+        let mut opened: Vec<(&str, bool)> = Vec::new();
+        let mut end = None;
+        'ports: for port in first..=last {
+            for (index, rule) in &wanted {
+                if !(rule.first..=rule.last).contains(&port) {
+                    continue;
+                }
+                let bound = if self.ports.len() >= options.most {
+                    Err(io::Error::from_raw_os_error(libc::EMFILE))
+                } else {
+                    self.listen(*index, port, options)
+                };
+                match bound {
+                    Err(error) if is_exhausted(&error) => {
+                        end = Some((port, error));
+                        break 'ports;
+                    }
+                    bound => note(&mut opened, &rule.option, bound.is_ok()),
+                }
+            }
+        }
+        if let Some((port, error)) = end {
+            return Ok(Some(format!(
+                "Forwarding ports below {port} only, {} sockets in all: {}",
+                self.ports.len(),
+                reason(&error)
+            )));
+        }
+        match opened.iter().find(|(_, any)| !any) {
+            Some((option, _)) => Err(format!("Failed to bind any port for '{option}'")),
+            None => Ok(None),
+        }
+    }
+
+    /// Opens the sockets of one port of a rule.
+    fn listen(&mut self, index: usize, port: u16, options: Options) -> io::Result<()> {
+        let Some(rule) = self.rules.get(index) else {
+            return Ok(());
+        };
+        let shares = self
+            .rules
+            .iter()
+            .enumerate()
+            .any(|(other, rule)| other != index && overlaps(rule, &self.rules[index], port));
+        let at = match rule.addr {
+            Some(addr) => At::One(addr),
+            None if options.v4 && options.v6 => At::Both,
+            None if options.v6 => At::One(Ipv6Addr::UNSPECIFIED.into()),
+            None => At::One(Ipv4Addr::UNSPECIFIED.into()),
+        };
+        let socket = match open(rule, at, port, shares, options.freebind) {
+            // A host without IPv6.
+            Err(error)
+                if at == At::Both
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+                    ) =>
+            {
+                let v4 = At::One(Ipv4Addr::UNSPECIFIED.into());
+                open(rule, v4, port, shares, options.freebind)?
+            }
+            opened => opened?,
+        };
+        self.ports.push(Port {
+            socket: socket.into(),
+            port,
+            rule: index as u16,
+            queued: false,
+        });
+        Ok(())
+    }
+
+    /// Every socket with its place.
+    pub fn sockets(&self) -> impl Iterator<Item = (u32, RawFd)> + '_ {
+        (0..).zip(self.ports.iter().map(|port| port.socket.as_raw_fd()))
+    }
+
+    pub fn len(&self) -> usize {
+        self.ports.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty()
+    }
+
+    /// The socket at a place, and what it forwards to.
+    pub fn get(&self, place: u32) -> Option<(&OwnedFd, Forward)> {
+        let port = self.ports.get(place as usize)?;
+        let rule = self.rules.get(usize::from(port.rule))?;
+        Some((
+            &port.socket,
+            Forward {
+                protocol: rule.protocol,
+                host: port.port,
+                guest: rule.map.guest(port.port),
+                target: rule.target,
+            },
+        ))
+    }
+
+    /// Notes that a port waits for its turn; `false` if it does already.
+    pub fn queue(&mut self, place: u32) -> bool {
+        self.ports
+            .get_mut(place as usize)
+            .is_some_and(|port| !std::mem::replace(&mut port.queued, true))
+    }
+
+    /// Notes that a port has had its turn.
+    pub fn unqueue(&mut self, place: u32) {
+        if let Some(port) = self.ports.get_mut(place as usize) {
+            port.queued = false;
+        }
+    }
+
+    /// The interface that the socket at a place listens at, where not all.
+    pub fn interface(&self, place: u32) -> Option<&str> {
+        let rule = usize::from(self.ports.get(place as usize)?.rule);
+        self.rules.get(rule)?.interface.as_deref()
+    }
+
+    /// Whether flows may be bound to addresses the host does not have.
+    pub const fn freebind(&self) -> bool {
+        self.freebind
+    }
+}
+
+/// Whether two rules want the same port of the same protocol at places that one kernel keeps apart only by how exact they
+/// are: an address and all addresses, an interface and all interfaces.
+fn overlaps(a: &Rule, b: &Rule, port: u16) -> bool {
+    a.protocol == b.protocol
+        && (a.first..=a.last).contains(&port)
+        && (a.addr != b.addr || a.interface != b.interface)
+}
+
+fn note<'a>(opened: &mut Vec<(&'a str, bool)>, option: &'a str, bound: bool) {
+    match opened.iter_mut().find(|(seen, _)| *seen == option) {
+        Some((_, any)) => *any |= bound,
+        None => opened.push((option, bound)),
+    }
+}
+
+fn open(rule: &Rule, at: At, port: u16, shares: bool, freebind: bool) -> io::Result<Socket> {
+    let (domain, addr) = match at {
+        At::Both => (Domain::IPV6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        At::One(addr @ IpAddr::V4(_)) => (Domain::IPV4, addr),
+        At::One(addr @ IpAddr::V6(_)) => (Domain::IPV6, addr),
+    };
+    let tcp = rule.protocol == Protocol::Tcp;
+    let kind = if tcp { Type::STREAM } else { Type::DGRAM };
+    let socket = Socket::new(domain, kind.nonblocking().cloexec(), None)?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(at != At::Both)?;
+    }
+    if freebind {
+        let freebind = |v6| {
+            if v6 {
+                socket.set_freebind_v6(true)
+            } else {
+                socket.set_freebind_v4(true)
+            }
+        };
+        freebind(domain == Domain::IPV6)?;
+    }
+    if let Some(name) = &rule.interface {
+        socket.bind_device(Some(name.as_bytes()))?;
+    }
+    // A TCP port rests for a minute after its last connection. A UDP port would go to whoever bound it last.
+    socket.set_reuse_address(tcp)?;
+    socket.set_reuse_port(shares)?;
+    socket.bind(&SockAddr::from(address(addr, port, rule)))?;
+    if tcp {
+        socket.listen(BACKLOG)?;
+    } else {
+        // Now that the port is ours: each client gets a socket of its own there.
+        socket.set_reuse_address(true)?;
+        if at == At::Both || domain == Domain::IPV4 {
+            setsockopt(&socket, Ipv4PacketInfo, &true)?;
+        }
+        if domain == Domain::IPV6 {
+            setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
+        }
+    }
+    Ok(socket)
+}
+
+/// Link-local addresses are of an interface.
+fn address(addr: IpAddr, port: u16, rule: &Rule) -> SocketAddr {
+    match addr {
+        IpAddr::V6(v6) if crate::net::is_link_local6(v6) => {
+            let name = rule.interface.as_deref().unwrap_or_default();
+            let scope = if_nametoindex(name).unwrap_or(0);
+            SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope))
+        }
+        addr => SocketAddr::new(addr, port),
+    }
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+    )
+}
+
+/// Why a port that must be had cannot be, and what helps.
+fn refusal(rule: &Rule, port: u16, error: &io::Error) -> String {
+    if is_exhausted(error) {
+        return format!(
+            "Can't open enough sockets for '{}': {}",
+            rule.option,
+            reason(error)
+        );
+    }
+    let failed = format!(
+        "Failed to bind port {port} ({}) for option '{}'",
+        reason(error),
+        rule.option
+    );
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return failed;
+    }
+    format!(
+        "{failed}: ports below {} take CAP_NET_BIND_SERVICE, or sysctl net.ipv4.ip_unprivileged_port_start={port}",
+        unprivileged_port_start()
+    )
+}
+
+/// The first port that everybody may bind (ip(7)).
+fn unprivileged_port_start() -> u16 {
+    fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(1024)
+}
+
+/// How often this kernel repeats its own SYN (tcp_syn_retries, tcp(7)), which is how often ours to the guest is.
+pub fn syn_retries() -> SynRetries {
+    let read = |name: &str| {
+        let text = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    let default = SynRetries::default();
+    SynRetries {
+        // Kernels before 6.5 double from the start.
+        linear: read("tcp_syn_linear_timeouts").unwrap_or(0),
+        doubling: read("tcp_syn_retries").unwrap_or(default.doubling),
+    }
+}

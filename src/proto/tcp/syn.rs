@@ -1,0 +1,119 @@
+//! A connection towards the guest: the host's peer is accepted already, and our SYN asks the guest.
+
+use crate::{
+    net::{Now, Seq, Span},
+    wire::{frame::Segment, tcp::Flags},
+};
+
+/// The time before the first repetition of a SYN (RFC 6298, section 2.1).
+const INTERVAL: Span = Span::secs(1);
+
+/// How often a SYN is repeated: some times at a constant interval, then at ones that double.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SynRetries {
+    pub linear: u8,
+    pub doubling: u8,
+}
+
+impl Default for SynRetries {
+    /// Linux's.
+    fn default() -> Self {
+        Self {
+            linear: 4,
+            doubling: 6,
+        }
+    }
+}
+
+/// Our SYN, while it is not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asking {
+    retries: SynRetries,
+    /// Repetitions so far.
+    repeated: u8,
+    /// When the next is due.
+    due: Now,
+}
+
+impl Asking {
+    /// Begins with a SYN sent now.
+    pub const fn new(retries: SynRetries, now: Now) -> Self {
+        Self {
+            retries,
+            repeated: 0,
+            due: Now(now.0 + INTERVAL.0),
+        }
+    }
+
+    /// When the next repetition is due.
+    pub const fn due(&self) -> Now {
+        self.due
+    }
+
+    /// Counts a repetition sent now; `None` when there were enough.
+    pub fn again(mut self, now: Now) -> Option<Self> {
+        let most = self.retries.linear.saturating_add(self.retries.doubling);
+        if self.repeated >= most {
+            return None;
+        }
+        self.repeated += 1;
+        let doublings = self.repeated.saturating_sub(self.retries.linear).min(16);
+        self.due = now + Span(INTERVAL.0 << doublings);
+        Some(self)
+    }
+}
+
+/// What a segment says to our SYN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// SYN,ACK: the connection is there.
+    Accepted,
+    /// SYN alone: the guest asks at the same time.
+    Crossed,
+    /// RST.
+    Refused,
+    /// It acknowledges something else: a connection of the past, to be reset.
+    Stale,
+    /// Nothing that matters.
+    Nothing,
+}
+
+/// Judges a segment while our SYN, which ends before `nxt`, is outstanding (RFC 9293, section 3.10.7.3).
+pub fn answer(segment: &Segment, nxt: Seq) -> Answer {
+    let (syn, ack, rst) = (
+        segment.flags.has(Flags::SYN),
+        segment.flags.has(Flags::ACK),
+        segment.flags.has(Flags::RST),
+    );
+    let ours = ack && segment.ack == nxt;
+    match (rst, ours) {
+        (true, true) => Answer::Refused,
+        (true, false) => Answer::Nothing,
+        (false, true) if syn => Answer::Accepted,
+        (false, false) if ack => Answer::Stale,
+        (false, false) if syn => Answer::Crossed,
+        (false, _) => Answer::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Regressions T30 and X17: as the kernel does, and as often as it is told to.
+    #[test]
+    fn a_syn_is_repeated_at_the_intervals_of_the_kernel() {
+        let mut at = Now(0);
+        let mut asking = Asking::new(SynRetries::default(), at);
+        let mut seconds = Vec::new();
+        loop {
+            at = asking.due();
+            seconds.push(at.0 / 1_000_000);
+            match asking.again(at) {
+                Some(next) => asking = next,
+                None => break,
+            }
+        }
+        assert_eq!(seconds, [1, 2, 3, 4, 5, 7, 11, 19, 35, 67, 131]);
+    }
+}

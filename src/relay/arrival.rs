@@ -1,0 +1,295 @@
+//! What comes to the forwarded ports of the host: connections, and the first datagrams of new clients.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd, RawFd},
+};
+
+use super::{
+    flow::{Flow, UdpFlow},
+    state::Relay,
+    udp_in,
+};
+use crate::{
+    flow::{self, Chain, Id, Key},
+    host::{
+        listen::{Forward, Ports},
+        socket::{self, Arrival},
+    },
+    link::Outbox,
+    net::{Endpoint, Now, Protocol, Span, Why},
+    proto::tcp::SynRetries,
+    sys::Marks,
+};
+
+/// Connections or datagrams taken from one port before it is another's turn.
+const TURN: usize = 32;
+
+/// How long a port rests whose next connection the system has no descriptor for.
+const REST: Span = Span::millis(500);
+
+/// Datagrams of others that may lie in a socket between bind(2) and connect(2).
+const STRAYS: usize = 256;
+
+/// Ports tried where two peers look the same to the guest.
+const TRIES: u16 = 64;
+
+/// What one look at a port brought.
+enum Taken {
+    One,
+    /// Nothing waits.
+    Empty,
+    /// The system has no descriptor or memory for it.
+    Exhausted,
+}
+
+impl Relay {
+    /// Takes over the forwarded ports.
+    pub fn forward(&mut self, ports: Ports, syn_retries: SynRetries) {
+        self.ports = ports;
+        self.syn_retries = syn_retries;
+    }
+
+    /// The forwarded ports' sockets, to be watched under their places.
+    pub fn forwarded(&self) -> impl Iterator<Item = (u32, RawFd)> + '_ {
+        self.ports.sockets()
+    }
+
+    /// Something waits at a forwarded port.
+    pub fn knock(&mut self, place: u32) {
+        if self.ports.queue(place) {
+            self.knocks.push_back(place);
+        }
+    }
+
+    /// Answers the knocks, each port for one turn. `true` if some still wait.
+    pub(super) fn answer_knocks(&mut self, outbox: &mut Outbox, now: Now) -> bool {
+        for _ in 0..self.knocks.len() {
+            if !outbox.has_room() {
+                break;
+            }
+            let Some(place) = self.knocks.pop_front() else {
+                break;
+            };
+            match self.answer_knock(place, outbox, now) {
+                Taken::One => self.knocks.push_back(place),
+                Taken::Empty => self.ports.unqueue(place),
+                Taken::Exhausted => {
+                    self.resting.push(place);
+                    self.rested.get_or_insert(now + REST);
+                }
+            }
+        }
+        !self.knocks.is_empty()
+    }
+
+    /// Has the ports that rested tried again.
+    pub(super) fn wake_ports(&mut self, now: Now) {
+        if self.rested.is_some_and(|at| at <= now) {
+            self.rested = None;
+            self.knocks.extend(self.resting.drain(..));
+        }
+    }
+
+    fn answer_knock(&mut self, place: u32, outbox: &mut Outbox, now: Now) -> Taken {
+        for _ in 0..TURN {
+            match self.take_one(place, outbox, now) {
+                Taken::One => {}
+                other => return other,
+            }
+        }
+        Taken::One
+    }
+
+    fn take_one(&mut self, place: u32, outbox: &mut Outbox, now: Now) -> Taken {
+        let Some((socket, forward)) = self.ports.get(place) else {
+            return Taken::Empty;
+        };
+        let taken = match forward.protocol {
+            Protocol::Tcp => match socket::accept(socket, self.features) {
+                Ok((socket, peer, peeks)) => {
+                    Ok(self.tcp_accepted(socket, peer, peeks, forward, outbox, now))
+                }
+                Err(error) => Err(error),
+            },
+            Protocol::Udp => match socket::receive_from(socket, &mut self.message) {
+                Ok(arrival) => Ok(self.udp_arrived(place, forward, arrival, outbox, now)),
+                Err(error) => Err(error),
+            },
+            Protocol::Echo => return Taken::Empty,
+        };
+        match taken {
+            Ok(Ok(())) => Taken::One,
+            Ok(Err(why)) => {
+                self.count(why);
+                Taken::One
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Taken::Empty,
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+                ) =>
+            {
+                self.warn_exhausted(&error);
+                Taken::Exhausted
+            }
+            // accept(2): errors of the connection itself, which is gone; recvmsg(2): of an earlier reply.
+            Err(_) => Taken::One,
+        }
+    }
+
+    /// The key of a flow from outside: its peer under the address, and if it can be the port, that the guest is to see.
+    ///
+    /// # Errors
+    /// [`Why::Disabled`] where the peer's family is off, [`Why::PortZero`], and [`Why::NoFlow`] where too many peers look
+    /// the same.
+    pub(super) fn inbound_key(
+        &self,
+        protocol: Protocol,
+        guest: Endpoint,
+        peer: SocketAddr,
+    ) -> Result<Key, Why> {
+        let addr = flow::inbound_source(&self.net, peer.ip(), &self.guest).ok_or(Why::Disabled)?;
+        if guest.port == 0 || peer.port() == 0 {
+            return Err(Why::PortZero);
+        }
+        if addr.is_ipv4() != guest.addr.is_ipv4() {
+            return Err(Why::Disabled);
+        }
+        let key = |port| Key {
+            protocol,
+            guest,
+            remote: Endpoint::new(addr, port),
+        };
+        let first = key(peer.port());
+        if self.flows.find(&first).is_none() || self.is_peer(&first, peer) {
+            return Ok(first);
+        }
+        // Two peers behind one address, as all of the host's loopback is: another port tells them apart.
+        (1..TRIES)
+            .map(|n| key(peer.port().wrapping_add(n.wrapping_mul(977)) | 0x8000))
+            .find(|key| self.flows.find(key).is_none() || self.is_peer(key, peer))
+            .ok_or(Why::NoFlow)
+    }
+
+    /// Whether a UDP flow is that of this peer.
+    fn is_peer(&self, key: &Key, peer: SocketAddr) -> bool {
+        match self.flows.find(key).and_then(|id| self.flows.get(id)) {
+            Some(Flow::Udp(flow)) => socket::peer(&flow.socket) == Some(peer),
+            Some(Flow::Tcp(_) | Flow::Echo(_)) | None => false,
+        }
+    }
+
+    /// A datagram that no flow's own socket took; its payload is in `message`.
+    fn udp_arrived(
+        &mut self,
+        place: u32,
+        forward: Forward,
+        arrival: Arrival,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        let (id, fresh) = self.udp_flow_of(place, forward, arrival, now)?;
+        self.hold(id, arrival.len);
+        if fresh {
+            self.sort_strays(id, place, forward, arrival.to, now);
+            if let Some(Flow::Udp(flow)) = self.flows.get(id) {
+                socket::receive_segments(&flow.socket);
+            }
+        }
+        self.udp_pull(id, outbox, now);
+        Ok(())
+    }
+
+    /// The flow of a datagram from outside, made if there is none: the flag tells.
+    fn udp_flow_of(
+        &mut self,
+        place: u32,
+        forward: Forward,
+        arrival: Arrival,
+        now: Now,
+    ) -> Result<(Id, bool), Why> {
+        let peer = arrival.from;
+        let addr = forward
+            .target
+            .or_else(|| self.guest.address_for(peer.ip()))
+            .ok_or(Why::NoGuest)?;
+        let key = self.inbound_key(Protocol::Udp, Endpoint::new(addr, forward.guest), peer)?;
+        if let Some(id) = self.flows.find(&key) {
+            return Ok((id, false));
+        }
+        let any = || match peer {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let mut local = arrival.to.unwrap_or_else(any);
+        local.set_port(forward.host);
+        let interface = self.ports.interface(place);
+        let socket = socket::udp_reply(local, peer, interface, self.ports.freebind())
+            .map_err(|_| Why::Socket)?;
+        let raw = socket.as_raw_fd();
+        let known = self.guest.is_at(addr);
+        let flow = UdpFlow {
+            seen: (0, 1),
+            waits: !known,
+            ..UdpFlow::new(socket, now)
+        };
+        let timeout = self.udp_timeout(&flow);
+        let id = self.insert(key, Flow::Udp(flow), raw)?;
+        self.wheel.arm(id.slot, now + timeout);
+        if !known {
+            self.wait_for_guest(id, now);
+        }
+        Ok((id, true))
+    }
+
+    /// Sorts what came to a new flow's socket before it was connected: it may be of others, who get flows of their own.
+    fn sort_strays(
+        &mut self,
+        first: Id,
+        place: u32,
+        forward: Forward,
+        to: Option<SocketAddr>,
+        now: Now,
+    ) {
+        let mut fresh = vec![first];
+        for _ in 0..STRAYS {
+            let Some(&id) = fresh.last() else {
+                return;
+            };
+            let Some(Flow::Udp(flow)) = self.flows.get(id) else {
+                fresh.pop();
+                continue;
+            };
+            let Ok(mut arrival) = socket::receive_from(&flow.socket, &mut self.message) else {
+                fresh.pop();
+                continue;
+            };
+            arrival.to = to;
+            match self.udp_flow_of(place, forward, arrival, now) {
+                Ok((id, is_new)) => {
+                    self.hold(id, arrival.len);
+                    if is_new {
+                        fresh.push(id);
+                    }
+                }
+                Err(why) => self.count(why),
+            }
+        }
+    }
+
+    /// Sends the guest a datagram that was held.
+    pub(super) fn udp_held(&mut self, id: Id, chain: &Chain, outbox: &mut Outbox) {
+        let Some(key) = self.flows.key(id) else {
+            return;
+        };
+        self.scratch.clear();
+        for piece in self.pool.pieces(chain) {
+            self.scratch.extend_from_slice(piece);
+        }
+        let len = udp_in::datagram(&mut self.message, &key, &self.scratch);
+        self.udp_packet(&key, len, Marks::default(), outbox);
+    }
+}

@@ -1,0 +1,155 @@
+//! Finding the guest: what comes from outside may come before the guest has said a word, so we ask for it (ARP, neighbour
+//! discovery) and hold what cannot wait in a socket.
+
+use std::net::IpAddr;
+
+use super::{flow::Flow, state::Relay};
+use crate::{
+    flow::{Chain, Id},
+    link::{Flushed, Outbox},
+    net::{Now, Span, Why},
+    service::{arp, ndp},
+};
+
+/// How often the guest is asked for (RFC 4861, section 10: RETRANS_TIMER).
+const INTERVAL: Span = Span::secs(1);
+
+/// How long a datagram waits for the guest.
+const PATIENCE: Span = Span::secs(10);
+
+/// Datagrams held, of one flow and in all, and their octets.
+const HELD_FLOW: usize = 16;
+const HELD: usize = 1024;
+const OCTETS_FLOW: usize = 64 * 1024;
+const OCTETS: usize = 1 << 20;
+
+/// Addresses asked for at a time; more there can only be by rules that name as many.
+const ASKED: usize = 16;
+
+impl Relay {
+    /// Lets a flow wait until the guest is found at its address.
+    pub(super) fn wait_for_guest(&mut self, id: Id, now: Now) {
+        self.waiting.flows.push((id, now));
+        self.waiting.ask.get_or_insert(now);
+    }
+
+    /// Asks for the guest, where that is due, and gives up what has waited too long.
+    pub(super) fn ask_for_guest(&mut self, outbox: &mut Outbox, now: Now) {
+        if self.waiting.ask.is_none_or(|at| at > now) {
+            return;
+        }
+        let flows = std::mem::take(&mut self.waiting.flows);
+        let mut asked: Vec<IpAddr> = Vec::with_capacity(ASKED);
+        for (id, since) in flows {
+            let tired = match self.flows.get(id) {
+                Some(Flow::Udp(_)) => now.since(since) >= PATIENCE,
+                // Connections count the repetitions of their SYN.
+                Some(Flow::Tcp(_)) => false,
+                Some(Flow::Echo(_)) | None => continue,
+            };
+            if tired {
+                self.count(Why::NoGuest);
+                self.remove(id);
+                continue;
+            }
+            self.waiting.flows.push((id, since));
+            if let Some(key) = self.flows.key(id)
+                && asked.len() < ASKED
+                && !asked.contains(&key.guest.addr)
+            {
+                asked.push(key.guest.addr);
+            }
+        }
+        for addr in &asked {
+            self.solicit(*addr, outbox);
+        }
+        self.waiting.ask = (!self.waiting.flows.is_empty()).then(|| now + INTERVAL);
+    }
+
+    /// Asks who has an address.
+    fn solicit(&mut self, addr: IpAddr, outbox: &mut Outbox) {
+        match (addr, &self.net.v4) {
+            (IpAddr::V4(addr), Some(v4)) => arp::request(v4, self.net.mac, addr, &mut self.scratch),
+            (IpAddr::V4(_), None) => return,
+            (IpAddr::V6(addr), _) => {
+                if !ndp::solicit(&self.net, addr, &mut self.scratch) {
+                    return;
+                }
+            }
+        }
+        // Without room or guest the next second brings another.
+        let _ = outbox.copy(&self.scratch);
+    }
+
+    /// The guest was heard: what waited for that goes on.
+    pub(super) fn release_waiting(&mut self, outbox: &mut Outbox, now: Now) {
+        if self.waiting.flows.is_empty() {
+            return;
+        }
+        let mut at = 0;
+        while let Some(&(id, _)) = self.waiting.flows.get(at) {
+            let known = self
+                .flows
+                .key(id)
+                .map(|key| self.guest.is_at(key.guest.addr));
+            if known == Some(false) {
+                at += 1;
+                continue;
+            }
+            self.waiting.flows.swap_remove(at);
+            match self.flows.get_mut(id) {
+                Some(Flow::Tcp(_)) => self.send_syn(id, outbox),
+                Some(Flow::Udp(flow)) => {
+                    flow.waits = false;
+                    self.udp_pull(id, outbox, now);
+                }
+                Some(Flow::Echo(_)) | None => {}
+            }
+        }
+    }
+
+    /// Holds a datagram for the guest, behind others of its flow.
+    pub(super) fn hold(&mut self, id: Id, len: usize) {
+        let held = self.waiting.held.iter().filter(|(owner, _)| *owner == id);
+        let (count, octets) = held.fold((0, 0), |(n, sum), (_, chain)| (n + 1, sum + chain.len()));
+        let fits = count < HELD_FLOW
+            && (octets + len <= OCTETS_FLOW || count == 0)
+            && self.waiting.held.len() < HELD
+            && self.waiting.octets + len <= OCTETS;
+        let mut chain = Chain::default();
+        let payload = self.message.get(..len).unwrap_or_default();
+        if !fits || self.pool.append(&mut chain, payload, len) < len {
+            self.pool.release(chain);
+            return self.count(Why::NoGuest);
+        }
+        self.waiting.octets += len;
+        self.waiting.held.push((id, chain));
+    }
+
+    /// Hands the guest what is held for a flow. `false` if the flow is not to go on now: the guest is not found, or the link
+    /// is full.
+    pub(super) fn deliver_held(&mut self, id: Id, outbox: &mut Outbox) -> bool {
+        match self.flows.get(id) {
+            Some(Flow::Udp(flow)) if !flow.waits => {}
+            _ => return false,
+        }
+        while let Some(at) = self.waiting.of(id) {
+            if !outbox.has_room() || outbox.flush() == Flushed::Blocked {
+                self.starve(id);
+                return false;
+            }
+            let chain = self.waiting.take(at);
+            self.udp_held(id, &chain, outbox);
+            self.pool.release(chain);
+        }
+        true
+    }
+
+    /// Gives up what is held for a flow that ends.
+    pub(super) fn forget_held(&mut self, id: Id) {
+        while let Some(at) = self.waiting.of(id) {
+            let chain = self.waiting.take(at);
+            self.pool.release(chain);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! A connection from outside: the host's kernel has accepted it, and our SYN asks the guest.
+//!
+//! The peer sees its connection established before the guest has answered: plain sockets cannot hold the answer back. A
+//! guest that refuses makes it a reset.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use super::super::{
+    flow::{Flow, State, Syn, TcpFlow},
+    state::Relay,
+};
+use crate::{
+    flow::{Chain, Id},
+    host::{
+        listen::Forward,
+        socket::{self, Manner},
+    },
+    link::Outbox,
+    net::{Endpoint, Now, Protocol, Seq, Why},
+    proto::tcp::Conn,
+};
+
+impl Relay {
+    /// A peer's connection to a forwarded port.
+    ///
+    /// # Errors
+    /// Why it is refused; the peer hears a reset.
+    pub(in super::super) fn tcp_accepted(
+        &mut self,
+        socket: OwnedFd,
+        peer: SocketAddr,
+        peeks: bool,
+        forward: Forward,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        // Until there is a flow behind it.
+        socket::reset_on_close(&socket);
+        let addr = forward.target.or_else(|| self.guest.address_for(peer.ip()));
+        let guest = Endpoint::new(addr.ok_or(Why::NoGuest)?, forward.guest);
+        let key = self.inbound_key(Protocol::Tcp, guest, peer)?;
+        let mss = self.segment_size(key.remote.addr);
+        let iss = Seq(self.initial_sequence(&key, now));
+        socket::close_in_order(&socket);
+        let raw = socket.as_raw_fd();
+        let flow = TcpFlow {
+            socket,
+            conn: Conn::toward_guest(iss, mss, self.syn_retries, now),
+            syn: Syn {
+                seq: iss,
+                len: 0,
+                id: 0,
+                manner: Manner::default(),
+            },
+            peeks,
+            spill: Chain::default(),
+            forget: 0,
+            space: None,
+            armed: None,
+            pieces: None,
+            state: State::default(),
+        };
+        let id = self.insert(key, Flow::Tcp(flow), raw)?;
+        if self.guest.is_at(guest.addr) {
+            self.send_syn(id, outbox);
+        } else {
+            self.wait_for_guest(id, now);
+        }
+        self.schedule(id);
+        Ok(())
+    }
+
+    /// Asks the guest, if it is known where it is; otherwise that is found out first.
+    pub(in super::super) fn send_syn(&mut self, id: Id, outbox: &mut Outbox) {
+        let known = self
+            .flows
+            .key(id)
+            .is_some_and(|key| self.guest.is_at(key.guest.addr));
+        let free = self.space(id);
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        if known {
+            let fields = flow.conn.syn(free);
+            // Without room it is sent again by the timer.
+            self.say(id, fields, outbox);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What waits until the guest is found.
+
+use crate::{
+    flow::{Chain, Id},
+    net::Now,
+};
+
+/// Flows that wait, and datagrams held for them.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// Flows, with when they began to wait.
+    pub flows: Vec<(Id, Now)>,
+    /// When to ask for the guest next.
+    pub ask: Option<Now>,
+    /// Datagrams for flows, first come first.
+    pub held: Vec<(Id, Chain)>,
+    /// Octets of these.
+    pub octets: usize,
+}
+
+impl Waiting {
+    /// The first datagram held for a flow.
+    pub fn of(&self, id: Id) -> Option<usize> {
+        self.held.iter().position(|(owner, _)| *owner == id)
+    }
+
+    /// Takes a datagram held; its blocks are the caller's to release.
+    pub fn take(&mut self, at: usize) -> Chain {
+        let (_, chain) = self.held.remove(at);
+        self.octets -= chain.len();
+        chain
+    }
+}

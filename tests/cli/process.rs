@@ -1,0 +1,53 @@
+//! What a caller sees of the process: exit status, standard output and standard error.
+
+use std::process::{Command, Output};
+
+fn passt(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_passt"));
+    command.args(args).output().unwrap()
+}
+
+/// Regression C09: standard output is a pipe here.
+#[test]
+fn what_is_asked_for_is_printed_to_a_pipe() {
+    for (option, wanted) in [
+        ("--version", "passt "),
+        ("--help", "Usage: passt"),
+        ("--print-capabilities", "{\n  \"type\": \"net\"\n}\n"),
+    ] {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = passt(&[option]);
+        let text = String::from_utf8(stdout).unwrap();
+        assert!(
+            status.success() && text.contains(wanted),
+            "{option}: {text}"
+        );
+        assert!(stderr.is_empty());
+    }
+}
+
+/// Regression C28.
+#[test]
+fn a_mistake_is_one_plain_line_and_exit_status_1() {
+    for (args, wanted) in [
+        (&["-m", "x"][..], "Invalid MTU: x\n"),
+        (&["-q", "-m", "x"], "Invalid MTU: x\n"),
+        (&["--bogus"], "passt: unrecognized option '--bogus'\n"),
+        (&["-t", "65536"], "Invalid port specifier 65536\n"),
+        (&["-e", "-T", "1"], "-T is for pasta mode only\n"),
+        (&["--vhost-user"], "--vhost-user is not served yet\n"),
+        (&["-c", "/c"], "--conf-path is not served yet\n"),
+    ] {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = passt(args);
+        assert_eq!(status.code(), Some(1), "{args:?}");
+        assert_eq!(String::from_utf8(stderr).unwrap(), wanted);
+        assert!(stdout.is_empty());
+    }
+}

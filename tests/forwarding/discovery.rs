@@ -1,0 +1,146 @@
+//! Inbound works before the guest has said a word: it is looked for, and what cannot wait in a socket is held.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use crate::{
+    guest::{
+        Guest, Icmp, Peer, Scene, Udp, Wire, both,
+        frame::{ETHERTYPE_ARP, GUEST_MAC, ethernet, of_type},
+    },
+    lab::{
+        Setup, World,
+        servers::udp_socket,
+        world::{INTERNET4, INTERNET6, POD4, POD6},
+    },
+    tcp::connect,
+};
+
+/// Says once that the guest is at its addresses, as hosts do when they take them.
+pub fn announce(wire: &Wire) {
+    wire.send(&arp(1, POD4.octets(), POD4.octets()));
+    wire.send(&advertisement(POD6));
+}
+
+/// An ARP packet of the guest: operation, sender, target.
+fn arp(operation: u8, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let head = [0, 1, 8, 0, 6, 4, 0, operation];
+    let body = [&head[..], &GUEST_MAC, &sender, &[0; 6], &target].concat();
+    ethernet([0xff; 6], ETHERTYPE_ARP, &body)
+}
+
+fn advertisement(addr: Ipv6Addr) -> Vec<u8> {
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let body = [&addr.octets()[..], &[2, 1], &GUEST_MAC].concat();
+    Icmp::new(addr.into(), all_nodes.into(), 136, 0x2000_0000, &body).frame()
+}
+
+/// Waits until somebody asks for the guest's address, and answers.
+fn answer_question(wire: &Wire, addr: IpAddr) {
+    match addr {
+        IpAddr::V4(v4) => {
+            wire.expect("ARP request", |frame| {
+                let arp = of_type(frame, ETHERTYPE_ARP)?;
+                (arp[7] == 1 && arp[24..28] == v4.octets()).then_some(())
+            });
+            wire.send(&arp(2, v4.octets(), [0; 4]));
+        }
+        IpAddr::V6(v6) => {
+            wire.expect("neighbour solicitation", |frame| {
+                let icmp = Icmp::of_frame(frame)?;
+                let ours = icmp.kind == 135 && icmp.body.get(..16) == Some(&v6.octets()[..]);
+                ours.then_some(())
+            });
+            wire.send(&advertisement(v6));
+        }
+    }
+}
+
+/// Consumers: muvm#178, crun#2147; the guest has not said a word.
+#[test]
+fn a_silent_guest_is_found_and_gets_the_connection() {
+    let Some(scene) = Scene::new(&["-t", "80"]) else {
+        return;
+    };
+    for addr in both(POD4, POD6, 80) {
+        let _client = connect(&scene.world.outside, addr);
+        answer_question(&scene.wire, addr.ip());
+        let mut peer = Peer::accept(&scene.wire, 80);
+        peer.send_data(b"hello");
+        peer.expect_acked();
+    }
+}
+
+/// Regression T30: SSH at boot.
+#[test]
+fn a_connection_waits_for_a_guest_that_is_not_there_yet() {
+    let Some(world) = World::pod() else { return };
+    let translator = Setup::new(&["-t", "22"]).start(&world.pod);
+    let client = connect(&world.outside, (POD4, 22).into());
+    std::thread::sleep(Duration::from_millis(1500));
+    let mut guest = Guest::online(translator.connect(), 1500);
+    let server = guest.listen(22);
+    assert_eq!(guest.accept(server), client.local_addr().unwrap());
+}
+
+/// Regressions U32 and U26: nothing of a silent guest's first datagrams is lost or comes out of order; bugs.passt.top 16.
+#[test]
+fn datagrams_for_a_silent_guest_wait_until_it_is_found() {
+    let Some(scene) = Scene::new(&["-u", "5000:53"]) else {
+        return;
+    };
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&scene.world.outside, from);
+        for n in 0..5 {
+            client.send_to(&[n], to).unwrap();
+        }
+        answer_question(&scene.wire, to.ip());
+        for n in 0..5 {
+            let datagram = scene.wire.expect("datagram", Udp::of_frame);
+            assert_eq!(datagram.payload, [n]);
+            assert_eq!(datagram.dst, SocketAddr::new(to.ip(), 53));
+            assert_eq!(datagram.src, client.local_addr().unwrap());
+        }
+    }
+}
+
+#[test]
+fn datagrams_for_a_guest_that_is_never_found_are_given_up() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    let idle = scene.translator.fd_count();
+    let client = udp_socket(&scene.world.outside, (INTERNET4, 0));
+    client.send_to(b"anybody?", (POD4, 5000)).unwrap();
+    scene.wire.expect("ARP request", |frame| {
+        of_type(frame, ETHERTYPE_ARP).map(|_| ())
+    });
+    scene.translator.expect_fd_count(idle);
+}
+
+/// A guest that only autoconfigured shows its address by asking whether anybody else has it.
+#[test]
+fn an_address_the_guest_chose_itself_is_found() {
+    let Some(scene) = Scene::new(&["-t", "80"]) else {
+        return;
+    };
+    let chosen = Ipv6Addr::new(0xfd10, 0x233, 0x70, 0, 0x5054, 0xff, 0xfe12, 0x3456);
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff12, 0x3456);
+    let probe = Icmp::new(
+        Ipv6Addr::UNSPECIFIED.into(),
+        group.into(),
+        135,
+        0,
+        &chosen.octets(),
+    );
+    scene.wire.send(&probe.frame());
+    let _client = connect(&scene.world.outside, (POD6, 80).into());
+    answer_question(&scene.wire, chosen.into());
+    let peer = Peer::accept(&scene.wire, 80);
+    assert_eq!(peer.local.ip(), chosen);
+}

@@ -1,0 +1,12 @@
+//! Ports of the host that are forwarded to the guest.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../guest/mod.rs"]
+mod guest;
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod discovery;
+mod ports;
+mod tcp;
+mod udp;

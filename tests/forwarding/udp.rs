@@ -1,0 +1,100 @@
+//! Datagrams from outside.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use crate::{
+    guest::{Guest, Scene, Udp, both, pattern},
+    lab::{
+        Translator, World,
+        servers::udp_socket,
+        world::{GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
+    },
+    tcp::introduce,
+};
+
+#[test]
+fn datagrams_of_any_length_go_in_and_answers_come_back_from_where_they_were_sent() {
+    let Some(world) = World::pod() else { return };
+    let translator = Translator::start(&world.pod, &["-u", "5000:53"]);
+    let mut guest = Guest::online(translator.connect(), 65_520);
+    introduce(&mut guest);
+    let server = guest.udp(53);
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&world.outside, from);
+        for len in [1_usize, 0, 1472, 9000, 60_000] {
+            client.send_to(&pattern(0, len), to).unwrap();
+            let (got, seen) = guest.recv_from(server);
+            assert_eq!(got, pattern(0, len));
+            assert_eq!(seen, client.local_addr().unwrap());
+            // A stack that makes no fragments answers with what the path takes.
+            let answer = &got[..len.min(1400)];
+            guest.send_to(server, seen, answer);
+            guest.run_for(Duration::from_millis(20));
+            let mut bytes = vec![0; 1 << 16];
+            let (n, answered) = client.recv_from(&mut bytes).unwrap();
+            assert_eq!((&bytes[..n], answered), (answer, to));
+        }
+    }
+}
+
+/// Regression U27.
+#[test]
+fn every_client_gets_its_own_answers() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    let clients: Vec<_> = (0..20)
+        .map(|_| udp_socket(&scene.world.outside, (INTERNET4, 0)))
+        .collect();
+    for round in 0..3_u8 {
+        for (n, client) in (0_u8..).zip(&clients) {
+            client.send_to(&[round, n], (POD4, 5000)).unwrap();
+        }
+        for _ in &clients {
+            let datagram = scene.wire.expect("datagram", Udp::of_frame);
+            let answer = Udp::new(datagram.dst, datagram.src, &datagram.payload);
+            scene.wire.send(&answer.frame());
+        }
+        for (n, client) in (0_u8..).zip(&clients) {
+            let mut bytes = [0; 8];
+            let (len, from) = client.recv_from(&mut bytes).unwrap();
+            assert_eq!(
+                (&bytes[..len], from),
+                (&[round, n][..], (POD4, 5000).into())
+            );
+        }
+    }
+}
+
+#[test]
+fn clients_on_the_hosts_loopback_are_answered_there() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    let to: SocketAddr = (Ipv4Addr::LOCALHOST, 5000).into();
+    let clients =
+        [1, 2].map(|last| udp_socket(&scene.world.pod, (Ipv4Addr::new(127, 0, 0, last), 6000)));
+    for (n, client) in (0_u8..).zip(&clients) {
+        client.send_to(&[n], to).unwrap();
+    }
+    for _ in &clients {
+        let datagram = scene.wire.expect("datagram", Udp::of_frame);
+        assert_eq!(datagram.src.ip(), GATEWAY4);
+        scene
+            .wire
+            .send(&Udp::new(datagram.dst, datagram.src, &datagram.payload).frame());
+    }
+    for (n, client) in (0_u8..).zip(&clients) {
+        let mut bytes = [0; 8];
+        assert_eq!(client.recv_from(&mut bytes).unwrap(), (1, to));
+        assert_eq!(bytes[0], n);
+    }
+}

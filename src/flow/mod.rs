@@ -2,6 +2,7 @@
 
 mod guest;
 mod key;
+mod lru;
 mod nat;
 mod pool;
 mod spare;
@@ -10,6 +11,7 @@ mod wheel;
 
 pub use guest::Guest;
 pub use key::{Id, Key};
+pub use lru::Lru;
 pub use nat::{Target, check_source, error_source, inbound_source, outbound};
 pub use pool::{Chain, Pool};
 pub use spare::{Lent, Spare};

@@ -90,8 +90,25 @@ impl Template {
     pub fn with_ttl(mut self, ttl: u8) -> Self {
         let at = if self.v6 { ETHERNET + 7 } else { ETHERNET + 8 };
         self.octets[at] = ttl;
-        self.header = Sum::new().bytes(&self.octets[ETHERNET..ETHERNET + 20]);
+        self.sum_again();
         self
+    }
+
+    /// Replaces type of service, or traffic class.
+    #[must_use]
+    pub fn with_tos(mut self, tos: u8) -> Self {
+        if self.v6 {
+            self.octets[ETHERNET] = 0x60 | tos >> 4;
+            self.octets[ETHERNET + 1] = tos << 4 | (self.octets[ETHERNET + 1] & 0xf);
+        } else {
+            self.octets[ETHERNET + 1] = tos;
+        }
+        self.sum_again();
+        self
+    }
+
+    fn sum_again(&mut self) {
+        self.header = Sum::new().bytes(&self.octets[ETHERNET..ETHERNET + 20]);
     }
 
     /// Octets of a TCP header without options, with all below it.
@@ -244,15 +261,21 @@ mod tests {
     fn a_stamped_datagram_reads_back_with_right_checksums() {
         for v6 in [false, true] {
             let mut out = [0xaa; HEADERS_MAX];
-            let len = template(v6)
-                .with_ttl(3)
-                .udp(&mut out, 5, Sum::new().bytes(b"hello"));
+            let len = template(v6).with_ttl(3).with_tos(0xb9).udp(
+                &mut out,
+                5,
+                Sum::new().bytes(b"hello"),
+            );
             let mut frame = out[..len].to_vec();
             frame.extend(b"hello");
             let Ok(Body::Udp(ip, datagram)) = classify(&frame, frame.len()).map(|f| f.body) else {
                 panic!("not UDP")
             };
-            assert_eq!((ip.ttl, &frame[datagram.payload]), (3, &b"hello"[..]));
+            assert_eq!((ip.ttl, ip.tos), (3, 0xb9));
+            assert_eq!(
+                (ip.id, &frame[datagram.payload]),
+                (u32::from(v6) * 7, &b"hello"[..])
+            );
             assert_valid(&frame);
         }
     }

@@ -1,7 +1,7 @@
 //! A TCP connection of the guest, as a translator keeps it: sequence numbers, windows and the two ends of the streams. It
 //! holds no octets: those to the guest stay in the host's socket until acknowledged, those from the guest are handed on.
 //!
-//! The guest opens connections, or is asked by a SYN of ours to take one ([`syn`]).
+//! The guest opens connections, or is asked by a SYN of ours to take one (`syn.rs`).
 //!
 //! Facts go in by `segment`, `connected`, `sent`, `ended`, `expired`; each answers with a [`Todo`]. What a connection has to
 //! remember while its streams have gaps is a [`Disorder`], which it is lent for as long.

@@ -14,7 +14,10 @@ use super::super::{
 };
 use crate::{
     flow::{Chain, Id},
-    host::{listen::Forward, socket},
+    host::{
+        listen::Forward,
+        socket::{self, Manner},
+    },
     link::Outbox,
     net::{Endpoint, Now, Protocol, Seq, Why},
     proto::tcp::Conn,
@@ -46,7 +49,12 @@ impl Relay {
         let flow = TcpFlow {
             socket,
             conn: Conn::toward_guest(iss, mss, self.syn_retries, now),
-            syn: Syn { seq: iss, len: 0 },
+            syn: Syn {
+                seq: iss,
+                len: 0,
+                id: 0,
+                manner: Manner::default(),
+            },
             peeks,
             spill: Chain::default(),
             forget: 0,

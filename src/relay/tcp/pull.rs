@@ -363,6 +363,7 @@ impl Relay {
             return;
         };
         self.wheel.disarm(id.slot);
+        self.idle.remove(id.slot);
         if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
             self.pool.release(std::mem::take(spill));
             if let Some(lent) = state.disorder {

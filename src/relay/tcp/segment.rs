@@ -35,7 +35,7 @@ impl Relay {
             remote: ip.destination(segment.dst_port),
         };
         let Some(id) = self.find(&key) else {
-            return self.tcp_unknown(key, segment, outbox, now);
+            return self.tcp_unknown(key, ip, segment, outbox, now);
         };
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return Err(Why::NoFlow);
@@ -48,7 +48,7 @@ impl Relay {
         let todo = flow.conn.segment(segment, disorder, now);
         if todo.anew {
             self.abort(id);
-            return self.tcp_unknown(key, segment, outbox, now);
+            return self.tcp_unknown(key, ip, segment, outbox, now);
         }
         let arrival = Arrival {
             segment,

@@ -11,6 +11,7 @@ use std::{
         net::{UnixDatagram, UnixStream},
     },
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -184,17 +185,19 @@ fn a_daemon_speaks_to_the_system_log() {
          mount --rbind /mnt /dev && exec PASST \"$@\"",
         dir.path().display()
     );
+    // Read from the start on: of what nobody reads the kernel keeps ten messages (net.unix.max_dgram_qlen).
+    let reading = thread::spawn(move || {
+        let mut datagram = [0; 2048];
+        let mut said: Vec<String> = Vec::new();
+        while !said.iter().any(|line| line.contains("accepted connection")) {
+            let len = log.recv(&mut datagram).expect("a message");
+            said.push(String::from_utf8_lossy(&datagram[..len]).into_owned());
+        }
+        said
+    });
     let daemon = Daemon::start(&world, &script, &[]);
     let client = UnixStream::connect(daemon.socket()).unwrap();
-    let mut datagram = [0; 2048];
-    let mut said = Vec::new();
-    while !said
-        .iter()
-        .any(|line: &String| line.contains("accepted connection"))
-    {
-        let len = log.recv(&mut datagram).expect("a message");
-        said.push(String::from_utf8_lossy(&datagram[..len]).into_owned());
-    }
+    let said = reading.join().expect("the system log");
     assert!(
         said.iter()
             .all(|line| line.starts_with("<30>passt: ") || line.starts_with("<28>passt: "))

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    config::{Config, Net, Resolved, Resolver, renew},
+    config::{Config, Interface, Net, Resolved, Resolver, renew},
     host::{
         facts,
         monitor::Monitor,
@@ -31,6 +31,8 @@ pub struct Changes {
     due: Option<Now>,
     /// The tables were large: not before then.
     rest: Now,
+    /// The interfaces there were when the tables were read last.
+    interfaces: Vec<Interface>,
     /// What was said last of a failure.
     failure: Option<String>,
 }
@@ -51,8 +53,18 @@ impl Changes {
             // Something may have happened since the tables were read.
             due: Some(Now(0)),
             rest: Now(0),
+            interfaces: Vec::new(),
             failure: None,
         }
+    }
+
+    /// The index of an interface, if it is there.
+    pub fn index_of(&self, name: &str) -> Option<u32> {
+        let found = self
+            .interfaces
+            .iter()
+            .find(|interface| interface.name == name)?;
+        Some(found.index)
     }
 
     pub fn monitor(&self) -> Option<RawFd> {
@@ -101,6 +113,7 @@ impl Changes {
         let drained = self.monitor.as_ref().is_none_or(Monitor::drain);
         let renewed = facts::read_network().and_then(|mut facts| {
             facts.resolver.clone_from(&self.resolver);
+            self.interfaces.clone_from(&facts.interfaces);
             renew(&self.config, &facts, kept.then_some(net))
         });
         let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);

@@ -53,7 +53,7 @@ use sandbox::Sandbox;
 use crate::{
     config::{Config, LinkChoice, Resolved, resolve},
     host::{
-        facts,
+        conntrack, facts,
         listen::{self as ports, Ports},
         monitor::Monitor,
         socket::Features,
@@ -178,9 +178,12 @@ fn build(
     let flows = descriptors
         .saturating_sub(DESCRIPTORS_KEPT + ports.len() as u64)
         .clamp(16, FLOWS_MOST) as usize;
+    let (udp, udp_stream) = conntrack::udp_timeouts();
     let limits = Limits {
         flows,
         spill: SPILL,
+        udp,
+        udp_stream,
     };
     let mut relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
     relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());

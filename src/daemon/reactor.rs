@@ -287,7 +287,9 @@ impl Reactor {
             return;
         };
         let kept = self.relay.has_met_guest();
-        let Some(resolved) = changes.look(self.relay.net(), kept, now) else {
+        let resolved = changes.look(self.relay.net(), kept, now);
+        self.relay.follow_interfaces(|name| changes.index_of(name));
+        let Some(resolved) = resolved else {
             return;
         };
         let name =
@@ -349,15 +351,23 @@ impl Reactor {
         for request in self.relay.requests().drain(..) {
             let interest = Interest::READABLE | Interest::WRITABLE;
             let registry = self.poll.registry();
-            let (done, id) = match request {
-                Request::Watch(fd, id) => (
-                    registry.register(&mut SourceFd(&fd), Source::Flow(id).token(), interest),
-                    id,
-                ),
-                Request::Rewatch(fd, id) => (
-                    registry.reregister(&mut SourceFd(&fd), Source::Flow(id).token(), interest),
-                    id,
-                ),
+            let (done, source) = match request {
+                Request::Watch(fd, id) => {
+                    let source = Source::Flow(id);
+                    let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
+                    (done, source)
+                }
+                Request::Rewatch(fd, id) => {
+                    let source = Source::Flow(id);
+                    let done = registry.reregister(&mut SourceFd(&fd), source.token(), interest);
+                    (done, source)
+                }
+                Request::Listen(fd, place) => {
+                    let source = Source::Port(place);
+                    let readable = Interest::READABLE;
+                    let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
+                    (done, source)
+                }
                 Request::Close(socket) => {
                     drop(socket);
                     continue;
@@ -365,7 +375,7 @@ impl Reactor {
             };
             if let Err(error) = done {
                 // Without events a flow is only ended by its timers and by the guest.
-                log::warn!("flow {}: cannot watch its socket: {error}", id.slot);
+                log::warn!("Cannot watch the socket of {source:?}: {error}");
             }
         }
     }

@@ -2,6 +2,8 @@
 
 pub mod socket;
 
+pub mod conntrack;
+
 pub mod listen;
 
 mod netlink;

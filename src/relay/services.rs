@@ -64,7 +64,9 @@ impl Relay {
                 let octets = head.get(message.octets.clone()).unwrap_or_default();
                 ndp::answer(frame.mac, src, dst, ip.ttl, octets, net, guest, out)
             }
-            Body::Udp(..) | Body::Icmp(..) | Body::Tcp(..) => return Ok(false),
+            Body::Udp(..) | Body::Icmp(..) | Body::Tcp(..) | Body::Fragment(..) => {
+                return Ok(false);
+            }
         };
         match answer {
             Answer::Reply(note) => {
@@ -101,7 +103,7 @@ impl Relay {
                     None => {}
                 }
             }
-            Body::Icmp(..) | Body::Tcp(..) | Body::Udp(..) => {}
+            Body::Icmp(..) | Body::Tcp(..) | Body::Udp(..) | Body::Fragment(..) => {}
         }
     }
 

@@ -15,6 +15,7 @@ use nix::unistd::{
     Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid,
 };
 
+use super::leftover::Leftovers;
 use crate::{
     config::Identity,
     sys::{
@@ -87,11 +88,11 @@ impl Ready {
 }
 
 /// Goes to the background. Only the new process returns from here; the old one waits until it hears that all is ready, and
-/// exits with 0, or with 1 if the new process ends before.
+/// exits with 0, or with 1 if the new process ends before; then it takes away what the start would leave behind.
 ///
 /// # Errors
 /// Those of open(2), socketpair(2), fork(2) and setsid(2).
-pub fn detach() -> io::Result<Ready> {
+pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
     let null = OpenOptions::new()
         .read(true)
         .write(true)
@@ -102,6 +103,9 @@ pub fn detach() -> io::Result<Ready> {
             drop(telling);
             let told = waiting.write_all(&child.as_raw().to_ne_bytes());
             let ready = told.is_ok() && waiting.read_exact(&mut [0]).is_ok();
+            if !ready {
+                leftovers.remove();
+            }
             process::exit(i32::from(!ready));
         }
         Forked::Child => {

@@ -309,6 +309,23 @@ mod tests {
         );
     }
 
+    /// Regression C51.
+    #[test]
+    fn the_lines_of_a_message_have_one_stamp_and_one_label() {
+        let scratch = Scratch::new("lines");
+        let log = scratch.log(50_000);
+        log.append("info:    ", "Flows: 2\n    TCP: 1\n    UDP: 1");
+        let [_, first, second, third] = &scratch.lines()[..] else {
+            panic!("{:?}", scratch.lines());
+        };
+        assert!(first.ends_with(": info:    Flows: 2"), "{first}");
+        assert_eq!(
+            (second.as_str(), third.as_str()),
+            ("    TCP: 1", "    UDP: 1")
+        );
+    }
+
+    /// Regression C52; the clock itself is the monotonic one.
     #[test]
     fn stamps_carry_into_the_next_second() {
         let of = |micros| Stamp(Duration::from_micros(micros)).to_string();

@@ -14,11 +14,14 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::{changes::Changes, event::Source};
+use super::{
+    changes::Changes,
+    event::{Counts, Source},
+};
 use crate::{
     link::{Capture, Flushed, Inbox, Outbox, Received},
     net::{Now, Span},
-    relay::{Ready, Relay, Report, Request},
+    relay::{Ready, Relay, Request},
 };
 
 /// Events taken from the kernel at a time.
@@ -89,6 +92,7 @@ pub struct Reactor {
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
     changes: Option<Changes>,
+    counts: Counts,
     stats: Option<Stats>,
 }
 
@@ -97,7 +101,8 @@ pub struct Reactor {
 struct Stats {
     every: Span,
     next: Now,
-    last: Report,
+    /// What was said last.
+    last: String,
 }
 
 impl Reactor {
@@ -128,6 +133,7 @@ impl Reactor {
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
             changes: None,
+            counts: Counts::default(),
             stats: None,
         };
         reactor.outbox.set_capture(capture);
@@ -169,7 +175,7 @@ impl Reactor {
         self.stats = every.map(|every| Stats {
             every,
             next: self.now() + every,
-            last: self.relay.report(),
+            last: self.report(),
         });
     }
 
@@ -200,7 +206,9 @@ impl Reactor {
                 Err(error) => return Err(error),
             }
             for event in &events {
-                match Source::of(event.token()) {
+                let source = Source::of(event.token());
+                self.counts.count(source);
+                match source {
                     Source::Flow(id) => {
                         let ready = Ready {
                             readable: event.is_readable(),
@@ -276,7 +284,7 @@ impl Reactor {
             if info.ssi_signo != Signal::SIGUSR1 as u32 {
                 return true;
             }
-            log::info!("{}", self.relay.report());
+            log::info!("{}", self.report());
         }
         false
     }
@@ -307,15 +315,22 @@ impl Reactor {
         self.relay.advertise(&mut self.outbox);
     }
 
+    /// Counters and flows as they are.
+    fn report(&self) -> String {
+        format!("{}\n{}", self.counts, self.relay.report())
+    }
+
     fn report_stats(&mut self, now: Now) {
-        let Some(stats) = self.stats.as_mut().filter(|stats| stats.next <= now) else {
+        if self.stats.as_ref().is_none_or(|stats| stats.next > now) {
             return;
-        };
-        stats.next = now + stats.every;
-        let report = self.relay.report();
-        if report != stats.last {
-            log::info!("{report}");
-            stats.last = report;
+        }
+        let report = self.report();
+        if let Some(stats) = &mut self.stats {
+            stats.next = now + stats.every;
+            if report != stats.last {
+                log::info!("{report}");
+                stats.last = report;
+            }
         }
     }
 

@@ -55,7 +55,8 @@ long: test
 	$(CARGO) test --test labs -- --ignored
 
 bench:
-	$(CARGO) bench --bench compare -- $(BENCH_ARGS)
+	mkdir -p target/bench
+	$(CARGO) bench --bench compare -- --json $(CURDIR)/target/bench/compare.json --svg $(CURDIR)/target/bench/compare.svg $(BENCH_ARGS)
 
 install: build
 	install -D -m 755 $(passt) $(DESTDIR)$(PREFIX)/bin/passt

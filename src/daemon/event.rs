@@ -15,6 +15,8 @@ pub enum Source {
     Flow(Id),
     /// A forwarded port, by its place.
     Port(u32),
+    /// A queue of the guest's driver.
+    Kick(u8),
 }
 
 /// The kind stands above the bits of a flow's handle.
@@ -28,6 +30,7 @@ impl Source {
             Self::Signal => 2 << KIND,
             Self::Flow(id) => 3 << KIND | id.to_bits(),
             Self::Port(place) => 4 << KIND | u64::from(place),
+            Self::Kick(queue) => 5 << KIND | u64::from(queue),
         };
         Token(bits as usize)
     }
@@ -39,7 +42,8 @@ impl Source {
             1 => Self::Link,
             2 => Self::Signal,
             3 => Self::Flow(Id::from_bits(bits)),
-            _ => Self::Port(bits as u32),
+            4 => Self::Port(bits as u32),
+            _ => Self::Kick(bits as u8),
         }
     }
 }
@@ -61,6 +65,8 @@ mod tests {
             Source::Flow(id),
             Source::Port(0),
             Source::Port(u32::MAX),
+            Source::Kick(0),
+            Source::Kick(1),
         ] {
             assert_eq!(Source::of(source.token()), source);
         }

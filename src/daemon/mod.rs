@@ -21,6 +21,8 @@ mod event;
 
 mod reactor;
 
+mod front_end;
+
 pub use reactor::{Ending, Entrance, Reactor};
 
 use std::{
@@ -129,7 +131,13 @@ fn build(
     relay.forward(ports, ports::syn_retries());
     let reactor = failed(
         "Failed to set up the event loop",
-        Reactor::new(relay, entrance, config.one_off, capture),
+        Reactor::new(
+            relay,
+            entrance,
+            config.vhost_user.then_some(config.vhost_features),
+            config.one_off,
+            capture,
+        ),
     )?;
     if let Some(file) = &mut pid_file {
         failed("Couldn't write PID file", file.write(std::process::id()))?;

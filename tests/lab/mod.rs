@@ -10,6 +10,7 @@
     clippy::expect_used
 )]
 
+pub mod front_end;
 pub mod janitor;
 pub mod netns;
 pub mod servers;

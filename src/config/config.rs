@@ -95,8 +95,6 @@ impl Config {
     pub fn unserved(&self) -> Option<&'static str> {
         let asked = [
             (self.conf_path.is_some(), "--conf-path"),
-            (self.stats.is_some(), "--stats"),
-            (self.require_sandbox, "--require-sandbox"),
             (self.print_sandbox, "--print-sandbox"),
         ];
         asked

@@ -17,6 +17,8 @@ mod nameservers;
 
 mod resolve;
 
+mod renew;
+
 pub use config::{
     Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MapChoice, OUR_MAC, Outbound,
     RepairPath, SearchList, Serve, Verbosity,
@@ -25,5 +27,6 @@ pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;
 pub use net::{Dns, Net, Net4, Net6, PREFIX6};
 pub use ports::{Enabled, Forwards};
+pub use renew::renew;
 pub use resolve::{Resolved, resolve};
 pub use vhost::{VhostFeatures, bits as vhost_bits};

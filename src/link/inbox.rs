@@ -81,6 +81,32 @@ impl Inbox {
         }
     }
 
+    /// One that holds a single frame, received by no socket.
+    pub fn holding() -> Self {
+        Self {
+            socket: None,
+            intake: None,
+            buffer: vec![0; FRAME_MAX].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            frames: Vec::with_capacity(1),
+        }
+    }
+
+    /// Holds this frame as the only one of a burst, as far as it is no longer than frames can be.
+    pub fn hold(&mut self, frame: &[u8]) {
+        self.frames.clear();
+        if let Some(place) = self.buffer.get_mut(..frame.len()) {
+            place.copy_from_slice(frame);
+            let whole = Slot::ours(0, frame.len());
+            self.frames.push(Fetched {
+                head: whole,
+                payload: whole,
+                segment: None,
+            });
+        }
+    }
+
     /// Serves another client, or none; what was left of the last is forgotten.
     pub fn attach(&mut self, socket: Option<OwnedFd>) {
         self.socket = socket;

@@ -14,7 +14,7 @@ pub mod listen;
 
 pub use capture::Capture;
 pub use inbox::{FRAME_MAX, Frame, Inbox, Received};
-pub use outbox::{Flushed, Outbox, Room};
+pub use outbox::{Flushed, Outbox, Room, Rooms};
 pub use slot::{Piece, Slot};
 pub use vhost::{
     ring::Broken,

@@ -7,6 +7,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd, OwnedFd},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -24,14 +25,24 @@ use crate::{
 };
 
 /// Payload memory, in octets.
-const ARENA: usize = 512 * 1024;
+const ARENA: usize = 1024 * 1024;
 
 /// What is kept of it for answers of services, however much flows would like to have.
 const ARENA_KEPT: usize = 16 * 1024;
 
 /// Frames that may wait, and how many of these are kept for segments without payload and answers of services.
-const FRAMES: usize = 1024;
+const FRAMES: usize = 2048;
 const FRAMES_KEPT: usize = 256;
+
+/// What separates rooms for datagrams: the largest, in fragments with their headers, and not quite a multiple of a page, so
+/// that small ones do not crowd each other out of the processor's cache.
+const STRIDE: usize = 75_264;
+
+/// Octets of such a room.
+const ROOM: usize = 65_536;
+
+/// Datagrams that may be received as one (UDP_MAX_SEGMENTS, linux/udp.h).
+const SEGMENTS: usize = 128;
 
 /// Queued octets from which a flush pays before more is fetched.
 const FULL: usize = 256 * 1024;
@@ -50,6 +61,13 @@ pub struct Room {
     pub len: usize,
     /// Octets of the headers that room was left for, if it is the guest's memory.
     lent: Option<usize>,
+}
+
+/// Rooms of equal size for a datagram each, or for several that are received as one.
+#[derive(Debug)]
+pub struct Rooms {
+    at: usize,
+    pub count: usize,
 }
 
 /// How a flush went.
@@ -269,6 +287,57 @@ impl Outbox {
                 capture(file, |file, at| file.record(at, &[whole]));
             }
         });
+    }
+
+    /// Up to `most` rooms of 64 KiB. `None` when the link is full, as of [`Outbox::reserve`].
+    pub fn reserve_many(&mut self, most: usize) -> Option<Rooms> {
+        if !self.has_guest() || self.used >= FULL {
+            return None;
+        }
+        let frames = (FRAMES - FRAMES_KEPT).saturating_sub(self.frames.len()) / SEGMENTS;
+        let rooms = (ARENA - ARENA_KEPT - self.used) / STRIDE;
+        let count = most.min(frames).min(rooms);
+        let at = self.used;
+        (count > 0).then_some(Rooms { at, count })
+    }
+
+    /// Lists reserved rooms for the kernel to write, one piece each.
+    #[must_use]
+    pub fn scatter_many<'a>(&'a mut self, rooms: &Rooms, scatter: &mut Scatter<'_, 'a>) -> bool {
+        let memory = self.arena.get_mut(rooms.at..).unwrap_or_default();
+        let mut pieces = memory.chunks_exact_mut(STRIDE).take(rooms.count);
+        pieces.all(|piece| piece.get_mut(..ROOM).is_some_and(|room| scatter.push(room)))
+    }
+
+    /// What a room has received. Rooms before it may have been committed, none behind it.
+    pub fn received(&self, rooms: &Rooms, at: usize, range: Range<usize>) -> &[u8] {
+        let start = rooms.at + at * STRIDE;
+        self.arena
+            .get(start + range.start..start + range.end)
+            .unwrap_or_default()
+    }
+
+    /// Queues the first `len` octets of a room as frames of `cut` octets payload each, like [`Outbox::commit`]. Rooms are
+    /// committed or left out in their order.
+    pub fn commit_one(
+        &mut self,
+        rooms: &Rooms,
+        at: usize,
+        len: usize,
+        cut: usize,
+        stamp: impl FnMut(Piece, &mut [u8; HEADERS_MAX]) -> usize,
+    ) {
+        let start = rooms.at + at * STRIDE;
+        let gap = start.saturating_sub(self.used);
+        // Short ones move up, so that few of them do not fill the arena.
+        let at = if len <= gap && start + len <= self.arena.len() {
+            self.arena.copy_within(start..start + len, self.used);
+            self.used
+        } else {
+            start
+        };
+        let lent = None;
+        self.commit(Room { at, len, lent }, len, cut, stamp);
     }
 
     /// Queues a frame without payload.
@@ -491,119 +560,4 @@ fn list<'a>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::{
-        io::{Read, Write},
-        os::unix::net::UnixStream,
-    };
-
-    fn outbox() -> (Outbox, UnixStream) {
-        let (guest, ours) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let mut outbox = Outbox::new();
-        outbox.attach(Some(ours.into()));
-        (outbox, guest)
-    }
-
-    fn read_frame(guest: &mut UnixStream) -> Vec<u8> {
-        let mut prefix = [0; PREFIX];
-        guest.read_exact(&mut prefix).unwrap();
-        let mut frame = vec![0; u32::from_be_bytes(prefix) as usize];
-        guest.read_exact(&mut frame).unwrap();
-        frame
-    }
-
-    fn source(octets: &[u8]) -> UnixStream {
-        let (mut writer, reader) = UnixStream::pair().unwrap();
-        writer.write_all(octets).unwrap();
-        reader
-    }
-
-    /// Fills a room from a socket and commits it as frames with a header of their offset.
-    fn send(outbox: &mut Outbox, octets: &[u8], cut: usize) {
-        let room = outbox.reserve(octets.len(), cut).unwrap();
-        let mut iovecs = Iovecs::new();
-        let mut scatter = iovecs.scatter();
-        assert!(outbox.scatter(&room, &mut scatter));
-        let len = msg::receive(source(octets).as_fd(), &mut scatter).unwrap();
-        outbox.commit(room, len, cut, |piece, headers| {
-            headers[..54].fill(7);
-            headers[..4].copy_from_slice(&(piece.at as u32).to_be_bytes());
-            54
-        });
-    }
-
-    #[test]
-    fn one_read_becomes_frames_with_headers_of_their_own() {
-        let (mut outbox, mut guest) = outbox();
-        let octets: Vec<u8> = (0..2500_u32).map(|i| i as u8).collect();
-        send(&mut outbox, &octets, 1000);
-        assert_eq!(outbox.flush(), Flushed::Done);
-        for (at, len) in [(0, 1000), (1000, 1000), (2000, 500)] {
-            let frame = read_frame(&mut guest);
-            assert_eq!(frame[..4], (at as u32).to_be_bytes());
-            assert_eq!(frame[54..], octets[at..at + len]);
-        }
-    }
-
-    #[test]
-    fn short_frames_are_padded_to_sixty_octets() {
-        let (mut outbox, mut guest) = outbox();
-        send(&mut outbox, b"x", 1000);
-        outbox
-            .bare(|headers| {
-                headers[..54].fill(9);
-                54
-            })
-            .unwrap();
-        outbox.copy(&[5; 70]).unwrap();
-        assert_eq!(outbox.flush(), Flushed::Done);
-        let frame = read_frame(&mut guest);
-        assert_eq!(
-            (frame.len(), frame[54], &frame[55..]),
-            (60, b'x', &[0; 5][..])
-        );
-        assert_eq!(read_frame(&mut guest)[53..], [9, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(read_frame(&mut guest), [5; 70]);
-    }
-
-    #[test]
-    fn a_slow_reader_gets_every_frame_whole() {
-        let (mut outbox, mut guest) = outbox();
-        let octets: Vec<u8> = (0..100_000_u32).map(|i| (i / 7) as u8).collect();
-        let mut rounds = 0;
-        loop {
-            send(&mut outbox, &octets, 60_000);
-            rounds += 1;
-            if outbox.flush() == Flushed::Blocked {
-                break;
-            }
-        }
-        for frame in 0..2 * rounds {
-            let want = if frame % 2 == 0 {
-                &octets[..60_000]
-            } else {
-                &octets[60_000..]
-            };
-            if frame + 2 >= 2 * rounds {
-                assert_eq!(outbox.flush(), Flushed::Done);
-            }
-            assert_eq!(&read_frame(&mut guest)[54..], want);
-        }
-    }
-
-    #[test]
-    fn flows_find_no_room_before_services_do() {
-        let (mut outbox, _guest) = outbox();
-        while let Some(room) = outbox.reserve(1, 1) {
-            outbox.commit(room, 1, 1, |_, _| 54);
-        }
-        assert_eq!(outbox.copy(&[0; 1500]), Ok(()));
-        while outbox.bare(|_| 54).is_ok() {}
-        assert_eq!(outbox.copy(&[0; 1500]), Err(Why::LinkFull));
-        outbox.attach(None);
-        assert_eq!(outbox.copy(&[0; 60]), Err(Why::NoGuest));
-        assert!(outbox.reserve(1, 1).is_none());
-    }
-}
+mod tests;

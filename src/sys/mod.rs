@@ -9,6 +9,8 @@ mod iovec;
 
 mod reason;
 
+mod cmsg;
+
 pub mod errqueue;
 
 pub mod msg;
@@ -19,5 +21,6 @@ pub mod rights;
 
 pub mod sockopt;
 
-pub use iovec::{Gather, Iovecs, Scatter};
+pub use cmsg::Marks;
+pub use iovec::{Gather, Iovecs, Part, Scatter};
 pub use reason::reason;

@@ -1,9 +1,7 @@
 //! Frames from the guest: the transmit queue. Payloads stay where they are; what is to be read of a frame is copied out once.
 
-use super::{
-    super::slot::Slot,
-    ring::{Broken, Ring},
-};
+use super::super::slot::Slot;
+use super::ring::{Broken, Ring};
 use crate::{
     sys::{
         Gather,

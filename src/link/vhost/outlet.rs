@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use super::super::slot::Piece;
 use super::{
-    super::slot::Piece,
     intake::stretch,
     ring::{Broken, Chain, Ring},
 };

@@ -20,7 +20,7 @@ use guest::{
 };
 use lab::{
     LONG, Setup, World,
-    front_end::{Driver, GUEST_TSO4, GUEST_TSO6, LINUX, bridge},
+    front_end::{Driver, LINUX, bridge},
     janitor::{self, TempDir},
     wait_until,
     world::POD4,
@@ -388,7 +388,7 @@ impl Caller {
 
     fn wire(&self, stream: UnixStream) -> Wire {
         Wire::new(if self.args.contains("--vhost-user") {
-            bridge(stream, Driver::new(LINUX & !GUEST_TSO4 & !GUEST_TSO6))
+            bridge(stream, Driver::new(LINUX))
         } else {
             stream
         })

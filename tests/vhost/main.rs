@@ -7,6 +7,7 @@ mod guest;
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod guests;
 mod protocol;
 
 use guest::frame::{ETHERTYPE_ARP, GUEST_MAC, ethernet, of_type};
@@ -19,7 +20,7 @@ use lab::{
 /// A translator in the pod that is a vhost-user back end.
 struct Scene {
     translator: Translator,
-    _world: World,
+    world: World,
 }
 
 impl Scene {
@@ -27,10 +28,7 @@ impl Scene {
     fn new(args: &[&str]) -> Option<Self> {
         let world = World::pod()?;
         let translator = Setup::new(args).arg("--vhost-user").start(&world.pod);
-        Some(Self {
-            translator,
-            _world: world,
-        })
+        Some(Self { translator, world })
     }
 
     /// A guest whose driver runs.

@@ -8,7 +8,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Driver, FrontEnd, RX};
+use super::{Driver, FrontEnd, RX, cut::cut};
 
 /// Frames the guest may have coming before more are taken.
 const PENDING: usize = 256 * 1024;
@@ -44,9 +44,10 @@ impl Bridge {
             while self.to.len() < PENDING
                 && let Some(arrival) = self.front_end.try_receive()
             {
-                let len = arrival.frame.len() as u32;
-                self.to.extend(len.to_be_bytes());
-                self.to.extend(arrival.frame);
+                for frame in cut(&arrival) {
+                    self.to.extend((frame.len() as u32).to_be_bytes());
+                    self.to.extend(frame);
+                }
             }
             if !self.write() {
                 return;

@@ -25,6 +25,7 @@ use nix::{
 use super::LONG;
 
 mod bridge;
+pub mod cut;
 mod words;
 
 pub use bridge::bridge;

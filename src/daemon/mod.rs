@@ -31,6 +31,8 @@ mod event;
 
 mod reactor;
 
+mod front_end;
+
 pub use reactor::{Ending, Entrance, Reactor};
 
 use std::{
@@ -173,7 +175,13 @@ fn build(
     relay.forward(ports, ports::syn_retries());
     let mut reactor = failed(
         "Failed to set up the event loop",
-        Reactor::new(relay, entrance, config.one_off, capture),
+        Reactor::new(
+            relay,
+            entrance,
+            config.vhost_user.then_some(config.vhost_features),
+            config.one_off,
+            capture,
+        ),
     )?;
     failed("Failed to watch the network", reactor.follow(changes))?;
     reactor.set_stats(config.stats);

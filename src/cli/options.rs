@@ -227,7 +227,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         "print-sandbox",
         None,
         switch_on!(print_sandbox),
-        "Show how the process would be sandboxed and quit (not served yet)",
+        "Show how the process would be sandboxed and quit",
     ),
     flag(
         "stderr",

@@ -95,7 +95,6 @@ impl Config {
     pub fn unserved(&self) -> Option<&'static str> {
         let asked = [
             (self.conf_path.is_some(), "--conf-path"),
-            (self.print_sandbox, "--print-sandbox"),
         ];
         asked
             .into_iter()

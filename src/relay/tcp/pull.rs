@@ -23,6 +23,9 @@ const TURN: usize = 256 * 1024;
 /// Acknowledged octets that wait in the socket before they are thrown away, unless all are acknowledged.
 const FORGET: u32 = 128 * 1024;
 
+/// More octets than any socket holds unread.
+const UNREAD: usize = 1 << 30;
+
 /// What a look into the socket brought.
 enum Look {
     /// This many octets, and whether there was room for more.
@@ -342,8 +345,8 @@ impl Relay {
     /// Ends a flow whose streams have both ended: the kernel does the rest.
     pub(in super::super) fn finish(&mut self, id: Id) {
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
-            // Octets left unread would turn the close into a reset.
-            forget_all(flow);
+            // Octets left unread would turn the close into a reset, and take with it what the host has yet to send.
+            let _ = msg::discard(flow.socket.as_fd(), UNREAD);
         }
         self.remove(id);
     }

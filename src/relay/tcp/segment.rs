@@ -164,6 +164,9 @@ impl Relay {
         if todo.abort {
             return self.abort(id);
         }
+        if todo.over {
+            return self.finish(id);
+        }
         if todo.syn {
             self.send_syn(id, outbox, now);
         }

@@ -1,6 +1,9 @@
 //! What is remembered of a flow.
 
-use std::{num::NonZeroU64, os::fd::OwnedFd};
+use std::{
+    num::{NonZeroU32, NonZeroU64},
+    os::fd::OwnedFd,
+};
 
 use crate::{
     flow::{Chain, Lent},
@@ -41,12 +44,26 @@ pub struct TcpFlow {
     /// Octets at the front of the receive queue that the guest has acknowledged.
     pub forget: u32,
     /// What the socket could take when it was last asked; nothing was written to it since.
-    pub space: Option<u32>,
+    pub space: Option<Space>,
     /// The earliest time the wheel will wake this flow, in microseconds as [`Now`] has them.
     pub armed: Option<NonZeroU64>,
     /// Payloads of the current burst, as a chain through [`Burst`].
-    pub pieces: Option<(u32, u32)>,
+    pub pieces: Option<Pieces>,
     pub state: State,
+}
+
+/// Octets a socket can take, where none known takes no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space(NonZeroU32);
+
+impl Space {
+    pub const fn new(octets: u32) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(octets))
+    }
+
+    pub const fn octets(self) -> u32 {
+        self.0.get() - 1
+    }
 }
 
 /// The guest's SYN, which an ICMP error about it has to quote.
@@ -71,6 +88,8 @@ pub struct State {
     pub readable: bool,
     /// The host's stream has ended behind what is in the socket.
     pub ended: bool,
+    /// There was urgent data: a short read need not have emptied the socket, as reads stop at it.
+    pub urgent: bool,
     /// Writing to the socket failed: once what it holds is read, the guest hears of it.
     pub failed: bool,
     /// We have asked to hear when the socket takes more.
@@ -196,6 +215,13 @@ pub struct Burst<I> {
 
 const END: u32 = u32::MAX;
 
+/// A flow's chain in a [`Burst`]: its first piece, counted from one, and its last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pieces {
+    first: NonZeroU32,
+    last: u32,
+}
+
 impl<I> Burst<I> {
     pub fn new() -> Self {
         Self {
@@ -205,23 +231,24 @@ impl<I> Burst<I> {
     }
 
     /// Adds a payload to a flow's chain.
-    pub fn push(&mut self, chain: &mut Option<(u32, u32)>, slot: Slot) {
+    pub fn push(&mut self, chain: &mut Option<Pieces>, slot: Slot) {
         let at = self.pieces.len() as u32;
         self.pieces.push((slot, END));
-        *chain = match *chain {
-            None => Some((at, at)),
-            Some((first, last)) => {
+        let first = match *chain {
+            None => NonZeroU32::MIN.saturating_add(at),
+            Some(Pieces { first, last }) => {
                 if let Some((_, next)) = self.pieces.get_mut(last as usize) {
                     *next = at;
                 }
-                Some((first, at))
+                first
             }
         };
+        *chain = Some(Pieces { first, last: at });
     }
 
     /// The payloads of a chain, in order.
-    pub fn chain(&self, chain: Option<(u32, u32)>) -> impl Iterator<Item = Slot> + Clone + '_ {
-        let mut at = chain.map_or(END, |(first, _)| first);
+    pub fn chain(&self, chain: Option<Pieces>) -> impl Iterator<Item = Slot> + Clone + '_ {
+        let mut at = chain.map_or(END, |chain| chain.first.get() - 1);
         std::iter::from_fn(move || {
             let (slot, next) = *self.pieces.get(at as usize)?;
             at = next;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::super::{
-    flow::{Flow, State, TcpFlow},
+    flow::{Flow, Space, State, TcpFlow},
     request::Request,
     state::Relay,
 };
@@ -50,7 +50,14 @@ impl Relay {
         self.burst.clear();
     }
 
-    fn end_burst_of(&mut self, id: Id, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+    /// Hands one flow's payloads on, and answers.
+    pub(in super::super) fn end_burst_of(
+        &mut self,
+        id: Id,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) {
         self.deliver(id, inbox);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
@@ -238,7 +245,7 @@ pub(in super::super) fn window_space(
     requests: &mut Vec<Request>,
 ) -> u32 {
     if let Some(space) = flow.space {
-        return space;
+        return space.octets();
     }
     let memory = sockopt::send_memory(flow.socket.as_fd()).unwrap_or(SendMemory {
         limit: 0,
@@ -261,7 +268,7 @@ pub(in super::super) fn window_space(
         let rest = segment - usable(memory);
         usable(memory) + pool.reserve(&mut flow.spill, rest as usize) as u32
     };
-    flow.space = Some(space);
+    flow.space = Some(Space::new(space));
     space
 }
 

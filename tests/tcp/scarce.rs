@@ -12,13 +12,14 @@ use passt_rs::{
 
 use crate::{
     guest::{
-        Peer, Wire, both,
+        Peer, Scene, Wire, both,
         frame::{ACK, RST, SYN},
         guest_addr,
     },
     lab::{
         World,
-        world::{BLACKHOLE4, BLACKHOLE6},
+        servers::TcpServer,
+        world::{BLACKHOLE4, BLACKHOLE6, INTERNET4, INTERNET6},
     },
 };
 
@@ -65,4 +66,37 @@ fn a_connection_whose_socket_cannot_be_watched_is_reset_and_leaves_nothing() {
             }
         }
     });
+}
+
+/// The host has no port left for another connection to the same server: the guest hears so at once, the log once.
+#[test]
+fn want_of_ports_is_a_reset_and_one_warning() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    scene
+        .world
+        .pod
+        .sysctl("ipv4/ip_local_port_range", "61000 61003");
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let _server = TcpServer::echo(&scene.world.outside, remote);
+        let mut open: Vec<_> = (0..4)
+            .map(|n| Peer::connect(&scene.wire, guest_addr(remote, 40_000 + n), remote))
+            .collect();
+        for n in 4..20 {
+            let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_000 + n), remote, 7);
+            peer.send(SYN, &[]);
+            let answer = peer.recv();
+            assert_eq!((answer.flags, answer.ack), (RST | ACK, 8));
+        }
+        for peer in &mut open {
+            peer.send_data(b"still there");
+            assert_eq!(peer.read(11), b"still there");
+            peer.rst();
+        }
+    }
+    let said = scene
+        .translator
+        .log()
+        .matches("Cannot open more sockets")
+        .count();
+    assert_eq!(said, 1, "{}", scene.translator.log());
 }

@@ -58,6 +58,7 @@ long: test
 
 # Eight targets: some three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
 fuzz: tools
+	$(CARGO) test --lib --manifest-path fuzz/Cargo.toml --target-dir $(target)
 	CARGO=$(CARGO) fuzz/run $(FUZZ_SECONDS)
 
 bench:

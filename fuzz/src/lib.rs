@@ -1,13 +1,28 @@
 //! What the targets share: a host to serve from, and a strict reader of the frames we send.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::LazyLock};
 
 use passt_rs::{
     config::{Address, Config, Facts, Interface, Net, Resolver, Route, resolve},
     net::Mac,
 };
 
+/// Says on stderr what happens, if `FUZZ_TRACE` is set.
+#[macro_export]
+macro_rules! trace {
+    ($($what:tt)*) => {
+        if *$crate::TRACES {
+            eprintln!($($what)*);
+        }
+    };
+}
+
+pub mod guest;
+pub mod kernel;
+pub mod play;
 pub mod sound;
+
+pub static TRACES: LazyLock<bool> = LazyLock::new(|| std::env::var_os("FUZZ_TRACE").is_some());
 
 /// A host with one interface, both families, and a resolver on loopback.
 pub fn facts() -> Facts {
@@ -55,4 +70,26 @@ pub fn net() -> Net {
     resolve(&Config::default(), &facts())
         .expect("a network")
         .net
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::play;
+
+    /// What once was found stays mended: each input that ended a run is among the seeds, under the name of what it showed.
+    #[test]
+    fn every_seed_is_played_to_its_end() {
+        for (target, anything) in [("tcp", false), ("ingress", true)] {
+            let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("seeds")
+                .join(target);
+            for seed in fs::read_dir(seeds).expect("seeds") {
+                let path = seed.expect("a seed").path();
+                println!("{}", path.display());
+                play::run(&fs::read(path).expect("a seed"), anything);
+            }
+        }
+    }
 }

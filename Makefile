@@ -44,6 +44,7 @@ lint: tools
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
 
 unit: tools lint
 	$(CARGO) test --no-fail-fast
@@ -52,9 +53,9 @@ unit: tools lint
 test-all: test long fuzz
 
 long: test
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
 	mandoc -T lint -W warning man/passt.1
 	$(long_sizes) $(CARGO) test --no-fail-fast $(addprefix --test ,$(long_tests))
+	$(CARGO) test --test labs -- --ignored
 
 # Eight targets: some three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
 fuzz: tools

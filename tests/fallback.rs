@@ -16,6 +16,7 @@ use passt_rs::{
     config::{Config, resolve},
     daemon::{Ending, Entrance, Reactor},
     host::{facts, socket::Features},
+    net::Span,
     relay::{Limits, Relay},
 };
 
@@ -33,6 +34,8 @@ fn without_a_peek_offset_streams_arrive_whole() {
         let limits = Limits {
             flows: 100,
             spill: 1 << 20,
+            udp: Span::secs(30),
+            udp_stream: Span::secs(120),
         };
         let relay = Relay::new(net, Features::none(), limits);
         thread::spawn(move || {

@@ -109,6 +109,52 @@ pub fn packet(pair: Pair, protocol: u8, message: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// A frame's packet in parts of so many octets, a multiple of eight, each in a frame.
+pub fn cut(frame: &[u8], id: u16, size: usize) -> Vec<Vec<u8>> {
+    let (headers, upper) = frame.split_at(if frame[12] == 8 { 34 } else { 54 });
+    let size = size.max(8);
+    let parts = upper.chunks(size).enumerate().map(|(n, octets)| {
+        let place = Place {
+            id,
+            offset: (n * size) as u16,
+            more: n * size + octets.len() < upper.len(),
+        };
+        part(headers, place, octets)
+    });
+    parts.collect()
+}
+
+/// A part's place in its packet.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub id: u16,
+    /// In octets.
+    pub offset: u16,
+    pub more: bool,
+}
+
+/// A frame with a part of a packet; `headers` are those of the whole.
+pub fn part(headers: &[u8], place: Place, octets: &[u8]) -> Vec<u8> {
+    let Place { id, offset, more } = place;
+    let mut out = headers.to_vec();
+    if headers[12] == 8 {
+        out[16..18].copy_from_slice(&(20 + octets.len() as u16).to_be_bytes());
+        out[18..20].copy_from_slice(&id.to_be_bytes());
+        out[20..22].copy_from_slice(&(offset >> 3 | u16::from(more) << 13).to_be_bytes());
+        out[24..26].fill(0);
+        let sum = finish(add(0, &out[14..34]));
+        out[24..26].copy_from_slice(&sum);
+    } else {
+        out[18..20].copy_from_slice(&(8 + octets.len() as u16).to_be_bytes());
+        let carried = std::mem::replace(&mut out[20], 44);
+        out.extend([carried, 0]);
+        out.extend((offset & !7 | u16::from(more)).to_be_bytes());
+        out.extend(u32::from(id).to_be_bytes());
+    }
+    out.extend(octets);
+    out
+}
+
 /// Makes the checksums of a frame right, as far as it is one; else most of what is mutated would end there.
 pub fn repair(frame: &mut [u8]) {
     let (start, end, protocol, addresses) = match frame {

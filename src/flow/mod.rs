@@ -2,14 +2,18 @@
 
 mod guest;
 mod key;
+mod lru;
 mod nat;
 mod pool;
+mod spare;
 mod table;
 mod wheel;
 
 pub use guest::Guest;
 pub use key::{Id, Key};
+pub use lru::Lru;
 pub use nat::{Target, check_source, error_source, inbound_source, outbound};
 pub use pool::{Chain, Pool};
+pub use spare::{Lent, Spare};
 pub use table::Table;
 pub use wheel::Wheel;

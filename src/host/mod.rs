@@ -2,14 +2,19 @@
 
 pub mod socket;
 
+pub mod conntrack;
+
 pub mod listen;
 
 mod netlink;
 
 pub mod resolv;
 
+pub mod watch;
+
 pub mod facts;
 
 mod ephemeral;
 
 pub use ephemeral::ephemeral_ports;
+pub mod monitor;

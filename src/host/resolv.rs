@@ -15,7 +15,7 @@ pub fn read(path: &Path) -> Resolver {
     parse(&fs::read(path).unwrap_or_default())
 }
 
-/// Reads what such a file contains.
+/// Reads the text of such a file.
 pub fn parse(text: &[u8]) -> Resolver {
     let (config, _) = Config::parse_with_errors(text);
     let search = config

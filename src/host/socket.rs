@@ -9,9 +9,13 @@ use std::{
 };
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::{config::Outbound, net::Endpoint, sys::sockopt};
+use crate::{
+    config::Outbound,
+    net::{Endpoint, Span},
+    sys::sockopt,
+};
 
 /// What this kernel can do, found out once at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +56,28 @@ impl Features {
     }
 }
 
+/// How packets travel: what of their IP headers a socket can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Manner {
+    /// Time to live, or hop limit; 1 at least.
+    pub ttl: u8,
+    /// Type of service, or traffic class.
+    pub tos: u8,
+    /// Whether fragments are forbidden: what exceeds the path MTU is then refused (EMSGSIZE).
+    pub whole: bool,
+}
+
+impl Default for Manner {
+    /// As hosts send what nobody asks more of.
+    fn default() -> Self {
+        Self {
+            ttl: 64,
+            tos: 0,
+            whole: true,
+        }
+    }
+}
+
 /// Where a flow's socket is to be connected, and over which link if the address alone does not tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
@@ -74,8 +100,18 @@ impl Peer {
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2), but for EINPROGRESS.
-pub fn tcp(peer: Peer, outbound: &Outbound, peek_offset: bool) -> io::Result<(OwnedFd, bool)> {
+pub fn tcp(
+    peer: Peer,
+    outbound: &Outbound,
+    peek_offset: bool,
+    manner: Manner,
+) -> io::Result<(OwnedFd, bool)> {
     let socket = open(peer, Type::STREAM, Protocol::TCP)?;
+    let v6 = peer.endpoint.addr.is_ipv6();
+    sockopt::set_ttl(socket.as_fd(), v6, manner.ttl)?;
+    if manner.tos != 0 {
+        sockopt::set_tos(socket.as_fd(), v6, manner.tos)?;
+    }
     socket.set_tcp_nodelay(true)?;
     // Urgent data stays in the stream; the guest's URG is not reproduced.
     socket.set_out_of_band_inline(true)?;
@@ -83,7 +119,7 @@ pub fn tcp(peer: Peer, outbound: &Outbound, peek_offset: bool) -> io::Result<(Ow
         sockopt::set_peek_offset(socket.as_fd(), 0)?;
     }
     // Until it is connected: afterwards every error would end it, those that pass too (ip(7)).
-    sockopt::set_receive_errors(socket.as_fd(), peer.endpoint.addr.is_ipv6(), true)?;
+    sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
     bind(&socket, peer, outbound, 0)?;
     match socket.connect(&SockAddr::from(peer.address())) {
         Ok(()) => Ok((socket.into(), true)),
@@ -122,7 +158,7 @@ pub fn udp_reply(
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(peer), kind, Some(Protocol::UDP))?;
     socket.set_reuse_address(true)?;
-    sockopt::set_receive_errors(socket.as_fd(), peer.is_ipv6(), true)?;
+    prepare_udp(&socket, peer.is_ipv6())?;
     if peer.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -227,13 +263,48 @@ pub fn udp(peer: Peer, outbound: &Outbound, port: u16) -> io::Result<OwnedFd> {
     let socket = open(peer, Type::DGRAM, Protocol::UDP)?;
     // Flows from one port of the guest to several peers share that port; each hears its own peer only, once connected.
     socket.set_reuse_address(true)?;
-    sockopt::set_receive_errors(socket.as_fd(), peer.endpoint.addr.is_ipv6(), true)?;
+    prepare_udp(&socket, peer.endpoint.addr.is_ipv6())?;
     if bind(&socket, peer, outbound, port).is_err() {
         bind(&socket, peer, outbound, 0)?;
     }
     socket.connect(&SockAddr::from(peer.address()))?;
     discard_strays(&socket);
+    receive_segments(&socket);
     Ok(socket.into())
+}
+
+/// Has a UDP socket tell of ICMP errors, and of what the headers of received datagrams say.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn prepare_udp(socket: &impl AsFd, v6: bool) -> io::Result<()> {
+    sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
+    sockopt::set_receive_marks(socket.as_fd(), v6)?;
+    Ok(())
+}
+
+/// Lets a connected UDP socket hand over several datagrams as one; a kernel that cannot hands them over one by one.
+pub fn receive_segments(socket: &impl AsFd) {
+    let _ = sockopt::set_receive_segments(socket.as_fd());
+}
+
+/// Lets a socket send in this manner; `now` is how it sends so far, `None` if it is new.
+pub fn set_manner(socket: &impl AsFd, v6: bool, now: &mut Option<Manner>, manner: Manner) {
+    if *now == Some(manner) {
+        return;
+    }
+    let socket = socket.as_fd();
+    // None of these fails with values of the right range; what failed all the same is tried again with the next change.
+    if now.is_none_or(|now| now.ttl != manner.ttl) {
+        let _ = sockopt::set_ttl(socket, v6, manner.ttl);
+    }
+    if now.map_or(0, |now| now.tos) != manner.tos {
+        let _ = sockopt::set_tos(socket, v6, manner.tos);
+    }
+    if now.is_none_or(|now| now.whole != manner.whole) {
+        let _ = sockopt::set_dont_fragment(socket, v6, manner.whole);
+    }
+    *now = Some(manner);
 }
 
 /// Opens a ping socket (icmp(7)) connected to `peer`; the kernel chooses the identifier.
@@ -252,6 +323,7 @@ pub fn echo(peer: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
         },
     )?;
     sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
+    sockopt::set_receive_marks(socket.as_fd(), v6)?;
     bind(&socket, peer, outbound, 0)?;
     socket.connect(&SockAddr::from(peer.address()))?;
     Ok(socket.into())
@@ -314,6 +386,18 @@ pub fn ignore_passing_errors(socket: &OwnedFd, v6: bool) {
     let _ = sockopt::set_receive_errors(socket.as_fd(), v6, false);
 }
 
+/// Has the kernel ask the peer after so long a silence, and then every so often, whether it is still there (SO_KEEPALIVE,
+/// socket(7)); ten seconds at least and two hours at most.
+pub fn keep_alive(socket: &impl AsFd, silence: Span) {
+    let silence = Duration::from_millis(silence.as_millis());
+    let time = silence.clamp(Duration::from_secs(10), Duration::from_secs(7200));
+    let often = TcpKeepalive::new()
+        .with_time(time)
+        .with_interval(time.min(Duration::from_secs(75)));
+    // Kernels have been able to for decades; without, the flow lives on as it would have.
+    let _ = SockRef::from(socket).set_tcp_keepalive(&often);
+}
+
 /// Ends our half of a connection (shutdown(2)).
 ///
 /// # Errors
@@ -349,11 +433,12 @@ mod tests {
     fn a_listening_port_connects_and_a_closed_one_refuses() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let open = listener.local_addr().unwrap();
-        let (socket, connected) = tcp(peer(open), &Outbound::default(), false).unwrap();
+        let (socket, connected) =
+            tcp(peer(open), &Outbound::default(), false, Manner::default()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         assert!(connected || outcome(&socket).is_ok());
         drop((listener, accepted));
-        let refused = tcp(peer(open), &Outbound::default(), false);
+        let refused = tcp(peer(open), &Outbound::default(), false, Manner::default());
         let error = refused
             .and_then(|(socket, _)| outcome(&socket))
             .unwrap_err();

@@ -97,6 +97,27 @@ impl Inbox {
         }
     }
 
+    /// One that holds a single frame, received by no socket.
+    pub fn holding() -> Self {
+        Self {
+            socket: None,
+            buffer: vec![0; FRAME_MAX].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            frames: Vec::with_capacity(1),
+        }
+    }
+
+    /// Holds this frame as the only one of a burst, as far as it is no longer than frames can be.
+    pub fn hold(&mut self, frame: &[u8]) {
+        self.frames.clear();
+        if let Some(place) = self.buffer.get_mut(..frame.len()) {
+            place.copy_from_slice(frame);
+            let len = frame.len() as u32;
+            self.frames.push(Slot { at: 0, len });
+        }
+    }
+
     /// Serves another client, or none; what was left of the last is forgotten.
     pub fn attach(&mut self, socket: Option<OwnedFd>) {
         self.socket = socket;

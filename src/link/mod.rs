@@ -10,4 +10,4 @@ pub mod listen;
 
 pub use capture::Capture;
 pub use inbox::{FRAME_MAX, Frame, Inbox, Received, Slot};
-pub use outbox::{Flushed, Outbox, Piece, Room};
+pub use outbox::{Flushed, Outbox, Piece, Room, Rooms};

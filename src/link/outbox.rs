@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd, OwnedFd},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -20,14 +21,24 @@ use crate::{
 };
 
 /// Payload memory, in octets.
-const ARENA: usize = 512 * 1024;
+const ARENA: usize = 1024 * 1024;
 
 /// What is kept of it for answers of services, however much flows would like to have.
 const ARENA_KEPT: usize = 16 * 1024;
 
 /// Frames that may wait, and how many of these are kept for segments without payload and answers of services.
-const FRAMES: usize = 1024;
+const FRAMES: usize = 2048;
 const FRAMES_KEPT: usize = 256;
+
+/// What separates rooms for datagrams: the largest, in fragments with their headers, and not quite a multiple of a page, so
+/// that small ones do not crowd each other out of the processor's cache.
+const STRIDE: usize = 75_264;
+
+/// Octets of such a room.
+const ROOM: usize = 65_536;
+
+/// Datagrams that may be received as one (UDP_MAX_SEGMENTS, linux/udp.h).
+const SEGMENTS: usize = 128;
 
 /// Queued octets from which a flush pays before more is fetched.
 const FULL: usize = 256 * 1024;
@@ -44,6 +55,13 @@ pub struct Room {
     at: usize,
     /// Octets.
     pub len: usize,
+}
+
+/// Rooms of equal size for a datagram each, or for several that are received as one.
+#[derive(Debug)]
+pub struct Rooms {
+    at: usize,
+    pub count: usize,
 }
 
 /// One frame's payload, when its headers are wanted.
@@ -196,6 +214,56 @@ impl Outbox {
         }
         // What follows starts on its own cache line.
         self.used = (room.at + len).next_multiple_of(64).min(ARENA);
+    }
+
+    /// Up to `most` rooms of 64 KiB. `None` when the link is full, as of [`Outbox::reserve`].
+    pub fn reserve_many(&mut self, most: usize) -> Option<Rooms> {
+        if self.socket.is_none() || self.used >= FULL {
+            return None;
+        }
+        let frames = (FRAMES - FRAMES_KEPT).saturating_sub(self.frames.len()) / SEGMENTS;
+        let rooms = (ARENA - ARENA_KEPT - self.used) / STRIDE;
+        let count = most.min(frames).min(rooms);
+        let at = self.used;
+        (count > 0).then_some(Rooms { at, count })
+    }
+
+    /// Lists reserved rooms for the kernel to write, one piece each.
+    #[must_use]
+    pub fn scatter_many<'a>(&'a mut self, rooms: &Rooms, scatter: &mut Scatter<'_, 'a>) -> bool {
+        let memory = self.arena.get_mut(rooms.at..).unwrap_or_default();
+        let mut pieces = memory.chunks_exact_mut(STRIDE).take(rooms.count);
+        pieces.all(|piece| piece.get_mut(..ROOM).is_some_and(|room| scatter.push(room)))
+    }
+
+    /// What a room has received. Rooms before it may have been committed, none behind it.
+    pub fn received(&self, rooms: &Rooms, at: usize, range: Range<usize>) -> &[u8] {
+        let start = rooms.at + at * STRIDE;
+        self.arena
+            .get(start + range.start..start + range.end)
+            .unwrap_or_default()
+    }
+
+    /// Queues the first `len` octets of a room as frames of `cut` octets payload each, like [`Outbox::commit`]. Rooms are
+    /// committed or left out in their order.
+    pub fn commit_one(
+        &mut self,
+        rooms: &Rooms,
+        at: usize,
+        len: usize,
+        cut: usize,
+        stamp: impl FnMut(Piece, &mut [u8; HEADERS_MAX]) -> usize,
+    ) {
+        let start = rooms.at + at * STRIDE;
+        let gap = start.saturating_sub(self.used);
+        // Short ones move up, so that few of them do not fill the arena.
+        let at = if len <= gap && start + len <= self.arena.len() {
+            self.arena.copy_within(start..start + len, self.used);
+            self.used
+        } else {
+            start
+        };
+        self.commit(Room { at, len }, len, cut, stamp);
     }
 
     /// Queues a frame without payload.

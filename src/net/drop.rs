@@ -27,8 +27,10 @@ reasons! {
     EtherType,
     /// An IP protocol we do not serve.
     IpProtocol,
-    /// A fragment.
+    /// A fragment that contradicts others of its packet, or a packet some of which never came.
     Fragment,
+    /// No memory was left to hold it.
+    NoMemory,
     /// An IPv6 extension header we cannot pass.
     Extension,
     /// Not addressed to us: another host's MAC.

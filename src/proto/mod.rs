@@ -1,3 +1,5 @@
 //! Decisions: pure machines. Facts go in, a small `Todo` comes out; `relay` carries it out.
 
+pub mod fragments;
+
 pub mod tcp;

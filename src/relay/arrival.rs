@@ -8,7 +8,9 @@ use std::{
 
 use super::{
     flow::{Flow, UdpFlow},
+    request::Request,
     state::Relay,
+    udp_in,
 };
 use crate::{
     flow::{self, Chain, Id, Key},
@@ -19,7 +21,7 @@ use crate::{
     link::Outbox,
     net::{Endpoint, Now, Protocol, Span, Why},
     proto::tcp::SynRetries,
-    wire::{checksum::Sum, headers::HEADERS_MAX},
+    sys::Marks,
 };
 
 /// Connections or datagrams taken from one port before it is another's turn.
@@ -53,6 +55,17 @@ impl Relay {
     /// The forwarded ports' sockets, to be watched under their places.
     pub fn forwarded(&self) -> impl Iterator<Item = (u32, RawFd)> + '_ {
         self.ports.sockets()
+    }
+
+    /// Opens the ports of interfaces anew that went and came back; `index` tells the index of an interface there is.
+    pub fn follow_interfaces(&mut self, index: impl Fn(&str) -> Option<u32>) {
+        for (place, old) in self.ports.follow_interfaces(index) {
+            self.requests.push(Request::Close(old));
+            if let Some((socket, _)) = self.ports.get(place) {
+                self.requests
+                    .push(Request::Listen(socket.as_raw_fd(), place));
+            }
+        }
     }
 
     /// Something waits at a forwarded port.
@@ -194,6 +207,9 @@ impl Relay {
         self.hold(id, arrival.len);
         if fresh {
             self.sort_strays(id, place, forward, arrival.to, now);
+            if let Some(Flow::Udp(flow)) = self.flows.get(id) {
+                socket::receive_segments(&flow.socket);
+            }
         }
         self.udp_pull(id, outbox, now);
         Ok(())
@@ -228,15 +244,11 @@ impl Relay {
         let raw = socket.as_raw_fd();
         let known = self.guest.is_at(addr);
         let flow = UdpFlow {
-            socket,
-            last: now,
             seen: (0, 1),
-            header: (0, 0),
-            readable: false,
-            starved: false,
             waits: !known,
+            ..UdpFlow::new(socket, now)
         };
-        let timeout = flow.timeout();
+        let timeout = self.udp_timeout(&flow);
         let id = self.insert(key, Flow::Udp(flow), raw)?;
         self.wheel.arm(id.slot, now + timeout);
         if !known {
@@ -285,27 +297,11 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
-        let template = self.template(&key);
-        let largest = usize::from(self.net.mtu).saturating_sub(template.udp_overhead());
-        if chain.len() > largest {
-            return self.count(Why::TooBig);
-        }
         self.scratch.clear();
-        self.scratch.resize(HEADERS_MAX, 0);
         for piece in self.pool.pieces(chain) {
             self.scratch.extend_from_slice(piece);
         }
-        let sum = Sum::new().bytes(self.scratch.get(HEADERS_MAX..).unwrap_or_default());
-        let mut headers = [0; HEADERS_MAX];
-        let len = template.udp(&mut headers, chain.len(), sum);
-        let start = HEADERS_MAX - len;
-        if let (Some(to), Some(from)) =
-            (self.scratch.get_mut(start..HEADERS_MAX), headers.get(..len))
-        {
-            to.copy_from_slice(from);
-        }
-        if let Err(why) = outbox.copy(self.scratch.get(start..).unwrap_or_default()) {
-            self.count(why);
-        }
+        let len = udp_in::datagram(&mut self.message, &key, &self.scratch);
+        self.udp_packet(&key, len, Marks::default(), outbox);
     }
 }

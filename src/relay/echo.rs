@@ -3,28 +3,32 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd},
 };
 
 use super::{
     errors::{Fault, Quote},
-    flow::{ECHO_TIMEOUT, EchoFlow, Flow},
+    flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
+    fragments,
     request::Ready,
     state::Relay,
 };
 use crate::{
     flow::{self, Id, Key},
-    host::socket::{self, Peer},
+    host::socket::{self, Manner, Peer},
     link::{Inbox, Outbox, Slot},
     net::{Endpoint, Now, Protocol, Why},
-    sys::{errqueue, msg},
+    sys::{
+        errqueue,
+        msg::{self, RECEIVE_MANY, Received},
+        sockopt,
+    },
     wire::{
         build::Ends,
-        checksum::Sum,
         frame::{Ip, Message},
         headers::TTL,
-        icmp::{Echo, echo_reply4, echo_reply6},
+        icmp::renumber,
     },
 };
 
@@ -34,8 +38,12 @@ const REPLY4: u8 = 0;
 const REQUEST6: u8 = 128;
 const REPLY6: u8 = 129;
 
-/// The protocol's number.
+/// The protocols' numbers.
+const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+
+/// Octets of a request at fault that are quoted: the least of an IPv6 error's room.
+const QUOTED: usize = 1280;
 
 /// Octets of an echo message before its payload.
 const HEADER: usize = 8;
@@ -60,11 +68,7 @@ impl Relay {
         }
         let octets = frame.part(&message.octets);
         let mut header = [0; HEADER];
-        inbox.copy(octets.part(&(0..HEADER)), |bytes| {
-            if let Some(start) = header.get_mut(..bytes.len()) {
-                start.copy_from_slice(bytes);
-            }
-        });
+        copy(inbox, octets, &mut header);
         let identifier = u16::from_be_bytes([header[4], header[5]]);
         let key = Key {
             protocol: Protocol::Echo,
@@ -75,11 +79,27 @@ impl Relay {
             Some(id) => id,
             None => self.echo_open(key, now)?,
         };
+        let manner = Manner {
+            ttl: ip.ttl.max(1),
+            tos: ip.tos,
+            whole: ip.whole,
+        };
+        let packet = Packet {
+            id: ip.id,
+            manner,
+            len: octets.len() as u16,
+            checksum: 0,
+            start: [header[6], header[7], 0, 0],
+        };
+        self.idle.touch(id.slot);
         for _ in 0..2 {
             let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
                 return Err(Why::NoFlow);
             };
             flow.last = now;
+            flow.sent.note(packet);
+            let v6 = ip.src.is_ipv6();
+            socket::set_manner(&flow.socket, v6, &mut flow.manner, manner);
             let mut gather = self.iovecs.gather();
             if !inbox.gather(octets, &mut gather) {
                 return Err(Why::Malformed);
@@ -89,13 +109,41 @@ impl Relay {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Err(Why::HostFull);
                 }
-                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
-                    return Err(Why::TooBig);
+                Err(error) => {
+                    let fault = self.echo_fault(id, !v6, octets.len(), &error);
+                    let Some(fault) = fault else {
+                        self.echo_errors(id, outbox);
+                        continue;
+                    };
+                    let mut upper = [0; QUOTED];
+                    let len = copy(inbox, octets, &mut upper);
+                    let upper = upper.get(..len).unwrap_or_default();
+                    let quote = Quote {
+                        id: ip.id,
+                        manner,
+                        upper,
+                        len: octets.len(),
+                    };
+                    self.icmp_error(&key, fault, quote, outbox);
+                    return Err(Why::Socket);
                 }
-                Err(_) => self.echo_errors(id, outbox),
             }
         }
         Err(Why::Socket)
+    }
+
+    /// What the guest is told of a request that could not be sent; `None` if it was an earlier one's error, which is in the
+    /// socket's queue.
+    fn echo_fault(&self, id: Id, v4: bool, len: usize, error: &io::Error) -> Option<Fault> {
+        let Some(Flow::Echo(flow)) = self.flows.get(id) else {
+            return None;
+        };
+        if error.raw_os_error() == Some(libc::EMSGSIZE) {
+            let mtu = sockopt::mtu(flow.socket.as_fd(), !v4).ok()?;
+            let headers = if v4 { 20 } else { 40 };
+            return (len + headers > mtu as usize).then(|| Fault::too_big(v4, mtu));
+        }
+        None
     }
 
     fn echo_open(&mut self, key: Key, now: Now) -> Result<Id, Why> {
@@ -119,6 +167,8 @@ impl Relay {
         let flow = EchoFlow {
             socket,
             last: now,
+            sent: Sent::default(),
+            manner: None,
             readable: false,
             starved: false,
         };
@@ -159,10 +209,16 @@ impl Relay {
             if !flow.readable {
                 return;
             }
-            match msg::receive_into(flow.socket.as_fd(), &mut self.message) {
-                Ok(len) => {
+            let mut received = [Received::default(); RECEIVE_MANY];
+            let mut scatter = self.iovecs.scatter();
+            if !scatter.push(&mut self.message) {
+                return;
+            }
+            match msg::receive_many(flow.socket.as_fd(), &mut scatter, &mut received) {
+                Ok(_) => {
                     flow.last = now;
-                    self.echo_reply(&key, len, outbox);
+                    self.idle.touch(id.slot);
+                    self.echo_reply(&key, received[0], outbox);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,
                 Err(_) => self.echo_errors(id, outbox),
@@ -172,40 +228,36 @@ impl Relay {
     }
 
     /// Hands the guest the reply that was received.
-    fn echo_reply(&mut self, key: &Key, len: usize, outbox: &mut Outbox) {
-        let message = self.message.get(..len).unwrap_or_default();
-        let Some((&[kind, _, _, _, _, _, high, low], payload)) = message.split_first_chunk() else {
+    fn echo_reply(&mut self, key: &Key, received: Received, outbox: &mut Outbox) {
+        let Received { len, marks } = received;
+        let v4 = key.remote.addr.is_ipv4();
+        let message = self.message.get_mut(..len).unwrap_or_default();
+        let wanted = if v4 { REPLY4 } else { REPLY6 };
+        if len < HEADER || message.first() != Some(&wanted) {
             return;
-        };
-        let echo = Echo {
-            id: key.guest.port,
-            seq: u16::from_be_bytes([high, low]),
-            hops: TTL,
-            payload,
+        }
+        renumber(
+            message,
+            key.guest.port,
+            pseudo(key.remote.addr, key.guest.addr),
+        );
+        let ip = Ip {
+            src: key.remote.addr,
+            dst: key.guest.addr,
+            ttl: marks.ttl.unwrap_or(TTL),
+            tos: marks.tos.unwrap_or(0),
+            id: 0,
+            whole: true,
         };
         let ends = Ends {
             src: self.net.mac,
-            dst: self.guest_mac(),
+            dst: self.guest.mac,
         };
-        let headers = match (kind, key.remote.addr, key.guest.addr) {
-            (REPLY4, IpAddr::V4(remote), IpAddr::V4(guest)) => {
-                echo_reply4(&mut self.scratch, ends, (remote, guest), echo);
-                20
-            }
-            (REPLY6, IpAddr::V6(remote), IpAddr::V6(guest)) => {
-                echo_reply6(&mut self.scratch, ends, (remote, guest), echo);
-                40
-            }
-            _ => return,
-        };
-        let fits = headers + message.len() <= usize::from(self.net.mtu);
-        let queued = if fits {
-            outbox.copy(&self.scratch)
-        } else {
-            Err(Why::TooBig)
-        };
-        if let Err(why) = queued {
-            self.drops.count(why);
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let packet = (&ip, if v4 { ICMP } else { ICMPV6 }, self.fragment_id);
+        let mtu = usize::from(self.net.mtu);
+        if !fragments::send(&mut self.scratch, ends, packet, message, mtu, outbox) {
+            self.drops.count(Why::LinkFull);
         }
     }
 
@@ -218,18 +270,29 @@ impl Relay {
             return;
         };
         // What the queue returns is the message with the kernel's identifier.
-        let mut upper = [0; 1280];
+        let mut upper = [0; QUOTED];
         if let Ok(error) = errqueue::take(flow.socket.as_fd(), &mut upper)
             && error.v6 == key.remote.addr.is_ipv6()
-            && error.quoted >= HEADER
+            && let Some(upper) = upper
+                .get_mut(..error.quoted)
+                .filter(|upper| upper.len() >= HEADER)
         {
-            upper[4..6].copy_from_slice(&key.guest.port.to_be_bytes());
-            // The kernel put its own identifier in: the sum over all of the message is the guest's again.
-            let upper = upper.get_mut(..error.quoted).unwrap_or_default();
-            restore_checksum(upper, &key);
-            let quote = Quote {
+            let packet = flow.sent.find(&[upper[6], upper[7]], upper.len());
+            let packet = packet.unwrap_or_else(|| Packet {
+                len: upper.len() as u16,
+                ..Packet::default()
+            });
+            // Over all of the message the sum is the guest's again.
+            renumber(
                 upper,
-                len: error.quoted,
+                key.guest.port,
+                pseudo(key.guest.addr, key.remote.addr),
+            );
+            let quote = Quote {
+                id: packet.id,
+                manner: packet.manner,
+                upper,
+                len: usize::from(packet.len),
             };
             self.icmp_error(&key, Fault::of(&error), quote, outbox);
         }
@@ -239,17 +302,22 @@ impl Relay {
     }
 }
 
-/// Computes the checksum of an echo request anew.
-fn restore_checksum(message: &mut [u8], key: &Key) {
-    if let Some(field) = message.get_mut(2..4) {
-        field.fill(0);
+/// The addresses that count for an ICMPv6 checksum.
+const fn pseudo(src: IpAddr, dst: IpAddr) -> Option<(Ipv6Addr, Ipv6Addr)> {
+    match (src, dst) {
+        (IpAddr::V6(src), IpAddr::V6(dst)) => Some((src, dst)),
+        _ => None,
     }
-    let pseudo = match key.remote.addr {
-        IpAddr::V4(_) => Sum::new(),
-        IpAddr::V6(_) => Sum::pseudo(key.guest.addr, key.remote.addr, ICMPV6, message.len()),
-    };
-    let sum = pseudo.bytes(message).finish();
-    if let Some(field) = message.get_mut(2..4) {
-        field.copy_from_slice(&sum.to_be_bytes());
-    }
+}
+
+/// Copies the start of a message out, and returns how much of `start` that fills.
+fn copy(inbox: &Inbox, message: Slot, start: &mut [u8]) -> usize {
+    let mut filled = 0;
+    inbox.copy(message.part(&(0..start.len())), |octets| {
+        if let Some(place) = start.get_mut(filled..filled + octets.len()) {
+            place.copy_from_slice(octets);
+            filled += octets.len();
+        }
+    });
+    filled
 }

@@ -1,15 +1,18 @@
 //! ICMP errors to the guest, about packets it sent.
 
-use std::net::IpAddr;
+use std::{io, net::IpAddr};
 
 use super::state::Relay;
 use crate::{
     flow::{self, Key},
+    host::socket::Manner,
     link::Outbox,
     net::Protocol,
     sys::errqueue::SocketError,
     wire::{
-        build::{ETHERNET, Ends, HOPS, Ip4, Ip6, ipv4, ipv6},
+        build::{Ends, HOPS},
+        fragment,
+        frame::Ip,
         icmp::{Error4, Error6, error4, error6},
     },
 };
@@ -23,6 +26,8 @@ pub struct Fault {
     pub info: u32,
     /// Who met it; our own address where nobody is known.
     pub offender: Option<IpAddr>,
+    /// Time to live, or hop limit, of the error itself as it came.
+    pub ttl: u8,
 }
 
 impl Fault {
@@ -34,7 +39,46 @@ impl Fault {
             code,
             info: 0,
             offender: None,
+            ttl: HOPS,
         }
+    }
+
+    /// Fragmentation needed, or packet too big (RFC 1191, section 4; RFC 4443, section 3.2).
+    pub const fn too_big(v4: bool, mtu: u32) -> Self {
+        let (kind, code) = if v4 { (3, 4) } else { (2, 0) };
+        Self {
+            kind,
+            code,
+            info: mtu,
+            offender: None,
+            ttl: HOPS,
+        }
+    }
+
+    /// What a failed send says, if that is an ICMP error (the codes Linux makes these errors of).
+    pub fn of_send(v4: bool, error: &io::Error) -> Option<Self> {
+        let (code4, code6) = match error.raw_os_error()? {
+            libc::ENETUNREACH | libc::ENETDOWN => (0, 0),
+            libc::EHOSTUNREACH | libc::EHOSTDOWN => (1, 3),
+            libc::EACCES | libc::EPERM => (13, 1),
+            _ => return None,
+        };
+        Some(Self::unreachable(v4, code4, code6))
+    }
+
+    /// Fragment reassembly time exceeded (RFC 792; RFC 4443, section 3.3).
+    pub const fn reassembly(v4: bool) -> Self {
+        Self {
+            kind: if v4 { 11 } else { 3 },
+            code: 1,
+            info: 0,
+            offender: None,
+            ttl: HOPS,
+        }
+    }
+
+    const fn is_time_exceeded(self, v4: bool) -> bool {
+        self.kind == if v4 { 11 } else { 3 } && self.code == 0
     }
 
     /// What a socket's error queue tells.
@@ -44,6 +88,10 @@ impl Fault {
             code: error.code,
             info: error.info,
             offender: error.offender,
+            ttl: match error.ttl {
+                Some(ttl) => ttl,
+                None => HOPS,
+            },
         }
     }
 }
@@ -51,6 +99,9 @@ impl Fault {
 /// What the packet at fault carried.
 #[derive(Debug, Clone, Copy)]
 pub struct Quote<'a> {
+    /// Identification, or flow label.
+    pub id: u32,
+    pub manner: Manner,
     /// Octets from the upper layer's header on, as far as they are known: eight at least.
     pub upper: &'a [u8],
     /// How many there were.
@@ -66,51 +117,58 @@ impl Relay {
         quote: Quote<'_>,
         outbox: &mut Outbox,
     ) {
+        let Some(offender) = self.offender(key, fault.offender) else {
+            return;
+        };
+        let ip = Ip {
+            src: key.guest.addr,
+            dst: key.remote.addr,
+            // What was left of it where it met its end.
+            ttl: if fault.is_time_exceeded(key.guest.addr.is_ipv4()) {
+                1
+            } else {
+                quote.manner.ttl
+            },
+            tos: quote.manner.tos,
+            id: quote.id,
+            whole: quote.manner.whole,
+        };
+        let protocol = number(key.protocol, ip.src.is_ipv4());
+        let len = quote.len.max(quote.upper.len());
+        self.quote.clear();
+        fragment::header(&mut self.quote, &ip, protocol, None, len);
+        self.quote.extend_from_slice(quote.upper);
+        self.say_error(key.guest.addr, offender, fault, outbox);
+    }
+
+    /// Sends the guest an error about the packet in `self.quote`.
+    pub(super) fn say_error(
+        &mut self,
+        guest: IpAddr,
+        offender: IpAddr,
+        fault: Fault,
+        outbox: &mut Outbox,
+    ) {
         let ends = Ends {
             src: self.net.mac,
             dst: self.guest_mac(),
         };
-        let Some(offender) = self.offender(key, fault.offender) else {
-            return;
-        };
-        let (packet, out) = (&mut self.quote, &mut self.scratch);
-        out.clear();
-        let body = |out: &mut Vec<u8>| {
-            let start = out.len();
-            out.extend_from_slice(quote.upper);
-            out.resize(start + quote.len.max(quote.upper.len()), 0);
-        };
-        match (key.guest.addr, key.remote.addr, offender) {
-            (IpAddr::V4(guest), IpAddr::V4(remote), IpAddr::V4(offender)) => {
-                let Some(error) = Error4::new(fault.kind, fault.code, fault.info) else {
+        let (packet, out) = (&self.quote, &mut self.scratch);
+        let Fault {
+            kind, code, info, ..
+        } = fault;
+        match (offender, guest) {
+            (IpAddr::V4(offender), IpAddr::V4(guest)) => {
+                let Some(error) = Error4::new(kind, code, info) else {
                     return;
                 };
-                let ip = Ip4 {
-                    src: guest,
-                    dst: remote,
-                    ttl: HOPS,
-                };
-                ipv4(packet, ends, ip, number(key.protocol, 1), body);
-                let known = packet
-                    .get(ETHERNET..ETHERNET + 20 + quote.upper.len())
-                    .unwrap_or_default();
-                error4(out, ends, (offender, guest), error, known);
+                error4(out, ends, (offender, guest, fault.ttl), error, packet);
             }
-            (IpAddr::V6(guest), IpAddr::V6(remote), IpAddr::V6(offender)) => {
-                let Some(error) = Error6::new(fault.kind, fault.code, fault.info) else {
+            (IpAddr::V6(offender), IpAddr::V6(guest)) => {
+                let Some(error) = Error6::new(kind, code, info) else {
                     return;
                 };
-                let ip = Ip6 {
-                    src: guest,
-                    dst: remote,
-                    hop_limit: HOPS,
-                    flow_label: 0,
-                };
-                ipv6(packet, ends, ip, number(key.protocol, 58), body);
-                let known = packet
-                    .get(ETHERNET..ETHERNET + 40 + quote.upper.len())
-                    .unwrap_or_default();
-                error6(out, ends, (offender, guest), error, known);
+                error6(out, ends, (offender, guest, fault.ttl), error, packet);
             }
             _ => return,
         }
@@ -119,13 +177,19 @@ impl Relay {
         }
     }
 
+    /// Our own address, as the guest's family knows it.
+    pub(super) fn ours(&self, v4: bool) -> Option<IpAddr> {
+        if v4 {
+            self.net.v4.as_ref().map(|v4| v4.ours.into())
+        } else {
+            self.net.v6.as_ref().map(|v6| v6.ours.into())
+        }
+    }
+
     /// Under which address the guest sees who met an error.
     fn offender(&self, key: &Key, offender: Option<IpAddr>) -> Option<IpAddr> {
         let Some(offender) = offender else {
-            return match key.remote.addr {
-                IpAddr::V4(_) => self.net.v4.as_ref().map(|v4| v4.ours.into()),
-                IpAddr::V6(_) => self.net.v6.as_ref().map(|v6| v6.ours.into()),
-            };
+            return self.ours(key.remote.addr.is_ipv4());
         };
         let target = flow::outbound(&self.net, key.protocol, key.remote).ok()?;
         flow::error_source(
@@ -138,10 +202,11 @@ impl Relay {
     }
 }
 
-const fn number(protocol: Protocol, echo: u8) -> u8 {
+const fn number(protocol: Protocol, v4: bool) -> u8 {
     match protocol {
         Protocol::Tcp => 6,
         Protocol::Udp => 17,
-        Protocol::Echo => echo,
+        Protocol::Echo if v4 => 1,
+        Protocol::Echo => 58,
     }
 }

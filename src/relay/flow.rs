@@ -1,9 +1,10 @@
 //! What is remembered of a flow.
 
-use std::os::fd::OwnedFd;
+use std::{num::NonZeroU64, os::fd::OwnedFd};
 
 use crate::{
-    flow::Chain,
+    flow::{Chain, Lent},
+    host::socket::Manner,
     link::Slot,
     net::{Now, Seq, Span},
     proto::tcp::Conn,
@@ -11,10 +12,6 @@ use crate::{
 
 /// One flow of the guest, and the host's socket behind it.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "flows lie in the table's slots: a box would be an allocation for each connection"
-)]
 pub enum Flow {
     Tcp(TcpFlow),
     Udp(UdpFlow),
@@ -39,14 +36,14 @@ pub struct TcpFlow {
     pub syn: Syn,
     /// Whether the socket has a peek offset.
     pub peeks: bool,
-    /// Octets taken from the guest that the kernel would not take yet.
+    /// Octets taken from the guest that the kernel would not take yet, and those that came before others.
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
     pub forget: u32,
     /// What the socket could take when it was last asked; nothing was written to it since.
     pub space: Option<u32>,
-    /// The earliest time the wheel will wake this flow.
-    pub armed: Option<Now>,
+    /// The earliest time the wheel will wake this flow, in microseconds as [`Now`] has them.
+    pub armed: Option<NonZeroU64>,
     /// Payloads of the current burst, as a chain through [`Burst`].
     pub pieces: Option<(u32, u32)>,
     pub state: State,
@@ -58,6 +55,9 @@ pub struct Syn {
     pub seq: Seq,
     /// Octets of the whole segment.
     pub len: u16,
+    /// As its IP header had it: identification or flow label, and the rest.
+    pub id: u32,
+    pub manner: Manner,
 }
 
 /// What a TCP flow waits for, and what the current burst asked of it.
@@ -79,6 +79,8 @@ pub struct State {
     pub starved: bool,
     /// An acknowledgement found no room on the link.
     pub owes_ack: bool,
+    /// What is known of gaps in its streams.
+    pub disorder: Option<Lent>,
     /// The flow is listed in the burst.
     pub touched: bool,
     pub ack: bool,
@@ -93,8 +95,11 @@ pub struct UdpFlow {
     pub last: Now,
     /// Datagrams seen from the guest and from the host, up to two each: a stream lives longer than a question.
     pub seen: (u8, u8),
-    /// Length and checksum of the last datagram from the guest, as its header has them: an ICMP error about it quotes them.
-    pub header: (u16, u16),
+    pub sent: Sent,
+    /// How the socket sends so far.
+    pub manner: Option<Manner>,
+    /// The most octets of datagrams that may leave several in one message, once it is known; 0 where they may not.
+    pub segment: Option<u16>,
     pub readable: bool,
     pub starved: bool,
     /// Nothing goes to the guest yet: it is not found.
@@ -106,23 +111,78 @@ pub struct UdpFlow {
 pub struct EchoFlow {
     pub socket: OwnedFd,
     pub last: Now,
+    pub sent: Sent,
+    pub manner: Option<Manner>,
     pub readable: bool,
     pub starved: bool,
 }
 
-/// How long a UDP flow lives after its last datagram: Linux's nf_conntrack_udp_timeout and _stream.
-pub const UDP_TIMEOUT: Span = Span::secs(30);
-pub const UDP_STREAM_TIMEOUT: Span = Span::secs(120);
+/// A packet of the guest, as far as an ICMP error about it has to quote what no socket returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Packet {
+    /// Identification, or flow label.
+    pub id: u32,
+    pub manner: Manner,
+    /// Octets behind the IP header.
+    pub len: u16,
+    /// Of UDP.
+    pub checksum: u16,
+    /// What tells it from its neighbours: the first octets of a datagram's payload, the sequence number of an echo.
+    pub start: [u8; 4],
+}
+
+/// The last packets of a flow.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sent {
+    list: [Packet; 4],
+    count: u8,
+}
+
+impl Sent {
+    pub fn note(&mut self, packet: Packet) {
+        let at = usize::from(self.count) % self.list.len();
+        if let Some(place) = self.list.get_mut(at) {
+            *place = packet;
+        }
+        // Stays congruent when it wraps, as the length divides 256.
+        self.count = self.count.wrapping_add(1);
+    }
+
+    /// The newest packet that starts like this and has so many octets at least.
+    pub fn find(&self, start: &[u8], len: usize) -> Option<Packet> {
+        (1..=self.list.len() as u8)
+            .filter_map(|back| {
+                let at = usize::from(self.count.wrapping_sub(back)) % self.list.len();
+                self.list.get(at)
+            })
+            .find(|packet| packet.start.starts_with(start) && usize::from(packet.len) >= len)
+            .filter(|packet| packet.len > 0)
+            .copied()
+    }
+}
 
 /// How long an identifier is remembered after the last request or reply.
 pub const ECHO_TIMEOUT: Span = Span::secs(60);
 
 impl UdpFlow {
-    pub const fn timeout(&self) -> Span {
-        match self.seen {
-            (2.., 1..) | (1.., 2..) => UDP_STREAM_TIMEOUT,
-            _ => UDP_TIMEOUT,
+    /// A flow over this connected socket, which [`prepare_udp`](crate::host::socket::prepare_udp) has seen.
+    pub fn new(socket: OwnedFd, now: Now) -> Self {
+        Self {
+            socket,
+            last: now,
+            seen: (0, 0),
+            sent: Sent::default(),
+            manner: None,
+            segment: None,
+            readable: false,
+            starved: false,
+            waits: false,
         }
+    }
+
+    /// Whether datagrams went back and forth: a stream, in the words of Linux's connection tracking.
+    pub const fn is_stream(&self) -> bool {
+        matches!(self.seen, (2.., 1..) | (1.., 2..))
     }
 }
 
@@ -172,5 +232,35 @@ impl<I> Burst<I> {
     /// Forgets the payloads; the burst's memory is about to be used again.
     pub fn clear(&mut self) {
         self.pieces.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise 6.
+    #[test]
+    fn a_flow_fits_256_octets() {
+        assert!(size_of::<Flow>() <= 256, "{}", size_of::<Flow>());
+    }
+
+    #[test]
+    fn the_newest_packet_that_fits_is_found() {
+        let mut sent = Sent::default();
+        assert_eq!(sent.find(b"", 0), None);
+        for n in 0..6_u8 {
+            sent.note(Packet {
+                id: n.into(),
+                len: 10,
+                start: [n / 2, 0, 0, 0],
+                ..Packet::default()
+            });
+        }
+        let id = |start: &[u8], len| sent.find(start, len).map(|packet| packet.id);
+        assert_eq!(id(&[1], 8), Some(3));
+        assert_eq!(id(&[2, 0, 0, 0], 10), Some(5));
+        assert_eq!(id(&[], 0), Some(5));
+        assert_eq!((id(&[0], 0), id(&[2], 11)), (None, None));
     }
 }

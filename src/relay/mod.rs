@@ -3,11 +3,19 @@
 
 mod request;
 
+mod limit;
+
 mod flow;
+
+mod run;
+
+mod reassembly;
 
 mod waiting;
 
 mod state;
+
+mod report;
 
 mod errors;
 
@@ -15,7 +23,13 @@ mod services;
 
 mod tcp;
 
+mod fragments;
+
 mod udp;
+
+mod udp_out;
+
+mod udp_in;
 
 mod echo;
 
@@ -23,6 +37,8 @@ mod neighbour;
 
 mod arrival;
 
+pub use limit::RateLimit;
+pub use report::Report;
 pub use request::{Ready, Request};
 pub use state::{Limits, Relay};
 
@@ -32,12 +48,16 @@ use crate::{
     flow::Id,
     link::{Flushed, Frame, Inbox, Outbox},
     net::{Mac, Now, Protocol, Span, Why},
-    wire::frame::{Body, classify},
+    wire::{
+        self,
+        frame::{Body, classify},
+    },
 };
 
 impl Relay {
     /// Takes a burst of frames from the guest.
     pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+        self.frames += inbox.frames() as u64;
         for index in 0..inbox.frames() {
             let Some(frame) = inbox.frame(index) else {
                 break;
@@ -47,6 +67,7 @@ impl Relay {
                 self.count(why);
             }
         }
+        self.send_run(inbox, outbox);
         self.end_burst(inbox, outbox, now);
         self.release_waiting(outbox, now);
     }
@@ -60,6 +81,7 @@ impl Relay {
     ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
         let first = self.guest.mac == Mac::BROADCAST;
+        self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
             let level = if first {
@@ -69,7 +91,19 @@ impl Relay {
             };
             log::log!(level, "New guest MAC address observed: {}", read.mac);
         }
-        if self.serve(&read, frame.head, outbox)? {
+        self.packet(&read, frame, inbox, outbox, now)
+    }
+
+    /// What a frame carries, or several that were parts of a packet.
+    fn packet(
+        &mut self,
+        read: &wire::frame::Frame,
+        frame: Frame<'_>,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        if self.serve(read, frame.head, outbox, now)? {
             return Ok(());
         }
         let protocol = match &read.body {
@@ -77,12 +111,15 @@ impl Relay {
             Body::Tcp(..) => Protocol::Tcp,
             Body::Udp(..) => Protocol::Udp,
             Body::Icmp(..) => Protocol::Echo,
+            Body::Fragment(ip, part) => {
+                return self.fragment(read.mac, ip, part, frame, inbox, outbox, now);
+            }
         };
         if !self.serves(protocol) {
             return Err(Why::Disabled);
         }
         match &read.body {
-            Body::Arp => Err(Why::Unanswered),
+            Body::Arp | Body::Fragment(..) => Err(Why::Unanswered),
             Body::Tcp(ip, segment) => {
                 self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
             }
@@ -116,7 +153,7 @@ impl Relay {
                 Some(Flow::Tcp(flow)) => {
                     flow.state.starved = false;
                     if flow.state.owes_ack {
-                        self.acknowledge(id, outbox);
+                        self.acknowledge(id, outbox, now);
                     }
                     self.pull(id, outbox, now);
                 }
@@ -140,6 +177,7 @@ impl Relay {
 
     /// Carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
+        self.expire_fragments(outbox, now);
         self.wake_ports(now);
         self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
@@ -151,7 +189,7 @@ impl Relay {
                     self.tcp_expired(id, outbox, now);
                     continue;
                 }
-                Some(Flow::Udp(flow)) => flow.last + flow.timeout(),
+                Some(Flow::Udp(flow)) => flow.last + self.udp_timeout(flow),
                 Some(Flow::Echo(flow)) => flow.last + ECHO_TIMEOUT,
                 None => continue,
             };
@@ -165,8 +203,10 @@ impl Relay {
 
     /// The time until [`Relay::expire`] may have something to do.
     pub fn next_deadline(&self, now: Now) -> Option<Span> {
-        let others = [self.waiting.ask, self.rested].into_iter().flatten();
-        let others = others.min().map(|at| at.since(now));
+        let fragments = self.reassembly.deadline();
+        let others = [self.waiting.ask, self.rested, fragments];
+        let others = others.into_iter().flatten().min();
+        let others = others.map(|at| at.since(now));
         self.wheel.next(now).into_iter().chain(others).min()
     }
 
@@ -178,6 +218,7 @@ impl Relay {
             self.abort(id);
         }
         self.starved.clear();
+        self.reassembly.clear(&mut self.pool);
         self.waiting.flows.clear();
         self.waiting.ask = None;
         self.guest.left();

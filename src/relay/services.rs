@@ -6,8 +6,8 @@ use super::state::Relay;
 use crate::{
     flow,
     link::Outbox,
-    net::{Class, Why, class},
-    service::{Answer, arp, dhcp, dhcpv6, ndp},
+    net::{Class, Now, Why, class},
+    service::{Answer, Note, arp, dhcp, dhcpv6, ndp},
     wire::frame::{Body, Datagram, Frame, Ip, Message},
 };
 
@@ -30,6 +30,7 @@ impl Relay {
         frame: &Frame,
         head: &[u8],
         outbox: &mut Outbox,
+        now: Now,
     ) -> Result<bool, Why> {
         self.learn(frame, head);
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
@@ -63,12 +64,14 @@ impl Relay {
                 let octets = head.get(message.octets.clone()).unwrap_or_default();
                 ndp::answer(frame.mac, src, dst, ip.ttl, octets, net, guest, out)
             }
-            Body::Udp(..) | Body::Icmp(..) | Body::Tcp(..) => return Ok(false),
+            Body::Udp(..) | Body::Icmp(..) | Body::Tcp(..) | Body::Fragment(..) => {
+                return Ok(false);
+            }
         };
         match answer {
             Answer::Reply(note) => {
                 if let Some(note) = note {
-                    log::info!("{note}");
+                    self.log_note(note, now);
                 }
                 if let Body::Udp(ip, _) | Body::Icmp(ip, _) = &frame.body {
                     // Who has no address yet may ask all the same.
@@ -77,7 +80,7 @@ impl Relay {
                 outbox.copy(&self.scratch).map(|()| true)
             }
             Answer::Noted(note) => {
-                log::info!("{note}");
+                self.log_note(note, now);
                 Err(Why::Unanswered)
             }
             Answer::Silent(why) => Err(why),
@@ -100,7 +103,14 @@ impl Relay {
                     None => {}
                 }
             }
-            Body::Icmp(..) | Body::Tcp(..) | Body::Udp(..) => {}
+            Body::Icmp(..) | Body::Tcp(..) | Body::Udp(..) | Body::Fragment(..) => {}
+        }
+    }
+
+    /// Logs what a service has to say; the guest decides how often it is asked.
+    fn log_note(&mut self, note: Note, now: Now) {
+        if let Some(limit) = self.said.get_mut(note.kind()) {
+            limit.log(log::Level::Info, now, format_args!("{note}"));
         }
     }
 

@@ -3,20 +3,25 @@
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
+    num::NonZeroU64,
     os::fd::RawFd,
 };
 
 use super::{
-    flow::{Burst, Flow},
+    flow::{Burst, Flow, UdpFlow},
+    limit::RateLimit,
+    reassembly::Reassembly,
     request::Request,
+    run::Run,
     waiting::Waiting,
 };
 use crate::{
     config::Net,
-    flow::{Guest, Id, Key, Pool, Table, Wheel},
+    flow::{Guest, Id, Key, Lru, Pool, Spare, Table, Wheel},
     host::{listen::Ports, socket::Features},
-    net::{Drops, Mac, Now, Protocol, Why},
-    proto::tcp::SynRetries,
+    net::{Drops, Mac, Now, Protocol, Span, Why},
+    proto::tcp::{Disorder, SynRetries},
+    service::Note,
     sys::Iovecs,
     wire::headers::Template,
 };
@@ -27,6 +32,9 @@ const WASTE: usize = 64 * 1024;
 /// Octets of a block of the spill pool, a page: most flows that spill at all spill little.
 const SPILL_BLOCK: usize = 4096;
 
+/// Connections whose streams may have gaps at a time; the others do with less knowledge of what was lost.
+const DISORDERS: usize = 1024;
+
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -34,6 +42,9 @@ pub struct Limits {
     pub flows: usize,
     /// Octets held for sockets that would not take what they promised.
     pub spill: usize,
+    /// How long a UDP flow lives after its last datagram, and one that has seen datagrams go back and forth.
+    pub udp: Span,
+    pub udp_stream: Span,
 }
 
 /// The flows of a guest, and what carrying them takes.
@@ -41,11 +52,23 @@ pub struct Limits {
 pub struct Relay {
     pub(super) net: Net,
     pub(super) guest: Guest,
+    /// Whether any frame has come from a guest.
+    pub(super) met: bool,
+    /// Frames taken from the guest.
+    pub(super) frames: u64,
     pub(super) features: Features,
     pub(super) flows: Table<Flow>,
+    /// UDP and echo flows, by their last use.
+    pub(super) idle: Lru,
+    pub(super) limits: Limits,
     pub(super) wheel: Wheel,
     pub(super) pool: Pool,
+    pub(super) disorders: Spare<Disorder>,
     pub(super) burst: Burst<Id>,
+    pub(super) run: Run,
+    pub(super) reassembly: Reassembly,
+    /// Tells packets apart that we fragment.
+    pub(super) fragment_id: u32,
     /// The flow found last: frames of one flow come in rows.
     last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
@@ -73,6 +96,8 @@ pub struct Relay {
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
     pub(super) table_warned: bool,
+    /// What services say, by [`Note::kind`](crate::service::Note::kind).
+    pub(super) said: [RateLimit; Note::KINDS],
 }
 
 impl Relay {
@@ -84,11 +109,19 @@ impl Relay {
         Self {
             net,
             guest,
+            met: false,
+            frames: 0,
             features,
             flows: Table::new(limits.flows),
+            idle: Lru::new(limits.flows),
+            limits,
             wheel: Wheel::new(limits.flows),
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
+            disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
+            run: Run::new(),
+            reassembly: Reassembly::new(),
+            fragment_id: 0,
             last: None,
             starved: VecDeque::with_capacity(limits.flows.min(4096)),
             ports: Ports::default(),
@@ -107,6 +140,7 @@ impl Relay {
             secret: RandomState::new(),
             echo_warned: false,
             table_warned: false,
+            said: [RateLimit::default(); Note::KINDS],
         }
     }
 
@@ -158,10 +192,10 @@ impl Relay {
     }
 
     /// Makes sure the wheel wakes a flow no later than `at`; `armed` remembers when it will.
-    pub(super) fn arm(wheel: &mut Wheel, id: Id, armed: &mut Option<Now>, at: Now) {
-        if armed.is_none_or(|earlier| at < earlier) {
+    pub(super) fn arm(wheel: &mut Wheel, id: Id, armed: &mut Option<NonZeroU64>, at: Now) {
+        if armed.is_none_or(|earlier| at.0 < earlier.get()) {
             wheel.arm(id.slot, at);
-            *armed = Some(at);
+            *armed = NonZeroU64::new(at.0);
         }
     }
 
@@ -180,6 +214,9 @@ impl Relay {
 
     /// Adds a flow and has its socket watched.
     pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
+        if self.flows.len() == self.flows.capacity() {
+            self.evict();
+        }
         match self.flows.insert(key, flow) {
             Ok(id) => {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
@@ -191,6 +228,23 @@ impl Relay {
                 self.warn_table_full();
                 Err(Why::NoFlow)
             }
+        }
+    }
+
+    /// Ends the datagram flow that was idle for longest, to make room for another.
+    pub(super) fn evict(&mut self) {
+        if let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
+            log::debug!("flow {}: makes room", id.slot);
+            self.remove(id);
+        }
+    }
+
+    /// How long this flow may be idle.
+    pub(super) const fn udp_timeout(&self, flow: &UdpFlow) -> Span {
+        if flow.is_stream() {
+            self.limits.udp_stream
+        } else {
+            self.limits.udp
         }
     }
 

@@ -1,5 +1,6 @@
 //! The error queue (IP_RECVERR, ip(7)): which ICMP error a socket met, and who sent it.
 
+use super::cmsg::{Control, Marks, messages};
 use std::{
     io, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -19,12 +20,11 @@ pub struct SocketError {
     pub info: u32,
     /// Who reported it.
     pub offender: Option<IpAddr>,
+    /// Time to live, or hop limit, of the report, if the socket asks for it.
+    pub ttl: Option<u8>,
     /// Octets of `payload` that were returned of the datagram at fault.
     pub quoted: usize,
 }
-
-#[repr(C, align(8))]
-struct Control([u8; 256]);
 
 /// Takes the oldest error from the queue; errors of local origin are skipped. `payload` receives what the kernel returns of
 /// the datagram at fault, without its headers.
@@ -40,7 +40,7 @@ pub fn take(socket: BorrowedFd<'_>, payload: &mut [u8]) -> io::Result<SocketErro
 }
 
 fn take_one(socket: BorrowedFd<'_>, payload: &mut [u8]) -> io::Result<Option<SocketError>> {
-    let mut control = Control([0; 256]);
+    let mut control = Control::new();
     let mut iovec = libc::iovec {
         iov_base: payload.as_mut_ptr().cast(),
         iov_len: payload.len(),
@@ -57,48 +57,42 @@ fn take_one(socket: BorrowedFd<'_>, payload: &mut [u8]) -> io::Result<Option<Soc
     let quoted = usize::try_from(received)
         .map_err(|_| io::Error::last_os_error())?
         .min(payload.len());
-    // SAFETY: the kernel has filled `control` up to `msg_controllen`; the macros stay inside these bounds.
-    let mut message = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
-    while !message.is_null() {
-        // SAFETY: a non-null result of the CMSG macros points to a whole header inside `control`, aligned by its type.
-        let (level, kind, len) = unsafe {
-            (
-                (*message).cmsg_level,
-                (*message).cmsg_type,
-                (*message).cmsg_len as usize,
-            )
-        };
-        let ours = (level, kind) == (libc::SOL_IP, libc::IP_RECVERR)
-            || (level, kind) == (libc::SOL_IPV6, libc::IPV6_RECVERR);
-        // SAFETY: CMSG_DATA of a header inside `control`; how much of it may be read is bounded by `cmsg_len` below.
-        let data = unsafe { libc::CMSG_DATA(message) };
-        let room = len.saturating_sub(data as usize - message as usize);
-        if ours && room >= size_of::<libc::sock_extended_err>() {
-            // SAFETY: `room` octets at `data` were written by the kernel, enough for the structure; unaligned reads are allowed.
-            let error = unsafe { data.cast::<libc::sock_extended_err>().read_unaligned() };
-            // SAFETY: as above; what follows the structure inside `cmsg_len` is the offender's socket address.
-            let rest = unsafe {
-                let after = size_of::<libc::sock_extended_err>();
-                std::slice::from_raw_parts(data.add(after), room - after)
-            };
-            if error.ee_origin == libc::SO_EE_ORIGIN_ICMP
-                || error.ee_origin == libc::SO_EE_ORIGIN_ICMP6
-            {
-                return Ok(Some(SocketError {
-                    v6: error.ee_origin == libc::SO_EE_ORIGIN_ICMP6,
-                    kind: error.ee_type,
-                    code: error.ee_code,
-                    errno: error.ee_errno.cast_signed(),
-                    info: error.ee_info,
-                    offender: address(rest),
-                    quoted,
-                }));
-            }
+    let written = control.0.get(..header.msg_controllen as usize);
+    let written = written.unwrap_or_default();
+    let ttl = Marks::read(written).ttl;
+    let error = messages(written).find_map(|message| match message {
+        (libc::SOL_IP, libc::IP_RECVERR, data) | (libc::SOL_IPV6, libc::IPV6_RECVERR, data) => {
+            read(data)
         }
-        // SAFETY: `message` lies inside the control buffer that `header` describes.
-        message = unsafe { libc::CMSG_NXTHDR(&raw const header, message) };
-    }
-    Ok(None)
+        _ => None,
+    });
+    Ok(error.map(|error| SocketError {
+        ttl,
+        quoted,
+        ..error
+    }))
+}
+
+/// Reads a `struct sock_extended_err` (ip(7)) and the offender's address behind it; `None` for errors of local origin.
+fn read(data: &[u8]) -> Option<SocketError> {
+    const SIZE: usize = size_of::<libc::sock_extended_err>();
+    let number = |at: usize| Some(u32::from_ne_bytes(*data.get(at..SIZE)?.first_chunk()?));
+    let &[origin, kind, code] = data.get(4..SIZE)?.first_chunk()?;
+    let v6 = match origin {
+        libc::SO_EE_ORIGIN_ICMP => false,
+        libc::SO_EE_ORIGIN_ICMP6 => true,
+        _ => return None,
+    };
+    Some(SocketError {
+        v6,
+        kind,
+        code,
+        errno: number(0)?.cast_signed(),
+        info: number(8)?,
+        offender: address(data.get(SIZE..)?),
+        ttl: None,
+        quoted: 0,
+    })
 }
 
 /// Reads the address of a `sockaddr_in` or `sockaddr_in6`.

@@ -29,6 +29,7 @@ impl Iovecs {
         Gather {
             list: &mut self.0,
             octets: 0,
+            closed: 0,
             memory: PhantomData,
         }
     }
@@ -55,7 +56,19 @@ impl Default for Iovecs {
 pub struct Gather<'s, 'a> {
     list: &'s mut Vec<Iovec>,
     octets: usize,
+    /// Entries that nothing is joined to any more.
+    closed: usize,
     memory: PhantomData<&'a [u8]>,
+}
+
+/// Entries of a list that are one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Part {
+    /// The first entry, and the first behind the last.
+    pub start: usize,
+    pub end: usize,
+    /// Octets of the datagrams that the kernel is to cut the message into (UDP_SEGMENT, udp(7)), if there are several.
+    pub segment: Option<u16>,
 }
 
 impl<'a> Gather<'_, 'a> {
@@ -64,13 +77,20 @@ impl<'a> Gather<'_, 'a> {
     pub fn push(&mut self, piece: &'a [u8]) -> bool {
         let (base, len) = (piece.as_ptr() as usize, piece.len());
         let full = self.list.len() == MAX;
+        let open = self.list.len() > self.closed;
         match self.list.last_mut() {
-            Some(last) if last.base + last.len == base => last.len += len,
+            Some(last) if open && last.base + last.len == base => last.len += len,
             _ if full => return false,
             _ => self.list.push(Iovec { base, len }),
         }
         self.octets += len;
         true
+    }
+
+    /// Ends a message: what follows is never joined to what stands here. Returns where the next one starts.
+    pub const fn part(&mut self) -> usize {
+        self.closed = self.list.len();
+        self.closed
     }
 
     /// Octets in the list.

@@ -7,6 +7,8 @@ mod iovec;
 
 mod reason;
 
+mod cmsg;
+
 pub mod errqueue;
 
 pub mod msg;
@@ -15,5 +17,6 @@ pub mod process;
 
 pub mod sockopt;
 
-pub use iovec::{Gather, Iovecs, Scatter};
+pub use cmsg::Marks;
+pub use iovec::{Gather, Iovecs, Part, Scatter};
 pub use reason::reason;

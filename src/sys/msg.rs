@@ -6,7 +6,10 @@ use std::{
     ptr,
 };
 
-use super::iovec::{Gather, Scatter};
+use super::{
+    cmsg::{self, Control, Marks},
+    iovec::{Gather, Part, Scatter},
+};
 
 /// Sends a list of memory; the octets taken may be fewer.
 ///
@@ -64,6 +67,101 @@ fn receive_with(
     })
 }
 
+/// The most datagrams one call receives, and the most messages one call sends.
+pub const RECEIVE_MANY: usize = 16;
+pub const SEND_MANY: usize = 32;
+
+/// One datagram that was received, or several of one size (see [`Marks::segment`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Octets of payload.
+    pub len: usize,
+    pub marks: Marks,
+}
+
+/// Receives datagrams, one into each piece of memory listed. Returns how many: fewer than pieces if there were no more.
+///
+/// # Errors
+/// Those of recvmmsg(2); `WouldBlock` when there is nothing.
+pub fn receive_many(
+    socket: BorrowedFd<'_>,
+    scatter: &mut Scatter<'_, '_>,
+    received: &mut [Received; RECEIVE_MANY],
+) -> io::Result<usize> {
+    let (iov, len) = scatter.raw();
+    let len = len.min(RECEIVE_MANY);
+    // SAFETY: all-zero is a valid `mmsghdr`: null pointers with zero lengths.
+    let mut headers: [libc::mmsghdr; RECEIVE_MANY] = unsafe { mem::zeroed() };
+    let mut controls = [const { mem::MaybeUninit::<Control>::uninit() }; RECEIVE_MANY];
+    for (at, (header, control)) in headers.iter_mut().zip(&mut controls).take(len).enumerate() {
+        header.msg_hdr.msg_iov = iov.wrapping_add(at);
+        header.msg_hdr.msg_iovlen = 1;
+        header.msg_hdr.msg_control = control.as_mut_ptr().cast();
+        header.msg_hdr.msg_controllen = Control::LEN as _;
+    }
+    // SAFETY: each of the `len` headers lists one entry of memory that `scatter` holds mutably borrowed until after this
+    // call, and a control buffer of its own with its true length.
+    let count = check_count(unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            len as _,
+            libc::MSG_DONTWAIT as _,
+            ptr::null_mut(),
+        )
+    })?;
+    for ((header, control), received) in headers.iter().zip(&controls).zip(received).take(count) {
+        let used = header.msg_hdr.msg_controllen.min(Control::LEN);
+        // SAFETY: the kernel has written the first `msg_controllen` octets of this control buffer.
+        let control = unsafe { std::slice::from_raw_parts(control.as_ptr().cast::<u8>(), used) };
+        *received = Received {
+            len: header.msg_len as usize,
+            marks: Marks::read(control),
+        };
+    }
+    Ok(count)
+}
+
+/// Sends messages, one for each part of the list, [`SEND_MANY`] at most. Returns how many were sent: all of them, or those
+/// before the first that failed.
+///
+/// # Errors
+/// Those of sendmmsg(2) for the first message; `WouldBlock` when the socket takes nothing now.
+pub fn send_many(
+    socket: BorrowedFd<'_>,
+    gather: &Gather<'_, '_>,
+    parts: &[Part],
+) -> io::Result<usize> {
+    let (iov, entries) = gather.raw();
+    // SAFETY: all-zero is a valid `mmsghdr`: null pointers with zero lengths.
+    let mut headers: [libc::mmsghdr; SEND_MANY] = unsafe { mem::zeroed() };
+    let mut controls = [const { Control::new() }; SEND_MANY];
+    let mut len = 0;
+    for ((part, header), control) in parts.iter().zip(&mut headers).zip(&mut controls) {
+        if part.end > entries || part.start > part.end {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        header.msg_hdr.msg_iov = iov.wrapping_add(part.start).cast_mut();
+        header.msg_hdr.msg_iovlen = (part.end - part.start) as _;
+        if let Some(octets) = part.segment {
+            let used = cmsg::write_u16(control, libc::SOL_UDP, libc::UDP_SEGMENT, octets);
+            header.msg_hdr.msg_control = (&raw mut *control).cast();
+            header.msg_hdr.msg_controllen = used as _;
+        }
+        len += 1;
+    }
+    // SAFETY: each of the `len` headers lists entries of `gather`'s list, whose memory it holds borrowed for reading until
+    // after this call, and at most a control buffer of its own; sendmmsg writes none of it but the headers' lengths.
+    check_count(unsafe {
+        libc::sendmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            len,
+            (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
+        )
+    })
+}
+
 /// Receives into one buffer.
 ///
 /// # Errors
@@ -96,6 +194,10 @@ pub fn discard(socket: BorrowedFd<'_>, octets: usize) -> io::Result<usize> {
     })
 }
 
+fn check_count(result: libc::c_int) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
 fn check(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
@@ -103,10 +205,10 @@ fn check(result: isize) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::Iovecs;
+    use crate::sys::{Iovecs, sockopt};
     use std::{
         io::{Read, Write},
-        net::{TcpListener, TcpStream},
+        net::{TcpListener, TcpStream, UdpSocket},
         os::fd::AsFd,
     };
 
@@ -148,5 +250,73 @@ mod tests {
             receive_into(a.as_fd(), &mut rest).unwrap_err().kind(),
             io::ErrorKind::WouldBlock
         );
+    }
+
+    #[test]
+    fn datagrams_leave_and_arrive_by_the_many() {
+        let to = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let from = UdpSocket::bind("127.0.0.1:0").unwrap();
+        from.connect(to.local_addr().unwrap()).unwrap();
+        sockopt::set_receive_marks(to.as_fd(), false).unwrap();
+        sockopt::set_ttl(from.as_fd(), false, 7).unwrap();
+        sockopt::set_tos(from.as_fd(), false, 0xb9).unwrap();
+        let mut iovecs = Iovecs::new();
+        let mut gather = iovecs.gather();
+        let parts = [(&b"four"[..], None), (b"", None), (b"abcdefg", Some(3))];
+        let parts = parts.map(|(octets, segment)| {
+            let start = gather.part();
+            assert!(gather.push(octets));
+            let end = gather.part();
+            Part {
+                start,
+                end,
+                segment,
+            }
+        });
+        assert_eq!(send_many(from.as_fd(), &gather, &parts).unwrap(), 3);
+        let mut iovecs = Iovecs::new();
+        let mut memory = [[0; 8]; 6];
+        let mut scatter = iovecs.scatter();
+        for piece in &mut memory {
+            assert!(scatter.push(piece));
+        }
+        let mut got = [Received::default(); RECEIVE_MANY];
+        let count = receive_many(to.as_fd(), &mut scatter, &mut got).unwrap();
+        let marks = Marks {
+            ttl: Some(7),
+            tos: Some(0xb9),
+            segment: None,
+        };
+        assert!(got[..count].iter().all(|datagram| datagram.marks == marks));
+        let texts = got
+            .iter()
+            .zip(&memory)
+            .map(|(got, octets)| &octets[..got.len]);
+        let texts: Vec<_> = texts.take(count).collect();
+        assert_eq!(texts, [&b"four"[..], b"", b"abc", b"def", b"g"]);
+    }
+
+    #[test]
+    fn several_datagrams_may_be_received_as_one() {
+        let to = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let from = UdpSocket::bind("127.0.0.1:0").unwrap();
+        from.connect(to.local_addr().unwrap()).unwrap();
+        sockopt::set_receive_segments(to.as_fd()).unwrap();
+        let mut iovecs = Iovecs::new();
+        let mut gather = iovecs.gather();
+        assert!(gather.push(b"abcdefg"));
+        let part = Part {
+            start: 0,
+            end: 1,
+            segment: Some(3),
+        };
+        assert_eq!(send_many(from.as_fd(), &gather, &[part]).unwrap(), 1);
+        let mut iovecs = Iovecs::new();
+        let mut memory = [0; 16];
+        let mut scatter = iovecs.scatter();
+        assert!(scatter.push(&mut memory));
+        let mut got = [Received::default(); RECEIVE_MANY];
+        assert_eq!(receive_many(to.as_fd(), &mut scatter, &mut got).unwrap(), 1);
+        assert_eq!((got[0].len, got[0].marks.segment), (7, Some(3)));
     }
 }

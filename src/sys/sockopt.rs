@@ -65,6 +65,96 @@ pub fn set_receive_errors(socket: BorrowedFd<'_>, v6: bool, on: bool) -> io::Res
     set(socket, level, name, c_int::from(on))
 }
 
+/// Asks for time to live and type of service (hop limit and traffic class) of every datagram received (ip(7), ipv6(7)).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_receive_marks(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
+    let (level, names) = if v6 {
+        let names = [libc::IPV6_RECVHOPLIMIT, libc::IPV6_RECVTCLASS];
+        (libc::SOL_IPV6, names)
+    } else {
+        (libc::SOL_IP, [libc::IP_RECVTTL, libc::IP_RECVTOS])
+    };
+    for name in names {
+        set(socket, level, name, 1)?;
+    }
+    Ok(())
+}
+
+/// Lets several datagrams of one sender and size be received as one (UDP_GRO, udp(7); Linux 5.0).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_receive_segments(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
+}
+
+/// Sets the time to live, or hop limit, of what is sent: 1 to 255.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_ttl(socket: BorrowedFd<'_>, v6: bool, ttl: u8) -> io::Result<()> {
+    let (level, name) = if v6 {
+        (libc::SOL_IPV6, libc::IPV6_UNICAST_HOPS)
+    } else {
+        (libc::SOL_IP, libc::IP_TTL)
+    };
+    set(socket, level, name, c_int::from(ttl))
+}
+
+/// Sets the type of service, or traffic class, of what is sent. Of a TCP socket the lower two bits stay the kernel's.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_tos(socket: BorrowedFd<'_>, v6: bool, tos: u8) -> io::Result<()> {
+    let (level, name) = if v6 {
+        (libc::SOL_IPV6, libc::IPV6_TCLASS)
+    } else {
+        (libc::SOL_IP, libc::IP_TOS)
+    };
+    set(socket, level, name, c_int::from(tos))
+}
+
+/// Forbids fragments, so that datagrams above the path MTU are refused with EMSGSIZE, or lets the kernel make them
+/// (IP_MTU_DISCOVER, ip(7)).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_dont_fragment(socket: BorrowedFd<'_>, v6: bool, on: bool) -> io::Result<()> {
+    let (level, name, value) = match (v6, on) {
+        (false, true) => (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+        (false, false) => (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+        (true, true) => (
+            libc::SOL_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DO,
+        ),
+        // A router's "packet too big" still counts: IPv6 knows no other way to learn it (RFC 8200, section 5).
+        (true, false) => (
+            libc::SOL_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_WANT,
+        ),
+    };
+    set(socket, level, name, value)
+}
+
+/// The path MTU of a connected socket as far as it is known, in octets (IP_MTU, ip(7)).
+///
+/// # Errors
+/// Those of getsockopt(2): ENOTCONN without a route.
+pub fn mtu(socket: BorrowedFd<'_>, v6: bool) -> io::Result<u32> {
+    let (level, name) = if v6 {
+        (libc::SOL_IPV6, libc::IPV6_MTU)
+    } else {
+        (libc::SOL_IP, libc::IP_MTU)
+    };
+    let mut value: c_int = 0;
+    get(socket, level, name, &mut value)?;
+    Ok(value.unsigned_abs())
+}
+
 fn get<T: Copy>(
     socket: BorrowedFd<'_>,
     level: c_int,

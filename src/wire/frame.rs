@@ -39,6 +39,8 @@ pub enum Body {
     Udp(Ip, Datagram),
     /// ICMP or ICMPv6 by the family of the addresses; its checksum is right.
     Icmp(Ip, Message),
+    /// A part of a packet.
+    Fragment(Ip, Fragment),
 }
 
 /// The network layer of a packet.
@@ -50,6 +52,10 @@ pub struct Ip {
     pub ttl: u8,
     /// Type of service, or traffic class.
     pub tos: u8,
+    /// Identification, or flow label.
+    pub id: u32,
+    /// Whether nobody may fragment it; of IPv6 whatever has no fragment header.
+    pub whole: bool,
 }
 
 /// A TCP segment.
@@ -62,7 +68,6 @@ pub struct Segment {
     pub flags: Flags,
     /// As it stands in the header, not scaled.
     pub window: u16,
-    /// Of a SYN; others are not read.
     pub options: Options,
     /// Octets of header and payload.
     pub len: usize,
@@ -89,6 +94,21 @@ pub struct Message {
     pub code: u8,
     /// Where the whole message lies in the frame.
     pub octets: Range<usize>,
+}
+
+/// A part of a packet (RFC 791, section 3.2; RFC 8200, section 4.5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fragment {
+    /// What tells packets between two addresses apart.
+    pub id: u32,
+    /// The protocol of the whole, or the next header behind its fragment header.
+    pub protocol: u8,
+    /// Where in the whole these octets belong.
+    pub offset: u16,
+    /// Whether others follow.
+    pub more: bool,
+    /// Where the octets lie in the frame.
+    pub payload: Range<usize>,
 }
 
 impl Ip {
@@ -141,15 +161,24 @@ fn ipv4(head: &[u8], len: usize) -> Result<Body, Why> {
     if ETHERNET + total > len {
         return Err(Why::Truncated);
     }
-    if header.is_fragmenting_payload() {
-        return Err(Why::Fragment);
-    }
     let ip = Ip {
         src: IpAddr::V4(Ipv4Addr::from(header.source())),
         dst: IpAddr::V4(Ipv4Addr::from(header.destination())),
         ttl: header.ttl(),
         tos: header.slice().get(1).copied().unwrap_or(0),
+        id: u32::from(header.identification()),
+        whole: header.dont_fragment(),
     };
+    if header.is_fragmenting_payload() {
+        let fragment = Fragment {
+            id: ip.id,
+            protocol: header.protocol().0,
+            offset: header.fragments_offset().value() * 8,
+            more: header.more_fragments(),
+            payload: ETHERNET + header_len..ETHERNET + total,
+        };
+        return Ok(Body::Fragment(ip, fragment));
+    }
     upper(
         head,
         ip,
@@ -171,28 +200,46 @@ fn ipv6(head: &[u8], len: usize) -> Result<Body, Why> {
     if end > len {
         return Err(Why::Truncated);
     }
-    let ip = Ip {
+    let mut ip = Ip {
         src: IpAddr::V6(Ipv6Addr::from(header.source())),
         dst: IpAddr::V6(Ipv6Addr::from(header.destination())),
         ttl: header.hop_limit(),
         tos: header.traffic_class(),
+        id: header.flow_label().value(),
+        whole: true,
     };
-    let (protocol, start) = skip_extensions(head, header.next_header().0, ETHERNET + 40, end)?;
-    upper(head, ip, protocol, start..end)
+    match skip_extensions(head, header.next_header().0, ETHERNET + 40, end)? {
+        Behind::Upper {
+            protocol,
+            start,
+            atomic,
+        } => {
+            ip.whole = !atomic;
+            upper(head, ip, protocol, start..end)
+        }
+        Behind::Fragment(fragment) => Ok(Body::Fragment(ip, fragment)),
+    }
+}
+
+/// What extension headers lead to.
+enum Behind {
+    Upper {
+        protocol: u8,
+        start: usize,
+        /// Whether there was a fragment header, with all of the packet behind it: who writes such lets others make fragments.
+        atomic: bool,
+    },
+    Fragment(Fragment),
 }
 
 /// Steps over extension headers (RFC 8200, section 4) to the upper layer.
-fn skip_extensions(
-    head: &[u8],
-    mut next: u8,
-    mut at: usize,
-    end: usize,
-) -> Result<(u8, usize), Why> {
+fn skip_extensions(head: &[u8], mut next: u8, mut at: usize, end: usize) -> Result<Behind, Why> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
     const NO_NEXT: u8 = 59;
     const DESTINATION: u8 = 60;
+    let mut atomic = false;
     loop {
         match next {
             HOP_BY_HOP | ROUTING | DESTINATION => {
@@ -210,9 +257,34 @@ fn skip_extensions(
                     return Err(Why::Malformed);
                 }
             }
-            FRAGMENT => return Err(Why::Fragment),
+            FRAGMENT => {
+                let &[following, _, high, low, id @ ..] = head
+                    .get(at..end.min(head.len()))
+                    .and_then(<[u8]>::first_chunk::<8>)
+                    .ok_or(Why::Truncated)?;
+                let place = u16::from_be_bytes([high, low]);
+                at += 8;
+                // One that is all of its packet is no part of anything (RFC 6946).
+                if place & 0xfff9 == 0 {
+                    (next, atomic) = (following, true);
+                    continue;
+                }
+                return Ok(Behind::Fragment(Fragment {
+                    id: u32::from_be_bytes(id),
+                    protocol: following,
+                    offset: place & 0xfff8,
+                    more: place & 1 != 0,
+                    payload: at..end,
+                }));
+            }
             NO_NEXT => return Err(Why::Extension),
-            _ => return Ok((next, at)),
+            _ => {
+                return Ok(Behind::Upper {
+                    protocol: next,
+                    start: at,
+                    atomic,
+                });
+            }
         }
     }
 }
@@ -246,11 +318,7 @@ fn tcp(seen: &[u8], at: &Range<usize>) -> Result<Segment, Why> {
         ack: Seq(header.acknowledgment_number()),
         flags,
         window: header.window_size(),
-        options: if flags.has(Flags::SYN) {
-            Options::parse(header.options())
-        } else {
-            Options::default()
-        },
+        options: Options::parse(header.options()),
         len: at.len(),
         payload: at.start + header.slice().len()..at.end,
     })
@@ -431,6 +499,7 @@ mod tests {
                     Ok(Body::Tcp(_, s)) => s.payload,
                     Ok(Body::Udp(_, d)) => d.payload,
                     Ok(Body::Icmp(_, m)) => m.octets,
+                    Ok(Body::Fragment(_, f)) => f.payload,
                     _ => 0..0,
                 };
                 prop_assert!(range.start <= range.end && range.end <= frame.len());

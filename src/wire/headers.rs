@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use super::{
     build::ETHERNET,
     checksum::Sum,
-    tcp::{Flags, Options},
+    tcp::{Flags, OPTIONS_MAX, Options},
 };
 use crate::net::{Endpoint, Mac, Seq};
 
-/// The longest headers we write: Ethernet, IPv6, TCP with the options of a SYN.
-pub const HEADERS_MAX: usize = ETHERNET + 40 + 20 + 8;
+/// The longest headers we write: Ethernet, IPv6, TCP with all the options there is room for.
+pub const HEADERS_MAX: usize = ETHERNET + 40 + 20 + OPTIONS_MAX;
 
 /// Hop limit of what we send for a flow whose sender's is not known: what a host would use.
 pub const TTL: u8 = 64;
@@ -39,7 +39,6 @@ pub struct TcpFields {
     pub ack: Seq,
     pub flags: Flags,
     pub window: u16,
-    /// Of a SYN.
     pub options: Option<Options>,
 }
 
@@ -91,8 +90,25 @@ impl Template {
     pub fn with_ttl(mut self, ttl: u8) -> Self {
         let at = if self.v6 { ETHERNET + 7 } else { ETHERNET + 8 };
         self.octets[at] = ttl;
-        self.header = Sum::new().bytes(&self.octets[ETHERNET..ETHERNET + 20]);
+        self.sum_again();
         self
+    }
+
+    /// Replaces type of service, or traffic class.
+    #[must_use]
+    pub fn with_tos(mut self, tos: u8) -> Self {
+        if self.v6 {
+            self.octets[ETHERNET] = 0x60 | tos >> 4;
+            self.octets[ETHERNET + 1] = tos << 4 | (self.octets[ETHERNET + 1] & 0xf);
+        } else {
+            self.octets[ETHERNET + 1] = tos;
+        }
+        self.sum_again();
+        self
+    }
+
+    fn sum_again(&mut self) {
+        self.header = Sum::new().bytes(&self.octets[ETHERNET..ETHERNET + 20]);
     }
 
     /// Octets of a TCP header without options, with all below it.
@@ -118,13 +134,13 @@ impl Template {
         len: usize,
         payload: Sum,
     ) -> usize {
-        let mut options = [0; 8];
-        let options_len = fields
-            .options
-            .map_or(0, |list| list.write_syn(&mut options));
+        let options_len = match (&fields.options, out[self.len + 20..].first_chunk_mut()) {
+            (Some(options), Some(space)) => options.write(space),
+            _ => 0,
+        };
         let l4 = 20 + options_len;
         self.network(out, TCP, l4 + len);
-        let tcp = &mut out[self.len..self.len + 28];
+        let tcp = &mut out[self.len..self.len + l4];
         tcp[0..4].copy_from_slice(&self.ports);
         tcp[4..8].copy_from_slice(&fields.seq.0.to_be_bytes());
         tcp[8..12].copy_from_slice(&fields.ack.0.to_be_bytes());
@@ -132,12 +148,7 @@ impl Template {
         tcp[13] = fields.flags.0;
         tcp[14..16].copy_from_slice(&fields.window.to_be_bytes());
         tcp[16..20].copy_from_slice(&[0; 4]);
-        tcp[20..28].copy_from_slice(&options);
-        let sum = self
-            .upper(TCP, l4 + len)
-            .bytes(&tcp[..l4])
-            .plus(payload)
-            .finish();
+        let sum = self.upper(TCP, l4 + len).bytes(tcp).plus(payload).finish();
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
         self.len + l4
     }
@@ -160,7 +171,7 @@ impl Template {
     }
 
     fn network(&self, out: &mut [u8; HEADERS_MAX], protocol: u8, upper: usize) {
-        out[..self.octets.len()].copy_from_slice(&self.octets);
+        out[..self.len].copy_from_slice(&self.octets[..self.len]);
         let ip = &mut out[ETHERNET..];
         if self.v6 {
             ip[4..6].copy_from_slice(&(upper as u16).to_be_bytes());
@@ -183,7 +194,10 @@ impl Template {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::frame::{Body, classify};
+    use crate::wire::{
+        frame::{Body, classify},
+        tcp::Timestamps,
+    };
     use etherparse::SlicedPacket;
 
     fn endpoints(v6: bool) -> (Endpoint, Endpoint) {
@@ -208,6 +222,9 @@ mod tests {
                 Some(Options {
                     mss: Some(1460),
                     window_scale: Some(8),
+                    sack_permitted: true,
+                    timestamps: Some(Timestamps { value: 1, echo: 2 }),
+                    ..Options::default()
                 }),
             ] {
                 let payload = b"some payload of odd length.";
@@ -244,15 +261,21 @@ mod tests {
     fn a_stamped_datagram_reads_back_with_right_checksums() {
         for v6 in [false, true] {
             let mut out = [0xaa; HEADERS_MAX];
-            let len = template(v6)
-                .with_ttl(3)
-                .udp(&mut out, 5, Sum::new().bytes(b"hello"));
+            let len = template(v6).with_ttl(3).with_tos(0xb9).udp(
+                &mut out,
+                5,
+                Sum::new().bytes(b"hello"),
+            );
             let mut frame = out[..len].to_vec();
             frame.extend(b"hello");
             let Ok(Body::Udp(ip, datagram)) = classify(&frame, frame.len()).map(|f| f.body) else {
                 panic!("not UDP")
             };
-            assert_eq!((ip.ttl, &frame[datagram.payload]), (3, &b"hello"[..]));
+            assert_eq!((ip.ttl, ip.tos), (3, 0xb9));
+            assert_eq!(
+                (ip.id, &frame[datagram.payload]),
+                (u32::from(v6) * 7, &b"hello"[..])
+            );
             assert_valid(&frame);
         }
     }

@@ -1,8 +1,11 @@
-//! ICMP and ICMPv6 messages to the guest: errors that quote what it sent, and replies to its echo requests.
+//! ICMP and ICMPv6 messages to the guest: errors that quote what it sent, and echoes under its own identifier.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::build::{Ends, HOPS, Ip4, Ip6, icmp4, icmp6};
+use super::{
+    build::{Ends, Ip4, Ip6, icmp4, icmp6},
+    checksum::Sum,
+};
 
 /// An ICMP error (RFC 792), without what it quotes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,15 +96,11 @@ impl Error6 {
 pub fn error4(
     out: &mut Vec<u8>,
     ends: Ends,
-    (src, dst): (Ipv4Addr, Ipv4Addr),
+    (src, dst, ttl): (Ipv4Addr, Ipv4Addr, u8),
     error: Error4,
     packet: &[u8],
 ) {
-    let ip = Ip4 {
-        src,
-        dst,
-        ttl: HOPS,
-    };
+    let ip = Ip4 { src, dst, ttl };
     icmp4(out, ends, ip, |out| {
         out.extend(error.header());
         out.extend(quoted(packet, total4(packet), 576 - 20 - 8));
@@ -113,14 +112,14 @@ pub fn error4(
 pub fn error6(
     out: &mut Vec<u8>,
     ends: Ends,
-    (src, dst): (Ipv6Addr, Ipv6Addr),
+    (src, dst, hop_limit): (Ipv6Addr, Ipv6Addr, u8),
     error: Error6,
     packet: &[u8],
 ) {
     let ip = Ip6 {
         src,
         dst,
-        hop_limit: HOPS,
+        hop_limit,
         flow_label: 0,
     };
     icmp6(out, ends, ip, |out| {
@@ -129,53 +128,19 @@ pub fn error6(
     });
 }
 
-/// What an echo reply carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Echo<'a> {
-    pub id: u16,
-    pub seq: u16,
-    /// TTL or hop limit of the reply.
-    pub hops: u8,
-    pub payload: &'a [u8],
-}
-
-/// Writes the frame of an ICMP echo reply (RFC 792).
-pub fn echo_reply4(
-    out: &mut Vec<u8>,
-    ends: Ends,
-    (src, dst): (Ipv4Addr, Ipv4Addr),
-    echo: Echo<'_>,
-) {
-    let ip = Ip4 {
-        src,
-        dst,
-        ttl: echo.hops,
-    };
-    icmp4(out, ends, ip, |out| echo.write(0, out));
-}
-
-/// Writes the frame of an ICMPv6 echo reply (RFC 4443, section 4.2).
-pub fn echo_reply6(
-    out: &mut Vec<u8>,
-    ends: Ends,
-    (src, dst): (Ipv6Addr, Ipv6Addr),
-    echo: Echo<'_>,
-) {
-    let ip = Ip6 {
-        src,
-        dst,
-        hop_limit: echo.hops,
-        flow_label: 0,
-    };
-    icmp6(out, ends, ip, |out| echo.write(129, out));
-}
-
-impl Echo<'_> {
-    fn write(self, kind: u8, out: &mut Vec<u8>) {
-        out.extend([kind, 0, 0, 0]);
-        out.extend(self.id.to_be_bytes());
-        out.extend(self.seq.to_be_bytes());
-        out.extend(self.payload);
+/// Gives an echo message another identifier and a checksum to match; `ends` are the addresses that count for ICMPv6's.
+pub fn renumber(message: &mut [u8], id: u16, ends: Option<(Ipv6Addr, Ipv6Addr)>) {
+    let len = message.len();
+    if let Some([_, _, sum @ .., a, b]) = message.first_chunk_mut::<6>() {
+        sum.fill(0);
+        [*a, *b] = id.to_be_bytes();
+    }
+    let pseudo = ends.map_or_else(Sum::new, |(src, dst)| {
+        Sum::pseudo(src.into(), dst.into(), 58, len)
+    });
+    let sum = pseudo.bytes(message).finish();
+    if let Some(field) = message.get_mut(2..4) {
+        field.copy_from_slice(&sum.to_be_bytes());
     }
 }
 
@@ -259,7 +224,7 @@ mod tests {
             error4(
                 &mut out,
                 ENDS,
-                (US, GUEST),
+                (US, GUEST, 64),
                 Error4::Unreachable { code: 3 },
                 &packet,
             );
@@ -289,7 +254,7 @@ mod tests {
             error6(
                 &mut out,
                 ENDS,
-                (src, dst),
+                (src, dst, 64),
                 Error6::PacketTooBig { mtu: 1400 },
                 &packet,
             );
@@ -344,7 +309,7 @@ mod tests {
             error4(
                 &mut out,
                 ENDS,
-                (US, GUEST),
+                (US, GUEST, 64),
                 Error4::TimeExceeded { code: 0 },
                 &datagram4(0)[..len],
             );
@@ -356,39 +321,19 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_reply_brings_back_id_sequence_and_payload() {
-        let echo = Echo {
-            id: 65_535,
-            seq: 0,
-            hops: 57,
-            payload: b"odd",
-        };
-        let mut out = Vec::new();
-        echo_reply4(&mut out, ENDS, (US, GUEST), echo);
-        let ip = Ipv4Packet::new_checked(&out[14..]).unwrap();
-        let icmp = Icmpv4Packet::new_checked(ip.payload()).unwrap();
-        assert!(ip.verify_checksum() && icmp.verify_checksum());
-        assert_eq!(
-            (ip.hop_limit(), icmp.msg_type()),
-            (57, Icmpv4Message::EchoReply)
-        );
-        assert_eq!(
-            (icmp.echo_ident(), icmp.echo_seq_no(), icmp.data()),
-            (65_535, 0, &b"odd"[..])
-        );
+    fn another_identifier_leaves_the_checksum_right() {
+        let mut message = *b"\x00\x00\xbe\xef\x12\x34\x00\x01odd";
+        renumber(&mut message, 65_535, None);
+        let icmp = Icmpv4Packet::new_checked(&message[..]).unwrap();
+        assert!(icmp.verify_checksum());
+        assert_eq!((icmp.echo_ident(), icmp.echo_seq_no()), (65_535, 1));
 
         let (src, dst) = ("fe80::1".parse().unwrap(), "fe80::2".parse().unwrap());
-        echo_reply6(&mut out, ENDS, (src, dst), echo);
-        let ip = Ipv6Packet::new_checked(&out[14..]).unwrap();
-        let icmp = Icmpv6Packet::new_checked(ip.payload()).unwrap();
+        message[0] = 129;
+        renumber(&mut message, 0, Some((src, dst)));
+        let icmp = Icmpv6Packet::new_checked(&message[..]).unwrap();
         assert!(icmp.verify_checksum(&src, &dst));
-        assert_eq!(
-            (ip.hop_limit(), icmp.msg_type()),
-            (57, Icmpv6Message::EchoReply)
-        );
-        assert_eq!(
-            (icmp.echo_ident(), icmp.echo_seq_no(), icmp.payload()),
-            (65_535, 0, &b"odd"[..])
-        );
+        assert_eq!((icmp.echo_ident(), icmp.echo_seq_no()), (0, 1));
+        renumber(&mut [0; 3], 7, None);
     }
 }

@@ -10,6 +10,8 @@ pub mod frame;
 
 pub mod headers;
 
+pub mod fragment;
+
 pub mod name;
 
 pub mod dhcp;

@@ -16,6 +16,7 @@ use crate::lab::{
 
 pub mod dhcp;
 pub mod dhcpv6;
+pub mod fragment;
 pub mod frame;
 pub mod stack;
 pub mod tcp;

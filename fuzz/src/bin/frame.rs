@@ -13,6 +13,7 @@ fuzz_target!(|frame: &[u8]| {
         Body::Tcp(ip, segment) => (ip, &segment.payload),
         Body::Udp(ip, datagram) => (ip, &datagram.payload),
         Body::Icmp(ip, message) => (ip, &message.octets),
+        Body::Fragment(ip, part) => (ip, &part.payload),
     };
     assert!(payload.start <= payload.end && payload.end <= frame.len());
     assert_eq!(ip.src.is_ipv4(), ip.dst.is_ipv4());

@@ -3,6 +3,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use passt_rs_fuzz::play;
+use passt_rs_fuzz::play::{self, Guest};
 
-fuzz_target!(|input: &[u8]| play::run(input, false));
+fuzz_target!(|input: &[u8]| play::run(input, Guest::Connections));

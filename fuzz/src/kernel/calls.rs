@@ -3,8 +3,8 @@
 use libc::{c_int, c_uint, c_void, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t};
 
 use super::{
-    sockets::{BASE, Kernel, Kind, die, fail, is_ours, judge, on, outcome, with},
-    transfer::{pieces, receive_from, send_into, take_error},
+    sockets::{BASE, Kernel, Kind, Waiting, die, fail, is_ours, judge, on, outcome, with},
+    transfer::{Control, mark, pieces, receive_from, send_into, take_error},
 };
 
 macro_rules! real {
@@ -97,7 +97,14 @@ unsafe extern "C" fn connect(fd: c_int, name: *const sockaddr, len: socklen_t) -
         libc::EAGAIN,
     ];
     outcome(judge(&errors).and_then(|()| {
-        if !tcp || with(|kernel| kernel.script.pop()).is_some_and(|octet| octet & 1 == 1) {
+        let odd = with(|kernel| kernel.script.pop()).is_some_and(|octet| octet & 1 == 1);
+        if !tcp {
+            on(fd, |socket| {
+                socket.kind == Kind::Udp && odd && socket.hear_strays()
+            });
+            return Ok(0);
+        }
+        if odd {
             return Ok(0);
         }
         on(fd, |socket| socket.connecting = true);
@@ -126,7 +133,7 @@ unsafe extern "C" fn accept4(
     ];
     let taken = judge(&errors)
         .and_then(|()| on(fd, |socket| socket.waiting.pop_front()).ok_or(libc::EAGAIN));
-    outcome(taken.map(|port| {
+    outcome(taken.map(|Waiting { port, .. }| {
         with(|kernel| {
             let listener = kernel.socket(fd);
             let (v6, peer) = listener.map_or((false, [0; 28]), |l| (l.v6, l.name(port)));
@@ -208,19 +215,25 @@ unsafe extern "C" fn setsockopt(
     if !is_ours(fd) {
         return real!(SYS_setsockopt, fd, level, name, value, len) as c_int;
     }
-    on(fd, |socket| {
-        if (level, name) == (libc::SOL_SOCKET, libc::SO_PEEK_OFF) {
-            // SAFETY: the option is an int (socket(7)).
-            let offset = unsafe { value.cast::<c_int>().read_unaligned() };
-            socket.peek = u64::try_from(offset).ok();
-        }
-    });
     // The peek offset of a socket that has one can always be moved.
     let errors: &[c_int] = match (level, name) {
         (libc::SOL_SOCKET, libc::SO_PEEK_OFF | libc::SO_LINGER) => &[],
         _ => &[libc::ENOBUFS, libc::ENOMEM, libc::EINVAL, libc::ENOPROTOOPT],
     };
-    outcome(judge(errors).map(|()| 0))
+    on(fd, |_| ());
+    if let Err(errno) = judge(errors) {
+        return fail(errno);
+    }
+    on(fd, |socket| match (level, name) {
+        (libc::SOL_SOCKET, libc::SO_PEEK_OFF) => {
+            // SAFETY: the option is an int (socket(7)).
+            let offset = unsafe { value.cast::<c_int>().read_unaligned() };
+            socket.peek = u64::try_from(offset).ok();
+        }
+        (libc::SOL_UDP, libc::UDP_GRO) => socket.together = true,
+        _ => {}
+    });
+    0
 }
 
 /// # Safety
@@ -248,6 +261,10 @@ unsafe extern "C" fn getsockopt(
             answer[12..16].copy_from_slice(&limit.to_ne_bytes());
             answer[20..24].copy_from_slice(&queued.to_ne_bytes());
             36
+        }
+        (libc::SOL_IP, libc::IP_MTU) | (libc::SOL_IPV6, libc::IPV6_MTU) => {
+            answer[..4].copy_from_slice(&1500_u32.to_ne_bytes());
+            4
         }
         (libc::SOL_SOCKET, _) => 4,
         _ => answer.len(),
@@ -294,6 +311,26 @@ extern "C" fn fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
     }
 }
 
+/// The size of datagrams a message is to be cut into (UDP_SEGMENT), or zero.
+///
+/// # Safety
+/// As sendmsg(2).
+unsafe fn segment_of(message: *const msghdr) -> usize {
+    // SAFETY: the control buffer is lent for reading, with its true length.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(message);
+        if header.is_null()
+            || ((*header).cmsg_level, (*header).cmsg_type) != (libc::SOL_UDP, libc::UDP_SEGMENT)
+        {
+            return 0;
+        }
+        libc::CMSG_DATA(header)
+            .cast::<u16>()
+            .read_unaligned()
+            .into()
+    }
+}
+
 /// # Safety
 /// As sendmsg(2).
 #[unsafe(no_mangle)]
@@ -307,7 +344,9 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) ->
         // SAFETY: as above.
         octets.extend_from_slice(unsafe { std::slice::from_raw_parts(memory, len) });
     }
-    outcome(send_into(fd, &octets).map(|octets| octets as ssize_t))
+    // SAFETY: as above.
+    let segment = unsafe { segment_of(message) };
+    outcome(send_into(fd, &octets, segment).map(|octets| octets as ssize_t))
 }
 
 /// # Safety
@@ -345,7 +384,7 @@ unsafe extern "C" fn send(fd: c_int, memory: *const c_void, len: size_t, flags: 
     }
     // SAFETY: lent by the caller for reading.
     let octets = unsafe { std::slice::from_raw_parts(memory.cast::<u8>(), len) };
-    outcome(send_into(fd, octets).map(|octets| octets as ssize_t))
+    outcome(send_into(fd, octets, 0).map(|octets| octets as ssize_t))
 }
 
 /// # Safety
@@ -360,25 +399,26 @@ unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> s
         if flags & libc::MSG_ERRQUEUE != 0 {
             return take_error(fd, message);
         }
-        (*message).msg_controllen = 0;
-        let sender = on(fd, |socket| {
-            let known = socket.peer[..2] != [0, 0];
-            let port = 0x9000 + socket.waiting.front().copied().unwrap_or(0) % 8;
-            (
-                if known {
+        let list = pieces(message);
+        let mut control = Control::new(message);
+        let first = on(fd, |socket| socket.waiting.front().copied());
+        let received = receive_from(fd, &list, flags);
+        if let (Ok(_), Some(waiting)) = (received, first) {
+            on(fd, |socket| {
+                mark(&mut control, socket, waiting);
+                let connected = socket.peer[..2] != [0, 0] && !waiting.stray;
+                let sender = if connected {
                     socket.peer
                 } else {
-                    socket.name(port)
-                },
-                socket.name_len(),
-            )
-        });
-        let list = pieces(message);
-        let received = receive_from(fd, &list, flags);
-        if received.is_ok() && !(*message).msg_name.is_null() {
-            let len = &raw mut (*message).msg_namelen;
-            give_name(sender.0, sender.1, (*message).msg_name.cast(), len);
+                    socket.name(waiting.port)
+                };
+                if !(*message).msg_name.is_null() {
+                    let len = &raw mut (*message).msg_namelen;
+                    give_name(sender, socket.name_len(), (*message).msg_name.cast(), len);
+                }
+            });
         }
+        control.finish();
         outcome(received.map(|octets| octets as ssize_t))
     }
 }

@@ -13,5 +13,5 @@ mod transfer;
 
 mod calls;
 
-pub use sockets::{Kernel, Kind, with};
+pub use sockets::{Kernel, Kind, Waiting, with};
 pub use stream::{is_stream, stream};

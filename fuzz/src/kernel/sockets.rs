@@ -16,6 +16,20 @@ pub enum Kind {
     Listener,
 }
 
+/// What waits at a socket to be received or accepted.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    /// The sender's.
+    pub port: u16,
+    /// Octets; several datagrams in one if `segment` is less, and not zero.
+    pub len: u16,
+    pub segment: u16,
+    pub ttl: u8,
+    pub tos: u8,
+    /// Whether it came before the socket was connected.
+    pub stray: bool,
+}
+
 #[derive(Debug)]
 pub struct Socket {
     pub kind: Kind,
@@ -33,8 +47,10 @@ pub struct Socket {
     /// Octets it has taken.
     pub taken: u64,
     pub(super) shut: bool,
-    /// Datagrams or connections that wait, by their length or port.
-    pub waiting: VecDeque<u16>,
+    /// Datagrams or connections that wait.
+    pub waiting: VecDeque<Waiting>,
+    /// Whether several datagrams may be received as one (UDP_GRO).
+    pub(super) together: bool,
     /// Errors in the error queue: type and code.
     pub errors: VecDeque<(u8, u8)>,
     pub(super) peer: [u8; 28],
@@ -121,6 +137,7 @@ impl Kernel {
             taken: 0,
             shut: false,
             waiting: VecDeque::new(),
+            together: false,
             errors: VecDeque::new(),
             peer: [0; 28],
         };
@@ -148,6 +165,19 @@ impl Kernel {
 }
 
 impl Socket {
+    /// Between bind(2) and connect(2) a socket hears everybody.
+    pub(super) fn hear_strays(&mut self) -> bool {
+        self.waiting.extend([0x9001, 0x9003].map(|port| Waiting {
+            port,
+            len: 20,
+            segment: 0,
+            ttl: 60,
+            tos: 0,
+            stray: true,
+        }));
+        true
+    }
+
     /// Writes the address of the peer, or one that is told apart by `port`.
     pub(super) fn name(&self, port: u16) -> [u8; 28] {
         let mut name = [0; 28];

@@ -3,7 +3,7 @@
 use passt_rs::{link::Received, wire::frame::classify};
 
 use super::{
-    Play,
+    Guest, Play,
     script::{Conn, Script},
 };
 use crate::{
@@ -88,7 +88,7 @@ impl Play {
             script.number().min(1400)
         };
         let sack = [script.number(), script.number()];
-        let honest = self.honest;
+        let honest = self.guest != Guest::Anything;
         let conn = self.conn(script);
         let start = match how >> 1 & 3 {
             0 => conn.next,
@@ -161,6 +161,74 @@ impl Play {
             guest::echo(pair, u16::from(how >> 5), 1, &payload)
         };
         self.put(&frame);
+    }
+
+    /// Datagrams of one flow in a row, most of one size.
+    pub(super) fn row(&mut self, count: u8, script: &mut Script<'_>) {
+        let (how, octets) = (script.byte(), script.number().min(2000) as usize);
+        let pair = guest::pair(how & 1 == 1, how >> 1 & 3, false);
+        for n in 0..count {
+            let len = if n & 15 == 15 { octets / 2 } else { octets };
+            let payload = vec![how.wrapping_add(n); len];
+            let frame = guest::udp(pair, (5000, 53), &payload);
+            self.put(&frame);
+        }
+    }
+
+    /// A packet in parts, which may come in any order, repeated, or not all.
+    pub(super) fn parts(&mut self, script: &mut Script<'_>) {
+        let (how, octets) = (script.byte(), script.number().min(60_000) as usize);
+        let size = script.number().clamp(1, 4000) as usize * 8;
+        let pair = guest::pair(how & 1 == 1, how >> 1 & 3, false);
+        let payload = vec![how; octets];
+        let whole = if how & 16 == 0 {
+            guest::udp(pair, (5000, 53), &payload)
+        } else {
+            guest::echo(pair, 5, 1, &payload)
+        };
+        self.parts = self.parts.wrapping_add(u16::from(how & 8 == 0));
+        let mut frames = guest::cut(&whole, self.parts, size.max(octets / 40 / 8 * 8));
+        for _ in 0..how >> 5 {
+            let (a, b) = (script.byte(), script.byte());
+            let count = frames.len();
+            if a & 0xc0 == 0xc0 {
+                frames.push(frames[usize::from(b) % count].clone());
+            } else if a & 0xc0 == 0x80 && count > 1 {
+                frames.remove(usize::from(b) % count);
+            } else {
+                frames.swap(usize::from(a) % count, usize::from(b) % count);
+            }
+        }
+        for frame in frames {
+            self.put(&frame);
+        }
+    }
+
+    /// Any part of a packet whose octets its number tells.
+    pub(super) fn part(&mut self, what: u8, script: &mut Script<'_>) {
+        let (id, offset, octets) = (script.byte(), script.number(), script.number());
+        let pair = guest::pair(what & 1 == 1, 1, false);
+        let payload = vec![id; usize::from(id) * 37];
+        let whole = guest::udp(pair, (5000, 53), &payload);
+        let start = if what & 1 == 1 { 54 } else { 34 };
+        let at = offset as usize * 8;
+        let end = at + octets as usize * if what & 2 == 2 { 1 } else { 8 };
+        let upper = &whole[start..];
+        let part = upper.get(at.min(upper.len())..end.min(upper.len()));
+        let place = guest::Place {
+            id: id.into(),
+            offset: at as u16,
+            more: if what & 4 == 4 {
+                what & 8 == 8
+            } else {
+                end < upper.len()
+            },
+        };
+        let frame = guest::part(&whole[..start], place, part.unwrap_or_default());
+        self.put(&frame);
+        if what & 0x30 == 0 {
+            self.burst();
+        }
     }
 
     /// Octets of the input as a frame.

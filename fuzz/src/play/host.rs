@@ -2,10 +2,13 @@
 
 use std::os::fd::RawFd;
 
-use passt_rs::relay::Ready;
+use passt_rs::{
+    config::{Config, resolve},
+    relay::Ready,
+};
 
 use super::{Play, script::Script};
-use crate::kernel::{self, Kind};
+use crate::kernel::{self, Kind, Waiting};
 
 impl Play {
     pub(super) fn pick(&self, script: &mut Script<'_>) -> Option<RawFd> {
@@ -22,7 +25,7 @@ impl Play {
                 match socket.kind {
                     Kind::Tcp if !socket.ended => socket.sent_by_peer += u64::from(octets),
                     Kind::Tcp => {}
-                    _ if socket.waiting.len() < 64 => socket.waiting.push_back(octets as u16),
+                    _ if socket.waiting.len() < 64 => socket.waiting.push_back(datagram(octets)),
                     _ => {}
                 }
             }
@@ -90,6 +93,30 @@ impl Play {
         );
     }
 
+    /// The host's network is another: new addresses, none of a family, another MTU.
+    pub(super) fn host_changes(&mut self, script: &mut Script<'_>) {
+        let how = script.byte();
+        let mut facts = crate::facts();
+        if how & 1 != 0 {
+            facts.addresses.retain(|address| address.addr.is_ipv4());
+        }
+        if how & 2 != 0 {
+            facts.addresses.retain(|address| address.addr.is_ipv6());
+        }
+        if how & 4 != 0 {
+            facts.routes.clear();
+        }
+        if let Ok(resolved) = resolve(&Config::default(), &facts) {
+            let mut net = resolved.net;
+            net.mtu = [65_520, 1500, 1280, 576][usize::from(how >> 3 & 3)];
+            self.mtu = self.mtu.max(net.mtu);
+            self.relay.set_net(net);
+            self.relay.advertise(&mut self.outbox);
+        }
+        self.relay.follow_interfaces(|_| None);
+        assert!(!self.relay.report().to_string().is_empty());
+    }
+
     /// Something comes to a forwarded port.
     pub(super) fn arrivals(&mut self, script: &mut Script<'_>) {
         let (which, count) = (script.byte(), script.byte() % 40);
@@ -100,9 +127,11 @@ impl Play {
             if let Some(socket) = kernel.socket(fd)
                 && socket.waiting.len() < 200
             {
-                socket
-                    .waiting
-                    .extend((0..count).map(|n| 0x9000 + u16::from(which >> 3) + u16::from(n)));
+                let ports = (0..count).map(|n| 0x9000 + u16::from(which >> 3) + u16::from(n));
+                socket.waiting.extend(ports.map(|port| Waiting {
+                    port,
+                    ..datagram(u32::from(which) * u32::from(count))
+                }));
             }
         });
         self.relay.knock(place);
@@ -112,5 +141,22 @@ impl Play {
         if let Some(&id) = self.watched.get(&fd) {
             self.relay.from_host(id, ready, &mut self.outbox, self.now);
         }
+    }
+}
+
+/// A datagram of so many octets; large ones are several in one, at times.
+fn datagram(octets: u32) -> Waiting {
+    let len = octets.min(65_507);
+    let segment = match octets >> 5 & 63 {
+        n @ 1..=40 if len > 2000 => len / n,
+        _ => 0,
+    };
+    Waiting {
+        port: 0,
+        len: len as u16,
+        segment: segment as u16,
+        ttl: 60 + (octets & 3) as u8,
+        tos: (octets & 7) as u8,
+        stray: false,
     }
 }

@@ -27,7 +27,7 @@ use passt_rs::{
 
 use crate::{
     kernel::{self, Kernel, Kind, is_stream},
-    sound,
+    sound::{Ear, Segment},
 };
 use script::{Conn, Script};
 
@@ -40,19 +40,34 @@ struct Play {
     watched: HashMap<RawFd, Id>,
     conns: Vec<Conn>,
     ports: Vec<(u32, RawFd)>,
-    /// Whether the guest sends nothing but what its connections say, so that its streams can be checked.
-    honest: bool,
+    /// The largest MTU there was.
+    mtu: u16,
+    ear: Ear,
+    /// Tells the guest's packets in parts apart.
+    parts: u16,
+    guest: Guest,
 }
 
-/// Plays what `input` says. `anything` lets the guest send octets that are no frame of its own.
-pub fn run(input: &[u8], anything: bool) {
+/// What the guest is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    /// It sends what its connections say, and sound datagrams, so that all its streams can be checked.
+    Connections,
+    /// It sends parts of packets and hardly anything else.
+    Parts,
+    /// It sends octets too that are no frame of its own.
+    Anything,
+}
+
+/// Plays what `input` says.
+pub fn run(input: &[u8], guest: Guest) {
     let (script, faults) = input.split_at(input.len() - input.len() / 4);
     let mut script = Script(script);
     Kernel::start(&[]);
-    let mut play = Play::new(script.byte(), !anything);
+    let mut play = Play::new(script.byte(), guest);
     kernel::with(|kernel| {
         kernel.script(faults);
-        kernel.checks_upload = !anything;
+        kernel.checks_upload = guest != Guest::Anything;
     });
     let mut turns = 0;
     while !script.0.is_empty() && turns < 400 {
@@ -64,9 +79,10 @@ pub fn run(input: &[u8], anything: bool) {
 }
 
 impl Play {
-    fn new(setting: u8, honest: bool) -> Self {
+    fn new(setting: u8, guest: Guest) -> Self {
         let mut net = crate::net();
         net.mtu = [65_520, 1500, 1280, 576][usize::from(setting & 3)];
+        let mtu = net.mtu;
         let features = Features {
             peek_offset4: setting & 4 == 0,
             peek_offset6: setting & 8 == 0,
@@ -74,6 +90,8 @@ impl Play {
         let limits = Limits {
             flows: 8,
             spill: if setting & 16 == 0 { 1 << 18 } else { 1 << 13 },
+            udp: Span::secs(30),
+            udp_stream: Span::secs(180),
         };
         let mut relay = Relay::new(net, features, limits);
         let mut forwards = Forwards::default();
@@ -114,7 +132,10 @@ impl Play {
             watched: HashMap::new(),
             conns: conns.collect(),
             ports,
-            honest,
+            mtu,
+            ear: Ear::default(),
+            parts: 0,
+            guest,
         };
         play.attach();
         play
@@ -134,7 +155,11 @@ impl Play {
     }
 
     fn step(&mut self, script: &mut Script<'_>) {
-        match script.byte() % 16 {
+        let what = script.byte();
+        if self.guest == Guest::Parts && what >= 0x40 {
+            return self.part(what, script);
+        }
+        match what % 16 {
             0 | 1 => self.segment(script),
             2 => self.syn(script),
             3 => self.data(script),
@@ -145,9 +170,9 @@ impl Play {
             9 => self.time(script),
             10 => kernel::with(|kernel| kernel.link_room = script.number() as usize * 16),
             11 => self.answer(script),
-            12 if !self.honest => self.raw(script),
+            12 if self.guest == Guest::Anything => self.raw(script),
             13 => self.socket_room(script),
-            14 => self.leave(script),
+            14 => self.other(script),
             _ => self.burst(),
         }
     }
@@ -177,12 +202,21 @@ impl Play {
         }
     }
 
-    fn leave(&mut self, script: &mut Script<'_>) {
-        if script.byte() > 0xf0 {
-            kernel::with(|kernel| kernel.link_closed = true);
-            self.burst();
-            kernel::with(|kernel| kernel.link_closed = false);
+    /// What is rarer.
+    fn other(&mut self, script: &mut Script<'_>) {
+        match script.byte() {
+            0xf1.. => self.leave(),
+            0x80..=0xb0 => self.parts(script),
+            0xb1..=0xd0 => self.host_changes(script),
+            count @ 0x40..=0x7f => self.row(count & 0x3f, script),
+            _ => {}
         }
+    }
+
+    fn leave(&mut self) {
+        kernel::with(|kernel| kernel.link_closed = true);
+        self.burst();
+        kernel::with(|kernel| kernel.link_closed = false);
     }
 
     /// Carries out requests, and reads what came to the guest.
@@ -194,6 +228,10 @@ impl Play {
                     let open = kernel::with(|kernel| kernel.socket(fd).is_some());
                     assert!(open, "a descriptor that is closed is to be watched");
                     self.watched.insert(fd, id);
+                }
+                Request::Listen(fd, place) => {
+                    self.ports.retain(|(known, _)| *known != place);
+                    self.ports.push((place, fd));
                 }
                 Request::Close(socket) => {
                     self.watched.remove(&socket.as_raw_fd());
@@ -208,7 +246,7 @@ impl Play {
             let Some(frame) = behind.get(..len) else {
                 break;
             };
-            if let Some(segment) = sound::check(frame) {
+            if let Some(segment) = self.ear.hear(frame, self.mtu) {
                 trace!("ours: {segment:?}");
                 self.hear(&segment, frame);
             }
@@ -219,7 +257,7 @@ impl Play {
     }
 
     /// The guest takes a segment, which must be of the stream its peer sends.
-    fn hear(&mut self, segment: &sound::Segment, frame: &[u8]) {
+    fn hear(&mut self, segment: &Segment, frame: &[u8]) {
         let ports = (segment.ports.1, segment.ports.0);
         let same = |conn: &&mut Conn| {
             (conn.v6, conn.ports, conn.remote) == (segment.v6, ports, segment.remote)
@@ -251,7 +289,7 @@ impl Play {
         if end.wrapping_sub(conn.expected).cast_signed() > 0 {
             conn.expected = end;
         }
-        if self.honest && segment.flags & 0x10 != 0 {
+        if self.guest != Guest::Anything && segment.flags & 0x10 != 0 {
             let acknowledged = segment.ack.wrapping_sub(conn.iss);
             assert!(
                 acknowledged <= conn.most + 2 || acknowledged >= 0x4000_0000,

@@ -14,7 +14,10 @@ use super::super::{
 };
 use crate::{
     flow::{Chain, Id},
-    host::{listen::Forward, socket},
+    host::{
+        listen::Forward,
+        socket::{self, Manner},
+    },
     link::Outbox,
     net::{Endpoint, Now, Protocol, Seq, Why},
     proto::tcp::Conn,
@@ -46,7 +49,12 @@ impl Relay {
         let flow = TcpFlow {
             socket,
             conn: Conn::toward_guest(iss, mss, self.syn_retries, now),
-            syn: Syn { seq: iss, len: 0 },
+            syn: Syn {
+                seq: iss,
+                len: 0,
+                id: 0,
+                manner: Manner::default(),
+            },
             peeks,
             spill: Chain::default(),
             forget: 0,
@@ -57,7 +65,7 @@ impl Relay {
         };
         let id = self.insert(key, Flow::Tcp(flow), raw)?;
         if self.guest.is_at(guest.addr) {
-            self.send_syn(id, outbox);
+            self.send_syn(id, outbox, now);
         } else {
             self.wait_for_guest(id, now);
         }
@@ -66,7 +74,7 @@ impl Relay {
     }
 
     /// Asks the guest, if it is known where it is; otherwise that is found out first.
-    pub(in super::super) fn send_syn(&mut self, id: Id, outbox: &mut Outbox) {
+    pub(in super::super) fn send_syn(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let known = self
             .flows
             .key(id)
@@ -76,7 +84,7 @@ impl Relay {
             return;
         };
         if known {
-            let fields = flow.conn.syn(free);
+            let fields = flow.conn.syn(free, now);
             // Without room it is sent again by the timer.
             self.say(id, fields, outbox);
         }

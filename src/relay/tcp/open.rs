@@ -14,12 +14,16 @@ use super::super::{
 };
 use crate::{
     flow::{self, Chain, Id, Key},
-    host::socket::{self, Peer},
+    host::socket::{self, Manner, Peer},
     link::Outbox,
     net::{Now, Protocol, Seq, Why},
     proto::tcp::{Conn, reset_for},
     sys::errqueue,
-    wire::{frame::Segment, headers::TcpFields, tcp::Flags},
+    wire::{
+        frame::{Ip, Segment},
+        headers::TcpFields,
+        tcp::Flags,
+    },
 };
 
 /// Octets of IP and TCP headers without options, which the MSS does not count (RFC 9293, section 3.7.1).
@@ -60,6 +64,7 @@ impl Relay {
     pub(in super::super) fn tcp_unknown(
         &mut self,
         key: Key,
+        ip: &Ip,
         segment: &Segment,
         outbox: &mut Outbox,
         now: Now,
@@ -75,12 +80,13 @@ impl Relay {
         if segment.flags.has(Flags::FIN) {
             return Err(Why::Malformed);
         }
-        self.tcp_open(key, segment, outbox, now)
+        self.tcp_open(key, ip, segment, outbox, now)
     }
 
     fn tcp_open(
         &mut self,
         key: Key,
+        ip: &Ip,
         segment: &Segment,
         outbox: &mut Outbox,
         now: Now,
@@ -97,9 +103,15 @@ impl Relay {
         let syn = Syn {
             seq: segment.seq,
             len: segment.len as u16,
+            id: ip.id,
+            manner: Manner {
+                ttl: ip.ttl.max(1),
+                tos: ip.tos,
+                whole: ip.whole,
+            },
         };
         let peeks = self.features.peek_offset(key.remote.addr);
-        let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks) {
+        let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks, syn.manner) {
             Ok(opened) => opened,
             Err(error) => {
                 self.warn_exhausted(&error);
@@ -181,17 +193,17 @@ impl Relay {
         };
         socket::ignore_passing_errors(&flow.socket, v6);
         if flow.conn.connected(now).syn_ack {
-            self.send_syn_ack(id, outbox);
+            self.send_syn_ack(id, outbox, now);
             self.schedule(id);
         }
     }
 
-    pub(in super::super) fn send_syn_ack(&mut self, id: Id, outbox: &mut Outbox) {
+    pub(in super::super) fn send_syn_ack(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let free = self.space(id);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let fields = flow.conn.syn_ack(free);
+        let fields = flow.conn.syn_ack(free, now);
         // Without room it is sent again by the timer, or when the guest repeats its SYN.
         self.say(id, fields, outbox);
     }
@@ -205,7 +217,12 @@ impl Relay {
         told: Option<Fault>,
         outbox: &mut Outbox,
     ) {
-        match Refusal::of(error) {
+        let refusal = match (Refusal::of(error), told) {
+            // A router or the host itself said so: the guest hears it in the same words.
+            (Refusal::Reset, Some(_)) => Refusal::Unreachable { code4: 3, code6: 4 },
+            (refusal, _) => refusal,
+        };
+        match refusal {
             Refusal::Silence => {}
             Refusal::Reset => {
                 let flags = Flags::RST | Flags::ACK;
@@ -227,6 +244,8 @@ impl Relay {
                 upper[2..4].copy_from_slice(&key.remote.port.to_be_bytes());
                 upper[4..8].copy_from_slice(&syn.seq.0.to_be_bytes());
                 let quote = Quote {
+                    id: syn.id,
+                    manner: syn.manner,
                     upper: &upper,
                     len: usize::from(syn.len),
                 };

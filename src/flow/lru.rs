@@ -1,0 +1,96 @@
+//! Who was heard of last: slots in the order of their last use, so that the one idle for longest can make room.
+
+/// A list through slots, the least recently used first. All operations take the same, short time.
+#[derive(Debug)]
+pub struct Lru {
+    /// For each slot its neighbours, as a slot and one, 0 for none; zeroed memory, backed on use.
+    links: Vec<Link>,
+    /// The ends: least and most recently used.
+    oldest: u32,
+    newest: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Link {
+    older: u32,
+    newer: u32,
+}
+
+impl Lru {
+    /// For slots below `capacity`.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            links: vec![Link::default(); capacity],
+            oldest: 0,
+            newest: 0,
+        }
+    }
+
+    /// Notes that a slot was used just now.
+    pub fn touch(&mut self, slot: u32) {
+        let name = slot + 1;
+        if self.newest == name || slot as usize >= self.links.len() {
+            return;
+        }
+        self.remove(slot);
+        let last = std::mem::replace(&mut self.newest, name);
+        self.links[slot as usize].older = last;
+        match last.checked_sub(1) {
+            Some(last) => self.links[last as usize].newer = name,
+            None => self.oldest = name,
+        }
+    }
+
+    /// Forgets a slot, if it is known.
+    pub fn remove(&mut self, slot: u32) {
+        let name = slot + 1;
+        let Some(link) = self.links.get_mut(slot as usize).map(std::mem::take) else {
+            return;
+        };
+        let known = link != Link::default() || self.oldest == name;
+        if !known {
+            return;
+        }
+        match link.older.checked_sub(1) {
+            Some(older) => self.links[older as usize].newer = link.newer,
+            None => self.oldest = link.newer,
+        }
+        match link.newer.checked_sub(1) {
+            Some(newer) => self.links[newer as usize].older = link.older,
+            None => self.newest = link.older,
+        }
+    }
+
+    /// The slot that was not used for longest.
+    pub const fn oldest(&self) -> Option<u32> {
+        self.oldest.checked_sub(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn it_keeps_the_order_of_use(steps in proptest::collection::vec((0_u32..8, any::<bool>()), 0..200)) {
+            let (mut lru, mut model) = (Lru::new(8), Vec::new());
+            for (slot, used) in steps {
+                model.retain(|&known| known != slot);
+                if used {
+                    model.push(slot);
+                    lru.touch(slot);
+                } else {
+                    lru.remove(slot);
+                }
+                prop_assert_eq!(lru.oldest(), model.first().copied());
+            }
+            for slot in model {
+                prop_assert_eq!(lru.oldest(), Some(slot));
+                lru.remove(slot);
+            }
+            prop_assert_eq!(lru.oldest(), None);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Fragments, both ways: parts of the guest's packets become whole packets, and what is too large for the link becomes parts.
+
+use super::{errors::Fault, state::Relay};
+use crate::{
+    link::{Flushed, Frame, Inbox, Outbox},
+    net::{Mac, Now, Why},
+    wire::{
+        self,
+        build::Ends,
+        fragment::{self, Place},
+        frame::{Body, Fragment, Ip, classify},
+    },
+};
+
+/// Octets of a part that are quoted when the others did not come in time.
+const QUOTED: usize = 1280;
+
+impl Relay {
+    /// A part of a packet.
+    #[expect(clippy::too_many_arguments, reason = "a frame and what it may cause")]
+    pub(super) fn fragment(
+        &mut self,
+        mac: Mac,
+        ip: &Ip,
+        part: &Fragment,
+        frame: Frame<'_>,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        self.check_source(ip.src)?;
+        let octets = frame.head.get(part.payload.clone()).ok_or(Why::Truncated)?;
+        let Some(packet) = self.reassembly.add(ip, part, octets, &mut self.pool, now)? else {
+            return Ok(());
+        };
+        let (header, protocol) = (packet.header(), packet.protocol);
+        let whole = header.and_then(|ip| {
+            let ends = Ends {
+                src: mac,
+                dst: self.net.mac,
+            };
+            self.scratch.clear();
+            fragment::ethernet(&mut self.scratch, ends, &ip);
+            fragment::header(&mut self.scratch, &ip, protocol, None, packet.len());
+            let start = self.scratch.len();
+            self.scratch.resize(start + packet.len(), 0);
+            let octets = self.scratch.get_mut(start..).unwrap_or_default();
+            packet.write(&self.pool, octets);
+            let mut held = self.reassembly.held.take()?;
+            held.hold(&self.scratch);
+            Some(held)
+        });
+        packet.release(&mut self.pool);
+        let held = whole.ok_or(Why::Fragment)?;
+        // Nothing of the burst may wait for memory that is about to be another's.
+        self.send_run(inbox, outbox);
+        self.end_burst(inbox, outbox, now);
+        let result = self.whole(&held, outbox, now);
+        self.send_run(&held, outbox);
+        self.end_burst(&held, outbox, now);
+        self.reassembly.held = Some(held);
+        result
+    }
+
+    /// A packet that was in parts.
+    fn whole(&mut self, held: &Inbox, outbox: &mut Outbox, now: Now) -> Result<(), Why> {
+        let frame = held.frame(0).ok_or(Why::Fragment)?;
+        let mut read = classify(frame.head, frame.payload.len())?;
+        // Who sends parts does not mind that others make them.
+        if let Body::Tcp(ip, _) | Body::Udp(ip, _) | Body::Icmp(ip, _) = &mut read.body {
+            ip.whole = false;
+        }
+        // Extension headers in the whole may say again that it is a part, which would never end.
+        if matches!(read.body, Body::Fragment(..)) {
+            return Err(Why::Fragment);
+        }
+        self.packet(&read, frame, held, outbox, now)
+    }
+
+    /// Gives up packets that were not whole in time, and says so if their first part is here (RFC 792; RFC 4443, section 3.3).
+    pub(super) fn expire_fragments(&mut self, outbox: &mut Outbox, now: Now) {
+        while let Some(packet) = self.reassembly.expired(now) {
+            self.count(Why::Fragment);
+            let len = packet.first_len();
+            if let Some(ip) = packet.first.filter(|_| len > 0) {
+                let mut octets = [0; QUOTED];
+                let octets = octets.get_mut(..len.min(QUOTED)).unwrap_or_default();
+                packet.write(&self.pool, octets);
+                let place = Place {
+                    id: packet.id,
+                    offset: 0,
+                    more: true,
+                };
+                self.quote.clear();
+                fragment::header(&mut self.quote, &ip, packet.protocol, Some(place), len);
+                self.quote.extend_from_slice(octets);
+                let v4 = ip.src.is_ipv4();
+                let fault = Fault::reassembly(v4);
+                if let Some(ours) = self.ours(v4) {
+                    self.say_error(ip.src, ours, fault, outbox);
+                }
+            }
+            packet.release(&mut self.pool);
+        }
+    }
+}
+
+/// Hands a packet to the guest: whole where the link takes it, else in parts. `upper` is all behind the IP header. `false` if
+/// the link had no room for some of it.
+pub fn send(
+    scratch: &mut Vec<u8>,
+    ends: Ends,
+    (ip, protocol, id): (&Ip, u8, u32),
+    upper: &[u8],
+    mtu: usize,
+    outbox: &mut Outbox,
+) -> bool {
+    let mut sent = true;
+    let mut put = |frame: &[u8]| {
+        sent = outbox.copy(frame).is_ok()
+            || outbox.flush() == Flushed::Done && outbox.copy(frame).is_ok();
+        sent
+    };
+    let headers = if ip.src.is_ipv4() { 20 } else { 40 };
+    if headers + upper.len() <= mtu {
+        scratch.clear();
+        fragment::ethernet(scratch, ends, ip);
+        fragment::header(scratch, ip, protocol, None, upper.len());
+        scratch.extend_from_slice(upper);
+        scratch.resize(scratch.len().max(wire::build::MIN_FRAME), 0);
+        put(scratch);
+    } else {
+        let ip = Ip {
+            whole: false,
+            ..*ip
+        };
+        fragment::split(scratch, ends, (&ip, protocol, id), upper, mtu, put);
+    }
+    sent
+}

@@ -1,0 +1,233 @@
+//! Packets of the guest that came in parts, until the last part is here. What is held is bounded: some packets, the oldest of
+//! which makes room, and blocks of the pool.
+
+use std::{collections::VecDeque, net::IpAddr};
+
+use crate::{
+    flow::{Chain, Pool},
+    link::Inbox,
+    net::{Now, Span, Why},
+    proto::fragments::{Parts, Verdict},
+    wire::frame::{Fragment, Ip},
+};
+
+/// Packets at a time.
+const PACKETS: usize = 64;
+
+/// How long a packet may wait for its last part: Linux's net.ipv4.ipfrag_time, and RFC 8200, section 4.5.
+const PATIENCE4: Span = Span::secs(30);
+const PATIENCE6: Span = Span::secs(60);
+
+/// Octets behind the header of the largest packet.
+const LARGEST4: usize = 65_515;
+const LARGEST6: usize = 65_535;
+
+/// The lower bits of type of service: explicit congestion notification (RFC 3168, section 5).
+const ECN: u8 = 3;
+
+/// The packets that are not whole.
+#[derive(Debug)]
+pub struct Reassembly {
+    /// The oldest first.
+    packets: VecDeque<Partial>,
+    /// A packet that became whole, as a frame.
+    pub held: Option<Inbox>,
+}
+
+/// One packet that is not whole.
+#[derive(Debug)]
+pub struct Partial {
+    src: IpAddr,
+    dst: IpAddr,
+    pub id: u32,
+    pub protocol: u8,
+    /// Of its first part, once that is here.
+    pub first: Option<Ip>,
+    /// Whether a part met congestion: then all of it did (RFC 3168, section 5.3).
+    congested: bool,
+    parts: Parts,
+    octets: Chain,
+    deadline: Now,
+}
+
+impl Reassembly {
+    pub fn new() -> Self {
+        Self {
+            packets: VecDeque::with_capacity(PACKETS),
+            held: Some(Inbox::holding()),
+        }
+    }
+
+    /// When the first packet has waited for too long.
+    pub fn deadline(&self) -> Option<Now> {
+        self.packets.iter().map(|packet| packet.deadline).min()
+    }
+
+    /// Takes a part in. The packet comes out when it is whole; it must go back by [`Partial::release`].
+    ///
+    /// # Errors
+    /// [`Why::Fragment`] for a part that fits none, which ends its packet; [`Why::SpillFull`] where it cannot be held.
+    pub fn add(
+        &mut self,
+        ip: &Ip,
+        part: &Fragment,
+        octets: &[u8],
+        pool: &mut Pool,
+        now: Now,
+    ) -> Result<Option<Partial>, Why> {
+        let known = self
+            .packets
+            .iter()
+            .position(|packet| packet.is_of(ip, part));
+        let at = match known {
+            Some(at) => at,
+            None => {
+                if self.packets.len() == PACKETS
+                    && let Some(oldest) = self.packets.pop_front()
+                {
+                    oldest.release(pool);
+                }
+                self.packets.push_back(Partial::new(ip, part, now));
+                self.packets.len() - 1
+            }
+        };
+        let Some(packet) = self.packets.get_mut(at) else {
+            return Err(Why::Fragment);
+        };
+        let taken = packet.take(ip, part, octets, pool);
+        if taken == Ok(false) {
+            return Ok(None);
+        }
+        let packet = self.packets.remove(at);
+        match (taken, packet) {
+            (Ok(_), packet) => Ok(packet),
+            (Err(why), packet) => {
+                if let Some(packet) = packet {
+                    packet.release(pool);
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// A packet that has waited for too long. It must go back by [`Partial::release`].
+    pub fn expired(&mut self, now: Now) -> Option<Partial> {
+        let at = self
+            .packets
+            .iter()
+            .position(|packet| packet.deadline <= now)?;
+        self.packets.remove(at)
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self, pool: &mut Pool) {
+        for packet in self.packets.drain(..) {
+            packet.release(pool);
+        }
+    }
+}
+
+impl Partial {
+    fn new(ip: &Ip, part: &Fragment, now: Now) -> Self {
+        let patience = if ip.src.is_ipv4() {
+            PATIENCE4
+        } else {
+            PATIENCE6
+        };
+        Self {
+            src: ip.src,
+            dst: ip.dst,
+            id: part.id,
+            protocol: part.protocol,
+            first: None,
+            congested: false,
+            parts: Parts::new(),
+            octets: Chain::default(),
+            deadline: now + patience,
+        }
+    }
+
+    /// IPv6 packets are told apart without the next header, which may differ (RFC 8200, section 4.5).
+    fn is_of(&self, ip: &Ip, part: &Fragment) -> bool {
+        (self.id, self.src, self.dst) == (part.id, ip.src, ip.dst)
+            && (self.protocol == part.protocol || ip.src.is_ipv6())
+    }
+
+    /// Takes a part in; `true` when the packet is whole.
+    fn take(
+        &mut self,
+        ip: &Ip,
+        part: &Fragment,
+        octets: &[u8],
+        pool: &mut Pool,
+    ) -> Result<bool, Why> {
+        let largest = if ip.src.is_ipv4() { LARGEST4 } else { LARGEST6 };
+        let verdict = self
+            .parts
+            .add(part.offset, octets.len(), part.more, largest);
+        if matches!(verdict, Verdict::Keep | Verdict::Whole) {
+            self.congested |= ip.tos & ECN == ECN;
+            if part.offset == 0 {
+                self.first = Some(*ip);
+                self.protocol = part.protocol;
+            }
+            if pool.append(&mut self.octets, octets, usize::MAX) < octets.len() {
+                return Err(Why::NoMemory);
+            }
+        }
+        match verdict {
+            Verdict::Keep | Verdict::Repeated => Ok(false),
+            Verdict::Whole => Ok(true),
+            Verdict::Discard => Err(Why::Fragment),
+        }
+    }
+
+    /// The header of the whole.
+    pub fn header(&self) -> Option<Ip> {
+        let first = self.first?;
+        Some(Ip {
+            tos: first.tos | if self.congested { ECN } else { 0 },
+            whole: false,
+            ..first
+        })
+    }
+
+    /// Octets behind the header, as far as they are here.
+    pub const fn len(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Octets of the first part.
+    pub fn first_len(&self) -> usize {
+        self.parts
+            .iter()
+            .find_map(|(at, len)| (at == 0).then_some(len))
+            .unwrap_or(0)
+    }
+
+    /// Copies the octets to where they belong, as far as `out` goes.
+    pub fn write(&self, pool: &Pool, out: &mut [u8]) {
+        let mut pieces = pool.pieces(&self.octets);
+        let mut piece: &[u8] = &[];
+        for (at, len) in self.parts.iter() {
+            let mut done = 0;
+            while done < len {
+                if piece.is_empty() {
+                    let Some(next) = pieces.next() else { return };
+                    piece = next;
+                }
+                let (now, later) = piece.split_at(piece.len().min(len - done));
+                let start = (at + done).min(out.len());
+                let place = out.get_mut(start..).unwrap_or_default();
+                let fits = now.len().min(place.len());
+                place[..fits].copy_from_slice(&now[..fits]);
+                done += now.len();
+                piece = later;
+            }
+        }
+    }
+
+    pub fn release(self, pool: &mut Pool) {
+        pool.release(self.octets);
+    }
+}

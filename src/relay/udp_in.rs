@@ -1,0 +1,163 @@
+//! Datagrams from the host to the guest: as many by one call as there is room for, each in the manner it came.
+
+use std::{io, os::fd::AsFd};
+
+use super::{flow::Flow, fragments, state::Relay, udp::HEADER};
+use crate::{
+    flow::{Id, Key},
+    link::{Flushed, Outbox, Rooms},
+    net::{Now, Why},
+    sys::{
+        Marks,
+        msg::{self, RECEIVE_MANY, Received},
+    },
+    wire::{
+        build::Ends,
+        checksum::Sum,
+        frame::Ip,
+        headers::{TTL, Template},
+    },
+};
+
+/// Octets that one flow may hand to the guest before it is another's turn, and datagrams.
+const TURN: usize = 256 * 1024;
+const TURN_DATAGRAMS: usize = 256;
+
+/// The smallest MTU at which a datagram's fragments fit the room it was received in.
+const ROOMY_MTU: u16 = 1280;
+
+const UDP: u8 = 17;
+
+impl Relay {
+    /// Hands waiting datagrams to the guest.
+    pub(super) fn udp_pull(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+        let Some(key) = self.flows.key(id) else {
+            return;
+        };
+        if !self.deliver_held(id, outbox) {
+            return;
+        }
+        let template = self.template(&key);
+        let (mut octets, mut datagrams) = (0, 0);
+        while octets < TURN && datagrams < TURN_DATAGRAMS {
+            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
+                return;
+            };
+            if !flow.readable {
+                return;
+            }
+            let most = if self.net.mtu < ROOMY_MTU {
+                1
+            } else {
+                RECEIVE_MANY
+            };
+            let rooms = match outbox.reserve_many(most) {
+                None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
+                    outbox.reserve_many(most)
+                }
+                rooms => rooms,
+            };
+            let Some(rooms) = rooms else {
+                return self.starve(id);
+            };
+            let mut received = [Received::default(); RECEIVE_MANY];
+            let mut scatter = self.iovecs.scatter();
+            if !outbox.scatter_many(&rooms, &mut scatter) {
+                return;
+            }
+            match msg::receive_many(flow.socket.as_fd(), &mut scatter, &mut received) {
+                Ok(count) => {
+                    flow.last = now;
+                    flow.seen.1 = flow.seen.1.saturating_add(1).min(2);
+                    // Fewer than there was room for: the socket is empty.
+                    flow.readable = count == rooms.count;
+                    self.idle.touch(id.slot);
+                    for (at, datagram) in received.iter().enumerate().take(count) {
+                        octets += datagram.len;
+                        datagrams += 1;
+                        self.udp_deliver(&key, &template, &rooms, at, *datagram, outbox);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    flow.readable = false;
+                    return;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => self.udp_errors(id, outbox),
+            }
+            datagrams += 1;
+        }
+        self.starve(id);
+    }
+
+    /// Hands over what one room has received.
+    fn udp_deliver(
+        &mut self,
+        key: &Key,
+        template: &Template,
+        rooms: &Rooms,
+        at: usize,
+        received: Received,
+        outbox: &mut Outbox,
+    ) {
+        let Received { len, marks } = received;
+        let template = template
+            .clone()
+            .with_ttl(marks.ttl.unwrap_or(TTL))
+            .with_tos(marks.tos.unwrap_or(0));
+        let size = marks.segment.map_or(len, usize::from).max(1);
+        if size + template.udp_overhead() <= usize::from(self.net.mtu) {
+            return outbox.commit_one(rooms, at, len, size, |piece, headers| {
+                template.udp(headers, piece.len, piece.sum)
+            });
+        }
+        for start in (0..len).step_by(size) {
+            let end = len.min(start + size);
+            let octets = outbox.received(rooms, at, start..end);
+            let whole = datagram(&mut self.message, key, octets);
+            self.udp_packet(key, whole, marks, outbox);
+        }
+    }
+
+    /// Hands over the datagram of so many octets in `self.message`, in parts if the link takes no more.
+    pub(super) fn udp_packet(&mut self, key: &Key, len: usize, marks: Marks, outbox: &mut Outbox) {
+        let ip = Ip {
+            src: key.remote.addr,
+            dst: key.guest.addr,
+            ttl: marks.ttl.unwrap_or(TTL),
+            tos: marks.tos.unwrap_or(0),
+            id: 0,
+            whole: true,
+        };
+        let ends = Ends {
+            src: self.net.mac,
+            dst: self.guest_mac(),
+        };
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let upper = self.message.get(..len).unwrap_or_default();
+        let packet = (&ip, UDP, self.fragment_id);
+        let mtu = usize::from(self.net.mtu);
+        if !fragments::send(&mut self.scratch, ends, packet, upper, mtu, outbox) {
+            self.drops.count(Why::LinkFull);
+        }
+    }
+}
+
+/// Writes a datagram of this payload for the guest, and returns its octets.
+pub(super) fn datagram(out: &mut [u8], key: &Key, payload: &[u8]) -> usize {
+    let len = HEADER + payload.len();
+    let Some(out) = out.get_mut(..len) else {
+        return 0;
+    };
+    let fields = [key.remote.port, key.guest.port, len as u16, 0];
+    out[..HEADER].copy_from_slice(fields.map(u16::to_be_bytes).as_flattened());
+    out[HEADER..].copy_from_slice(payload);
+    let pseudo = Sum::pseudo(key.remote.addr, key.guest.addr, UDP, len);
+    // Zero means "no checksum" (RFC 768).
+    let sum = match pseudo.bytes(out).finish() {
+        0 => 0xffff,
+        sum => sum,
+    };
+    out[6..HEADER].copy_from_slice(&sum.to_be_bytes());
+    len
+}

@@ -1,0 +1,234 @@
+//! Datagrams from the guest to the host: those of one flow that stand in a row in the burst leave by one call, and those of
+//! one size among them as one message that the kernel cuts (UDP_SEGMENT, udp(7)).
+
+use std::{io, os::fd::AsFd};
+
+use super::{
+    errors::Fault,
+    flow::{Flow, Packet, UdpFlow},
+    run::{Piece, message},
+    state::Relay,
+    udp::{HEADER, QUOTED},
+};
+use crate::{
+    flow::{Id, Key},
+    host::socket::{self, Manner},
+    link::{Inbox, Outbox, Slot},
+    net::{Now, Protocol, Why},
+    sys::{Part, msg, sockopt},
+    wire::frame::{Datagram, Ip},
+};
+
+/// Octets of IP and UDP header.
+const HEADERS4: u32 = 28;
+const HEADERS6: u32 = 48;
+
+/// The first message of a row could not be sent.
+struct Refused {
+    error: io::Error,
+    /// Whether it was several datagrams.
+    several: bool,
+}
+
+impl Relay {
+    /// A datagram from the guest; `frame` is where it lies.
+    pub(super) fn udp_datagram(
+        &mut self,
+        ip: &Ip,
+        datagram: &Datagram,
+        frame: Slot,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        let key = Key {
+            protocol: Protocol::Udp,
+            guest: ip.source(datagram.src_port),
+            remote: ip.destination(datagram.dst_port),
+        };
+        let payload = frame.part(&datagram.payload);
+        let manner = Manner {
+            ttl: ip.ttl.max(1),
+            tos: ip.tos,
+            whole: ip.whole,
+        };
+        let mut packet = Packet {
+            id: ip.id,
+            manner,
+            len: datagram.len,
+            checksum: datagram.checksum,
+            start: [0; 4],
+        };
+        copy(inbox, payload, &mut packet.start);
+        let id = match self.find(&key) {
+            Some(id) => id,
+            None => self.udp_open(key, packet, outbox, now)?,
+        };
+        if !self.run.takes(id, manner) {
+            self.send_run(inbox, outbox);
+        }
+        let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
+            return Err(Why::NoFlow);
+        };
+        flow.last = now;
+        flow.seen.0 = flow.seen.0.saturating_add(1).min(2);
+        flow.sent.note(packet);
+        self.idle.touch(id.slot);
+        self.run.push(id, Piece { payload, packet });
+        Ok(())
+    }
+
+    /// Sends the datagrams that stand in a row.
+    pub(super) fn send_run(&mut self, inbox: &Inbox, outbox: &mut Outbox) {
+        let Some((id, manner, list)) = self.run.take() else {
+            return;
+        };
+        self.send_row(id, manner, &list, inbox, outbox);
+        self.run.put_back(list);
+    }
+
+    fn send_row(
+        &mut self,
+        id: Id,
+        manner: Manner,
+        mut row: &[Piece],
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+    ) {
+        let Some(key) = self.flows.key(id) else {
+            return row.iter().for_each(|_| self.count(Why::NoFlow));
+        };
+        if let Some(Flow::Udp(flow)) = self.flows.get_mut(id) {
+            let v6 = key.remote.addr.is_ipv6();
+            socket::set_manner(&flow.socket, v6, &mut flow.manner, manner);
+        }
+        let mut failed = false;
+        while let Some((first, rest)) = row.split_first() {
+            let refused = match self.send_some(id, &key, row, inbox) {
+                Ok(sent) => {
+                    row = row.get(sent.max(1)..).unwrap_or_default();
+                    failed = false;
+                    continue;
+                }
+                Err(refused) => refused,
+            };
+            match refused.error.raw_os_error() {
+                _ if refused.error.kind() == io::ErrorKind::WouldBlock => {
+                    return row.iter().for_each(|_| self.count(Why::HostFull));
+                }
+                Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP)
+                    if refused.several =>
+                {
+                    if let Some(Flow::Udp(flow)) = self.flows.get_mut(id) {
+                        flow.segment = Some(0);
+                    }
+                    continue;
+                }
+                Some(libc::EMSGSIZE) => self.too_big(id, &key, first, inbox, outbox),
+                // An error of an earlier datagram is reported by the next call and clears with it (udp(7)): then once more.
+                _ if !failed => {
+                    self.udp_errors(id, outbox);
+                    failed = true;
+                    continue;
+                }
+                _ => {
+                    let mut payload = [0; QUOTED];
+                    let len = copy(inbox, first.payload, &mut payload);
+                    self.unreachable(&key, first.packet, &payload[..len], &refused.error, outbox);
+                    self.count(Why::Socket);
+                }
+            }
+            (row, failed) = (rest, false);
+        }
+    }
+
+    /// Sends datagrams from the front of a row, and returns how many.
+    fn send_some(
+        &mut self,
+        id: Id,
+        key: &Key,
+        row: &[Piece],
+        inbox: &Inbox,
+    ) -> Result<usize, Refused> {
+        let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
+            return Ok(row.len());
+        };
+        let largest = largest(flow, key, row);
+        let mut parts = [Part::default(); msg::SEND_MANY];
+        let mut counts = [0; msg::SEND_MANY];
+        let mut gather = self.iovecs.gather();
+        let (mut used, mut rest) = (0, row);
+        for (part, count) in parts.iter_mut().zip(&mut counts) {
+            let Some(first) = rest.first() else { break };
+            *count = message(rest, largest);
+            part.start = gather.part();
+            let (together, behind) = rest.split_at((*count).min(rest.len()));
+            let listed = together
+                .iter()
+                .all(|piece| inbox.gather(piece.payload, &mut gather));
+            if !listed {
+                break;
+            }
+            part.end = gather.part();
+            part.segment = (*count > 1).then_some(first.payload.len() as u16);
+            rest = behind;
+            used += 1;
+        }
+        let parts = parts.get(..used).unwrap_or_default();
+        match msg::send_many(flow.socket.as_fd(), &gather, parts) {
+            Ok(sent) => Ok(counts.iter().take(sent).sum()),
+            Err(error) => Err(Refused {
+                error,
+                several: counts[0] > 1,
+            }),
+        }
+    }
+
+    /// A datagram that must not be fragmented, and would have to be.
+    fn too_big(&mut self, id: Id, key: &Key, piece: &Piece, inbox: &Inbox, outbox: &mut Outbox) {
+        self.count(Why::TooBig);
+        let Some(Flow::Udp(flow)) = self.flows.get(id) else {
+            return;
+        };
+        let v4 = key.remote.addr.is_ipv4();
+        let Ok(mtu) = sockopt::mtu(flow.socket.as_fd(), !v4) else {
+            return;
+        };
+        let headers = if v4 { HEADERS4 } else { HEADERS6 } as usize - HEADER;
+        // Larger than any packet: no path would take it.
+        if usize::from(piece.packet.len) + headers <= mtu as usize {
+            return;
+        }
+        let mut payload = [0; QUOTED];
+        let len = copy(inbox, piece.payload, &mut payload);
+        let fault = Fault::too_big(v4, mtu);
+        self.udp_fault_about(key, fault, piece.packet, &payload[..len], outbox);
+    }
+}
+
+/// The largest datagrams that may leave several in one message: such as fit the route as they are.
+fn largest(flow: &mut UdpFlow, key: &Key, row: &[Piece]) -> usize {
+    if row.len() < 2 {
+        return 0;
+    }
+    let v6 = key.remote.addr.is_ipv6();
+    let segment = *flow.segment.get_or_insert_with(|| {
+        let headers = if v6 { HEADERS6 } else { HEADERS4 };
+        sockopt::mtu(flow.socket.as_fd(), v6).map_or(0, |mtu| {
+            mtu.saturating_sub(headers).min(u32::from(u16::MAX)) as u16
+        })
+    });
+    usize::from(segment)
+}
+
+/// Copies the start of a payload out, and returns how much of `start` that fills.
+fn copy(inbox: &Inbox, payload: Slot, start: &mut [u8]) -> usize {
+    let mut filled = 0;
+    inbox.copy(payload.part(&(0..start.len())), |octets| {
+        if let Some(place) = start.get_mut(filled..filled + octets.len()) {
+            place.copy_from_slice(octets);
+            filled += octets.len();
+        }
+    });
+    filled
+}

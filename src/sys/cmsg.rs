@@ -1,0 +1,112 @@
+//! Ancillary data (cmsg(3)), read and written as octets in the layout of the kernel's `struct cmsghdr`: a length that counts
+//! the header too, level and type, then the data; each message starts aligned to a word.
+
+/// Space for the ancillary data of one message, aligned as the kernel has it.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(8))]
+pub(super) struct Control(pub(super) [u8; Self::LEN]);
+
+impl Control {
+    pub(super) const LEN: usize = 256;
+
+    pub(super) const fn new() -> Self {
+        Self([0; Self::LEN])
+    }
+}
+
+/// What came with a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// Time to live, or hop limit.
+    pub ttl: Option<u8>,
+    /// Type of service, or traffic class.
+    pub tos: Option<u8>,
+    /// Octets of each of several datagrams that were received as one (UDP_GRO, udp(7)); the last may be shorter.
+    pub segment: Option<u16>,
+}
+
+const WORD: usize = size_of::<usize>();
+const HEADER: usize = WORD + 8;
+
+impl Marks {
+    /// Reads what the kernel has written.
+    pub(super) fn read(control: &[u8]) -> Self {
+        let mut marks = Self::default();
+        for (level, kind, data) in messages(control) {
+            match (level, kind) {
+                (libc::SOL_IP, libc::IP_TTL) | (libc::SOL_IPV6, libc::IPV6_HOPLIMIT) => {
+                    marks.ttl = number(data).and_then(|ttl| u8::try_from(ttl).ok());
+                }
+                (libc::SOL_IP, libc::IP_TOS) => marks.tos = data.first().copied(),
+                (libc::SOL_IPV6, libc::IPV6_TCLASS) => {
+                    marks.tos = number(data).and_then(|tos| u8::try_from(tos).ok());
+                }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    marks.segment = number(data)
+                        .and_then(|octets| u16::try_from(octets).ok())
+                        .filter(|&octets| octets > 0);
+                }
+                _ => {}
+            }
+        }
+        marks
+    }
+}
+
+/// The messages in a control buffer: level, type and data of each, as far as they are whole.
+pub(super) fn messages(mut control: &[u8]) -> impl Iterator<Item = (i32, i32, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from_ne_bytes(*control.first_chunk()?);
+        let level = i32::from_ne_bytes(*control.get(WORD..)?.first_chunk()?);
+        let kind = i32::from_ne_bytes(*control.get(WORD + 4..)?.first_chunk()?);
+        let data = control.get(HEADER..len)?;
+        control = control
+            .get(len.next_multiple_of(WORD)..)
+            .unwrap_or_default();
+        Some((level, kind, data))
+    })
+}
+
+/// Writes one message whose data is two octets, and returns how many octets of `control` it takes.
+pub(super) fn write_u16(control: &mut Control, level: i32, kind: i32, value: u16) -> usize {
+    let out = &mut control.0;
+    out[..WORD].copy_from_slice(&(HEADER + 2).to_ne_bytes());
+    out[WORD..WORD + 4].copy_from_slice(&level.to_ne_bytes());
+    out[WORD + 4..HEADER].copy_from_slice(&kind.to_ne_bytes());
+    out[HEADER..HEADER + 2].copy_from_slice(&value.to_ne_bytes());
+    (HEADER + 2).next_multiple_of(WORD)
+}
+
+fn number(data: &[u8]) -> Option<i32> {
+    Some(i32::from_ne_bytes(*data.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_that_of_the_c_library() {
+        // SAFETY: these compute with their argument only.
+        let (header, space) = unsafe { (libc::CMSG_LEN(0), libc::CMSG_SPACE(2)) };
+        assert_eq!(header as usize, HEADER);
+        let mut control = Control::new();
+        let used = write_u16(&mut control, libc::SOL_UDP, libc::UDP_SEGMENT, 1400);
+        assert_eq!(used, space as usize);
+        let read: Vec<_> = messages(&control.0[..used]).collect();
+        let octets = 1400_u16.to_ne_bytes();
+        assert_eq!(read, [(libc::SOL_UDP, libc::UDP_SEGMENT, &octets[..])]);
+    }
+
+    #[test]
+    fn what_is_cut_short_is_not_read() {
+        let mut control = Control::new();
+        let used = write_u16(&mut control, 1, 2, 3);
+        for len in 0..HEADER + 2 {
+            assert_eq!(messages(&control.0[..len]).count(), 0, "{len}");
+        }
+        control.0[..WORD].copy_from_slice(&3_usize.to_ne_bytes());
+        assert_eq!(messages(&control.0[..used]).count(), 0);
+        assert_eq!(messages(&[0; 64]).count(), 0);
+    }
+}

@@ -1,0 +1,299 @@
+//! A translator is not a hop: what a guest finds out about the way to others is what the host would find out.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod kernel_guest;
+mod lab;
+
+use kernel_guest::KernelGuest;
+use lab::{Host, Translator, World, servers::TcpServer};
+
+/// The far end, three hops away, and an address nobody has behind it.
+const FAR4: &str = "192.0.2.130";
+const FAR6: &str = "2001:db8:3::2";
+
+/// The world of [`World::pod`] with two hosts more: outside, middle and far, each the next one's router.
+struct Chain {
+    middle: Host,
+    far: Host,
+    guest: KernelGuest,
+    _translator: Translator,
+    world: World,
+}
+
+impl Chain {
+    fn new(mtu: u32, middle_mtu: u32) -> Option<Self> {
+        let world = World::pod()?;
+        let [middle, far] = [(); 2].map(|()| {
+            let host = Host::new().expect("a namespace");
+            for family in ["ipv4", "ipv6"] {
+                host.sysctl(&format!("{family}/conf/all/forwarding"), "1");
+            }
+            host.sysctl("ipv4/icmp_ratelimit", "0");
+            host.sysctl("ipv6/icmp/ratelimit", "0");
+            host
+        });
+        world.outside.ip(&format!(
+            "link add out mtu {middle_mtu} type veth peer name in mtu {middle_mtu} netns {}
+             addr add 192.0.2.1/26 dev out
+             addr add 2001:db8:2::1/64 dev out nodad
+             link set out up
+             route add 192.0.2.128/26 via 192.0.2.2
+             route add 2001:db8:3::/64 via 2001:db8:2::2",
+            middle.path()
+        ));
+        middle.ip(&format!(
+            "link add out mtu 1500 type veth peer name in mtu 1500 netns {}
+             addr add 192.0.2.2/26 dev in
+             addr add 2001:db8:2::2/64 dev in nodad
+             addr add 192.0.2.129/26 dev out
+             addr add 2001:db8:3::1/64 dev out nodad
+             link set in up
+             link set out up
+             route add default via 192.0.2.1
+             route add default via 2001:db8:2::1",
+            far.path()
+        ));
+        far.ip("addr add 192.0.2.130/26 dev in
+             addr add 2001:db8:3::2/64 dev in nodad
+             link set in up
+             route add default via 192.0.2.129
+             route add default via 2001:db8:3::1");
+        let translator = Translator::start(&world.pod, &["--mtu", &mtu.to_string()]);
+        let guest = KernelGuest::plug(&translator, mtu)?;
+        guest.number();
+        guest.host().allow_ping();
+        Some(Self {
+            middle,
+            far,
+            guest,
+            _translator: translator,
+            world,
+        })
+    }
+
+    /// Runs a command on the host and in the guest, and returns what `read` makes of what each said.
+    fn compare<T: PartialEq + std::fmt::Debug>(
+        &self,
+        program: &str,
+        args: &[&str],
+        read: impl Fn(&str) -> T,
+    ) -> T {
+        let [host, guest] =
+            [&self.world.pod, self.guest.host()].map(|host| said(host, program, args));
+        let (from_host, from_guest) = (read(&host), read(&guest));
+        assert_eq!(
+            from_guest, from_host,
+            "{program} {args:?}\nhost:\n{host}\nguest:\n{guest}"
+        );
+        from_guest
+    }
+}
+
+/// What a command says, whatever its end.
+fn said(host: &Host, program: &str, args: &[&str]) -> String {
+    host.run(|| {
+        let output = std::process::Command::new(program).args(args).output();
+        let output = output.expect(program);
+        let both = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&both).into_owned()
+    })
+}
+
+/// Whether a program is there; a word if it is not.
+fn has(program: &str) -> bool {
+    let found = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    }) || std::path::Path::new("/usr/sbin").join(program).is_file();
+    if !found {
+        println!("skipped: no {program}");
+    }
+    found
+}
+
+/// Number and address of each hop: the first two words of its line.
+fn hops(said: &str) -> Vec<(String, String)> {
+    let mut hops: Vec<_> = said
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.to_owned()))
+        })
+        .collect();
+    hops.dedup();
+    hops
+}
+
+/// U15, U16: by UDP, by echo and by TCP, to a port that is closed and one that is open.
+#[test]
+fn traceroute_lists_the_same_hops_as_from_the_host() {
+    if !has("traceroute") {
+        return;
+    }
+    let Some(chain) = Chain::new(1500, 1500) else {
+        return;
+    };
+    let _servers = [FAR4, FAR6].map(|addr| {
+        let addr: std::net::IpAddr = addr.parse().unwrap();
+        TcpServer::echo(&chain.far, (addr, 7))
+    });
+    for (far, gateway, middle) in [
+        (FAR4, "10.233.70.1", "192.0.2.2"),
+        (FAR6, "fd10:233:70::1", "2001:db8:2::2"),
+    ] {
+        for method in [&[][..], &["-I"], &["-T", "-p", "7"], &["-T", "-p", "8"]] {
+            let args = [&["-n", "-q", "1", "-w", "3", "-m", "6"], method, &[far]].concat();
+            let found = chain.compare("traceroute", &args, hops);
+            let want: Vec<_> = (1..)
+                .zip([gateway, middle, far])
+                .map(|(n, addr): (u32, _)| (n.to_string(), addr.to_owned()))
+                .collect();
+            assert_eq!(found, want, "{method:?} {far}");
+        }
+    }
+}
+
+/// The path MTU is that of the narrowest link, found where the host finds it.
+#[test]
+fn tracepath_finds_the_same_way_and_the_same_mtu() {
+    if !has("tracepath") {
+        return;
+    }
+    for mtu in [1500, 65_520] {
+        let Some(chain) = Chain::new(mtu, 1400) else {
+            return;
+        };
+        for far in [FAR4, FAR6] {
+            let read = |said: &str| {
+                let mut hops: Vec<_> = said
+                    .lines()
+                    .filter_map(|line| {
+                        let (number, rest) = line.trim().split_once(": ")?;
+                        let addr = rest.split_whitespace().next()?;
+                        let answered = rest.contains("ms") && !rest.contains("pmtu");
+                        answered.then(|| (number.to_owned(), addr.to_owned()))
+                    })
+                    .collect();
+                hops.dedup();
+                let found = said
+                    .lines()
+                    .find_map(|line| line.split_once("Resume: "))
+                    .map(|(_, found)| found.trim().to_owned());
+                (hops, found)
+            };
+            let (_, found) = chain.compare("tracepath", &["-n", far], read);
+            // Hops back are counted by the TTL that answers come with.
+            assert_eq!(found.as_deref(), Some("pmtu 1400 hops 3 back 3"), "{far}");
+        }
+    }
+}
+
+/// What ping says of each reply: size, sequence number and TTL.
+fn replies(said: &str) -> Vec<String> {
+    said.lines()
+        .filter(|line| line.contains("icmp_seq"))
+        .filter_map(|line| {
+            line.split_once(" time")
+                .map_or(Some(line), |(said, _)| Some(said))
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn ping_shows_the_ttl_that_the_host_sees() {
+    let Some(chain) = Chain::new(65_520, 1500) else {
+        return;
+    };
+    for far in [FAR4, FAR6] {
+        let found = chain.compare("ping", &["-n", "-c", "2", "-i", "0.1", far], replies);
+        assert_eq!(found.len(), 2);
+        assert!(
+            found.iter().all(|line| line.contains("ttl=62")),
+            "{found:?}"
+        );
+        // Too few hops: the same router says so.
+        let found = chain.compare(
+            "ping",
+            &["-n", "-c", "1", "-W", "3", "-t", "2", far],
+            replies,
+        );
+        assert!(found[0].contains("192.0.2.2") || found[0].contains("2001:db8:2::2"));
+    }
+}
+
+#[test]
+fn large_pings_come_back_at_any_mtu() {
+    for mtu in [1500, 9000, 65_520] {
+        let Some(chain) = Chain::new(mtu, 1500) else {
+            return;
+        };
+        for far in [FAR4, FAR6] {
+            for size in ["8000", "60000"] {
+                // Where the guest's own link is wide it learns of the narrow one by the first.
+                said(
+                    chain.guest.host(),
+                    "ping",
+                    &["-c", "1", "-W", "1", "-s", size, far],
+                );
+                let args = ["-n", "-c", "1", "-W", "3", "-s", size, far];
+                let found = chain.compare("ping", &args, replies);
+                assert!(found.len() == 1 && found[0].contains("ttl=62"), "{found:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_ping_that_must_not_be_fragmented_learns_the_mtu() {
+    let Some(chain) = Chain::new(65_520, 1400) else {
+        return;
+    };
+    for far in [FAR4, FAR6] {
+        for (size, mtu) in [("4000", "1500"), ("1440", "1400")] {
+            let args = ["-n", "-c", "1", "-W", "3", "-M", "do", "-s", size, far];
+            let heard = said(chain.guest.host(), "ping", &args);
+            let lowered = heard.to_lowercase();
+            assert!(
+                lowered.contains(&format!("mtu = {mtu}"))
+                    || lowered.contains(&format!("mtu={mtu}")),
+                "{heard}"
+            );
+        }
+    }
+}
+
+/// As fast as they come, none is lost.
+#[test]
+fn a_flood_of_pings_is_answered() {
+    let Some(chain) = Chain::new(1500, 1500) else {
+        return;
+    };
+    for far in [FAR4, FAR6] {
+        let heard = said(chain.guest.host(), "ping", &["-q", "-f", "-c", "2000", far]);
+        assert!(heard.contains("2000 received"), "{heard}");
+    }
+}
+
+/// What a host's network swallows is swallowed, and an address nobody has is told as the last router tells it.
+#[test]
+fn an_address_nobody_has_is_unreachable_by_the_last_router() {
+    let Some(chain) = Chain::new(1500, 1500) else {
+        return;
+    };
+    for (addr, router) in [
+        ("192.0.2.140", "192.0.2.129"),
+        ("2001:db8:3::99", "2001:db8:2::2"),
+    ] {
+        let args = ["-n", "-c", "1", "-W", "10", addr];
+        let found = chain.compare("ping", &args, |said| {
+            let line = said.lines().find(|line| line.contains("nreachable"));
+            line.unwrap_or_default().to_owned()
+        });
+        let _ = &chain.middle;
+        assert!(
+            found.starts_with("From ") && found.contains("nreachable"),
+            "{found} {router}"
+        );
+    }
+}

@@ -48,6 +48,7 @@ lint: tools
 
 unit: tools lint
 	$(CARGO) test --no-fail-fast
+	$(CARGO) test --lib --manifest-path fuzz/Cargo.toml --target-dir $(target)
 
 # Adds to `make test` what is too long for it, and repeats only tests that grow with a size.
 test-all: test long fuzz
@@ -57,9 +58,8 @@ long: test
 	$(long_sizes) $(CARGO) test --no-fail-fast $(addprefix --test ,$(long_tests))
 	$(CARGO) test --test labs -- --ignored
 
-# Eight targets: some three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
+# Nine targets: three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
 fuzz: tools
-	$(CARGO) test --lib --manifest-path fuzz/Cargo.toml --target-dir $(target)
 	CARGO=$(CARGO) fuzz/run $(FUZZ_SECONDS)
 
 bench:

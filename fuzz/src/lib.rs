@@ -1,4 +1,4 @@
-//! What the targets share: a host to serve from, and a strict reader of the frames we send.
+//! The targets, and what they share: a host to serve from, a guest, and a strict reader of the frames we send.
 
 use std::{net::IpAddr, sync::LazyLock};
 
@@ -21,6 +21,7 @@ pub mod guest;
 pub mod kernel;
 pub mod play;
 pub mod sound;
+pub mod targets;
 
 pub static TRACES: LazyLock<bool> = LazyLock::new(|| std::env::var_os("FUZZ_TRACE").is_some());
 
@@ -70,32 +71,4 @@ pub fn net() -> Net {
     resolve(&Config::default(), &facts())
         .expect("a network")
         .net
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{fs, path::Path};
-
-    use super::play::{self, Guest};
-
-    const TARGETS: [(&str, Guest); 3] = [
-        ("tcp", Guest::Connections),
-        ("fragments", Guest::Parts),
-        ("ingress", Guest::Anything),
-    ];
-
-    /// What once was found stays mended: each input that ended a run is among the seeds, under the name of what it showed.
-    #[test]
-    fn every_seed_is_played_to_its_end() {
-        for (target, guest) in TARGETS {
-            let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("seeds")
-                .join(target);
-            for seed in fs::read_dir(seeds).expect("seeds") {
-                let path = seed.expect("a seed").path();
-                println!("{}", path.display());
-                play::run(&fs::read(path).expect("a seed"), guest);
-            }
-        }
-    }
 }

@@ -1,19 +1,3 @@
-//! Any octets as the kernel's dumps of links, addresses and routes, down to what the guest is told of them.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use passt_rs::{
-    config::{Config, resolve},
-    host::facts,
-};
-
-fuzz_target!(|dump: &[u8]| {
-    let found = facts::of_dump(dump);
-    assert!(
-        found
-            .addresses
-            .iter()
-            .all(|a| a.prefix <= if a.addr.is_ipv4() { 32 } else { 128 })
-    );
-    let _ = resolve(&Config::default(), &found);
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| passt_rs_fuzz::targets::netlink(input));

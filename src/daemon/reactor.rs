@@ -17,6 +17,7 @@ use socket2::SockRef;
 use super::{changes::Changes, event::Source};
 use crate::{
     config::VhostFeatures,
+    host::neighbours::Watch,
     link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
     relay::{Ready, Relay, Report, Request},
@@ -94,6 +95,7 @@ pub struct Reactor {
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
     changes: Option<Changes>,
+    neighbours: Option<Watch>,
     stats: Option<Stats>,
 }
 
@@ -137,6 +139,7 @@ impl Reactor {
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
             changes: None,
+            neighbours: None,
             stats: None,
         };
         reactor.outbox.set_capture(capture);
@@ -170,6 +173,16 @@ impl Reactor {
             }
         }
         self.changes = Some(changes);
+        Ok(())
+    }
+
+    /// Has the guest told of the host's neighbours from now on.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn follow_neighbours(&mut self, watch: Watch) -> io::Result<()> {
+        self.watch(watch.as_raw_fd(), Source::Neighbours, Interest::READABLE)?;
+        self.neighbours = Some(watch);
         Ok(())
     }
 
@@ -241,6 +254,7 @@ impl Reactor {
                             changes.network_changed(now);
                         }
                     }
+                    Source::Neighbours => self.hear_of_neighbours(),
                     Source::Resolver => {
                         let now = self.now();
                         if let Some(changes) = &mut self.changes {
@@ -270,6 +284,7 @@ impl Reactor {
             self.advertise = now + self.advertise_interval(now);
         }
         self.follow_host(now);
+        self.look_at_neighbours(now);
         self.report_stats(now);
         let mut more = self.link_readable || self.session_readable;
         if self.outbox.flush() == Flushed::Done {
@@ -317,8 +332,26 @@ impl Reactor {
             log::warn!("{warning}");
         }
         self.relay.set_net(resolved.net);
+        if let Some(watch) = &mut self.neighbours {
+            watch.ask_for_all(now);
+        }
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.relay.advertise(&mut self.outbox);
+    }
+
+    /// Tells the relay what the kernel tells of neighbours.
+    fn hear_of_neighbours(&mut self) {
+        let now = self.now();
+        let events = self.neighbours.as_mut().map(|watch| watch.events(now));
+        for told in events.iter().flatten() {
+            self.relay.neighbour(told, &mut self.outbox);
+        }
+    }
+
+    fn look_at_neighbours(&mut self, now: Now) {
+        if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
+            self.relay.all_neighbours(&all, &mut self.outbox);
+        }
     }
 
     fn report_stats(&mut self, now: Now) {
@@ -517,6 +550,7 @@ impl Reactor {
             Some(self.advertise),
             self.accept_again,
             self.changes.as_ref().and_then(Changes::due),
+            self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),
         ];
         let spans = times.into_iter().flatten().map(|time| time.since(now));

@@ -18,3 +18,5 @@ mod ephemeral;
 
 pub use ephemeral::ephemeral_ports;
 pub mod monitor;
+
+pub mod neighbours;

@@ -35,6 +35,8 @@ mod echo;
 
 mod neighbour;
 
+mod lan;
+
 mod arrival;
 
 pub use limit::RateLimit;

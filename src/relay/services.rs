@@ -34,8 +34,9 @@ impl Relay {
     ) -> Result<bool, Why> {
         self.learn(frame, head);
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
+        let neighbours = &self.neighbours;
         let answer = match &frame.body {
-            Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, out),
+            Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, neighbours, out),
             Body::Arp => return Err(Why::Disabled),
             Body::Udp(ip, datagram)
                 if is_dhcp(ip, datagram) && net.serve.dhcp && net.v4.is_some() =>
@@ -62,7 +63,9 @@ impl Relay {
                     return Err(Why::Disabled);
                 }
                 let octets = head.get(message.octets.clone()).unwrap_or_default();
-                ndp::answer(frame.mac, src, dst, ip.ttl, octets, net, guest, out)
+                ndp::answer(
+                    frame.mac, src, dst, ip.ttl, octets, net, guest, neighbours, out,
+                )
             }
             Body::Udp(..) | Body::Icmp(..) | Body::Tcp(..) | Body::Fragment(..) => {
                 return Ok(false);

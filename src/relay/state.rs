@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Guest, Id, Key, Lru, Pool, Spare, Table, Wheel},
+    flow::{Guest, Id, Key, Lru, Neighbours, Pool, Spare, Table, Wheel},
     host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Span, Why},
     proto::tcp::{Disorder, SynRetries},
@@ -58,6 +58,8 @@ pub struct Limits {
 pub struct Relay {
     pub(super) net: Net,
     pub(super) guest: Guest,
+    /// Who else is on the host's link.
+    pub(super) neighbours: Neighbours,
     /// Whether any frame has come from a guest.
     pub(super) met: bool,
     /// Frames taken from the guest.
@@ -121,6 +123,7 @@ impl Relay {
         Self {
             net,
             guest,
+            neighbours: Neighbours::default(),
             met: false,
             frames: 0,
             features,
@@ -186,7 +189,8 @@ impl Relay {
         } else {
             0
         };
-        Template::new(self.net.mac, self.guest_mac(), key.remote, key.guest, label)
+        let source = self.neighbours.source(&self.net, key.remote.addr);
+        Template::new(source, self.guest_mac(), key.remote, key.guest, label)
     }
 
     pub(super) const fn guest_mac(&self) -> Mac {

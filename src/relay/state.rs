@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    flow::{Burst, Flow, UdpFlow},
+    flow::{Burst, Flow, Groups, UdpFlow},
     reassembly::Reassembly,
     request::Request,
     run::Run,
@@ -55,6 +55,7 @@ pub struct Relay {
     pub(super) pool: Pool,
     pub(super) burst: Burst<Id>,
     pub(super) run: Run,
+    pub(super) groups: Groups,
     pub(super) reassembly: Reassembly,
     /// Tells packets apart that we fragment.
     pub(super) fragment_id: u32,
@@ -104,6 +105,7 @@ impl Relay {
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
             burst: Burst::new(),
             run: Run::new(),
+            groups: Groups::default(),
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,

@@ -41,6 +41,7 @@ tools:
 lint: tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
 
 unit: tools lint
 	$(CARGO) test --no-fail-fast
@@ -49,9 +50,9 @@ unit: tools lint
 test-all: test long
 
 long: test
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
 	mandoc -T lint -W warning man/passt.1
 	$(long_sizes) $(CARGO) test --no-fail-fast $(addprefix --test ,$(long_tests))
+	$(CARGO) test --test labs -- --ignored
 
 bench:
 	$(CARGO) bench --bench compare -- $(BENCH_ARGS)

@@ -24,6 +24,15 @@ tools=(
   dhcpcd:dhcpcd-base
   mandoc:mandoc
   tcpdump:tcpdump
+  nft:nftables
+)
+
+# Debian 12 has libvirt 9.0, which starts passt in its own way; its backports have a libvirt, and a QEMU that reconnects.
+# The tests that need them skip without.
+backports=bookworm-backports
+backported=(
+  libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-common libvirt-daemon-log libvirt-clients libvirt-common libvirt0
+  qemu-system-x86 qemu-system-common qemu-system-data qemu-utils qemu-block-extra
 )
 
 missing_packages() {
@@ -56,6 +65,21 @@ install_packages() {
   as_root apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
 }
 
+# Where the system is not Debian 12, or its archive out of reach, the machine stays as it is.
+install_libvirt() {
+  local source=/etc/apt/sources.list.d/$backports.list
+  command -v libvirtd >/dev/null && return 0
+  grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release && as_root true 2>/dev/null || return 0
+  echo "setup: installing libvirt and QEMU of $backports"
+  export DEBIAN_FRONTEND=noninteractive
+  if ! apt-cache policy libvirt-daemon | grep -q "$backports"; then
+    echo "deb http://deb.debian.org/debian $backports main" | as_root tee "$source" >/dev/null
+    as_root apt-get update -qq
+  fi
+  as_root apt-get install -qq -y --no-install-recommends "${backported[@]/%//$backports}" >/dev/null ||
+    echo "setup: no libvirt of $backports: its tests will be skipped"
+}
+
 # The guest runs Debian's cloud kernel. Unpacking it is enough: nothing of it is installed on this machine.
 unpack_kernel() {
   "$root/contrib/demo/kernel" >/dev/null 2>&1 && return 0
@@ -72,4 +96,5 @@ unpack_kernel() {
 }
 
 install_packages
+install_libvirt
 unpack_kernel

@@ -6,32 +6,25 @@ mod kernel_guest;
 mod lab;
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Read, Write},
     net::{IpAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
     time::Duration,
 };
 
-use kernel_guest::KernelGuest;
+use kernel_guest::machine::{Lease, Machine, PATIENCE};
 use lab::{
-    Host, Translator, World,
-    janitor::{self, TempDir},
-    wait_until,
+    Translator, World,
     world::{INTERNET4, INTERNET6},
 };
-
-/// A client may wait for a random time, probe for a duplicate of its address and try again.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What ordinary clients are told in [`World::pod`].
 const POD: Lease = Lease {
     address: "10.233.70.50/24",
     routes: &["default via 10.233.70.1 "],
     resolver: "10.233.70.1",
+    search: "lab.example pod.example",
 };
 
 /// And in [`World::routed_pod`], where the gateway is reached by a classless static route (RFC 3442).
@@ -39,6 +32,7 @@ const ROUTED_POD: Lease = Lease {
     address: "10.233.70.50/32",
     routes: &["default via 169.254.1.1 ", "169.254.1.1 "],
     resolver: "10.233.70.1",
+    search: "lab.example pod.example",
 };
 
 /// In both, by DHCPv6 and router advertisements: the address has no prefix of its own (RFC 8415, section 18.2.10.1).
@@ -46,14 +40,8 @@ const POD6: Lease = Lease {
     address: "fd10:233:70::50/128",
     routes: &["default via fe80::1 "],
     resolver: "fd10:233:70::1",
+    search: "lab.example pod.example",
 };
-
-struct Lease {
-    address: &'static str,
-    /// How lines of `ip route` start.
-    routes: &'static [&'static str],
-    resolver: &'static str,
-}
 
 #[test]
 fn busybox_udhcpc_leases() {
@@ -114,7 +102,7 @@ fn udhcpc(world: &World, lease: &Lease) {
     let Some(machine) = Machine::new(&translator, "busybox") else {
         return;
     };
-    let script = machine.dir.path().join("udhcpc");
+    let script = machine.dir().join("udhcpc");
     fs::write(&script, UDHCPC_SCRIPT).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     let script = script.to_str().unwrap();
@@ -158,120 +146,6 @@ fn internet(family: &str) -> IpAddr {
     }
 }
 
-/// A kernel guest with an `/etc` and other folders of its own, for a client to write to.
-struct Machine {
-    guest: KernelGuest,
-    dir: TempDir,
-}
-
-impl Machine {
-    /// `None`, with a word about it, without the program `client` or TAP devices.
-    fn new(translator: &Translator, client: &str) -> Option<Self> {
-        if !installed(client) {
-            println!("skipped: {client} is not installed");
-            return None;
-        }
-        let guest = KernelGuest::plug_after(translator, 1500, |host| {
-            // Routers are the kernel's business, as usual; dhcpcd takes it over.
-            host.sysctl("ipv6/conf/default/accept_ra", "1");
-        })?;
-        let dir = TempDir::new();
-        // Files only root may read can be missing.
-        let _ = Command::new("cp")
-            .args(["-a", "/etc"])
-            .arg(dir.path())
-            .stderr(Stdio::null())
-            .status();
-        let machine = Self { guest, dir };
-        let _ = fs::remove_file(machine.resolv_conf());
-        fs::write(machine.resolv_conf(), "").unwrap();
-        Some(machine)
-    }
-
-    fn host(&self) -> &Host {
-        self.guest.host()
-    }
-
-    fn resolv_conf(&self) -> PathBuf {
-        self.dir.path().join("etc/resolv.conf")
-    }
-
-    /// Starts the client, in namespaces where it can neither change this machine nor outlive the test.
-    fn start(&self, program: &str, args: &[&str]) -> Client<'_> {
-        let log = File::create(self.dir.path().join("log")).unwrap();
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "--uts", "--pid", "--fork", "--kill-child"])
-            .args(["sh", "-c", ROOM])
-            .arg(self.dir.path())
-            .arg(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
-        let child = self.host().run(|| command.spawn().expect("unshare(1)"));
-        janitor::watch_pid(child.id());
-        let dir = self.dir.path();
-        Client { child, dir }
-    }
-
-    /// Waits until the guest is configured as `lease` says.
-    fn expect_lease(&self, client: &Client<'_>, lease: &Lease) {
-        let six = if lease.address.contains(':') {
-            "-6"
-        } else {
-            "-4"
-        };
-        let (mut addresses, mut routes, mut resolvers) = Default::default();
-        let configured = wait_until(PATIENCE, || {
-            thread::sleep(Duration::from_millis(100));
-            addresses = self.host().command("ip", &[six, "address", "show", "eth0"]);
-            routes = self.host().command("ip", &[six, "route", "show"]);
-            resolvers = fs::read_to_string(self.resolv_conf()).unwrap_or_default();
-            addresses.contains(&format!(" {} ", lease.address))
-                && lease
-                    .routes
-                    .iter()
-                    .all(|route| routes.lines().any(|line| line.starts_with(route)))
-                && resolvers.contains(&format!("nameserver {}\n", lease.resolver))
-                // Some write names with the dot of the root.
-                && resolvers
-                    .replace("example.", "example")
-                    .contains("lab.example pod.example")
-        });
-        assert!(
-            configured,
-            "not configured as told\n{addresses}\n{routes}\n{resolvers}\n{}",
-            client.log()
-        );
-    }
-
-    fn expect_mtu(&self, mtu: u32) {
-        let link = self.host().command("ip", &["link", "show", "eth0"]);
-        assert!(link.contains(&format!(" mtu {mtu} ")), "{link}");
-    }
-}
-
-/// A running client; all its processes are killed on drop.
-struct Client<'a> {
-    child: Child,
-    dir: &'a Path,
-}
-
-impl Client<'_> {
-    fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Client<'_> {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        janitor::gone(self.child.id());
-    }
-}
-
 /// The guest can talk to a server on the internet.
 fn expect_online(world: &World, machine: &Machine, server: IpAddr) {
     let listener = world
@@ -289,23 +163,6 @@ fn expect_online(world: &World, machine: &Machine, server: IpAddr) {
     });
     assert_eq!(answered.unwrap(), "you are online");
 }
-
-fn installed(program: &str) -> bool {
-    let path = std::env::var("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/sbin".into(), "/usr/sbin".into()])
-        .any(|folder| folder.join(program).exists())
-}
-
-/// A shell that furnishes the mount namespace and becomes the client: $0 is our folder, the rest its command line.
-const ROOM: &str = r#"
-PATH=$PATH:/usr/sbin:/sbin
-mount --bind "$0/etc" /etc || exit
-for folder in /run /var/lib/dhcp /var/lib/dhcpcd /var/lib/dhcpcd5; do
-    [ ! -d "$folder" ] || mount -t tmpfs -o mode=755 tmpfs "$folder" || exit
-done
-exec "$@"
-"#;
 
 /// What udhcpc runs to have a lease applied.
 const UDHCPC_SCRIPT: &str = r#"#!/bin/sh

@@ -86,7 +86,9 @@ fn sources() -> Vec<Source> {
                 .unwrap()
                 .trim_end_matches(".rs")
                 .to_owned();
-            (layer != "lib" && layer != "main" && !path.ends_with("/tests.rs")).then(|| {
+            // A file of tests may have a folder of more.
+            let tests = path.ends_with("/tests.rs") || path.contains("/tests/");
+            (layer != "lib" && layer != "main" && !tests).then(|| {
                 let text = fs::read_to_string(&file).unwrap();
                 let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
                 let lines = text.lines().count();

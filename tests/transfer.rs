@@ -11,8 +11,9 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     process::{Child, ChildStdin, Command, Stdio},
+    sync::atomic::Ordering,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kernel_guest::KernelGuest;
@@ -27,6 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Bytes of one read or write.
 const CHUNK: usize = 256 * 1024;
+
+/// A transfer over a wire that loses frames, and how long it may stand still.
+const LOSSY_BYTES: u64 = 32 << 20;
+const STALL: Duration = Duration::from_secs(1);
 
 const DOWNLOADS: u64 = 200;
 
@@ -70,6 +75,30 @@ fn bulk_transfers_arrive_whole_at_an_ethernet_mtu_over_ipv6() {
     assert_eq!(guest.retransmissions(), 0);
     transfer(&guest, &server, false);
     assert_eq!(guest.dropped_at_device(), 0);
+}
+
+/// No packet scheduler that loses is needed for it: the wire is ours.
+#[test]
+fn a_wire_that_loses_one_frame_in_a_hundred_stalls_nobody() {
+    for (mtu, address) in [
+        (1500, IpAddr::from(INTERNET4)),
+        (65520, IpAddr::from(INTERNET6)),
+    ] {
+        let Some(world) = World::pod() else { return };
+        let translator = Translator::start(&world.pod, &["--mtu", &mtu.to_string()]);
+        let Some(guest) = KernelGuest::plug(&translator, mtu) else {
+            return;
+        };
+        guest.number();
+        let server = Server::remote(&world, address);
+        for up in [true, false] {
+            guest.counters().loss.store(10_000, Ordering::Relaxed);
+            let gap = transfer_bytes(&guest, &server, up, LOSSY_BYTES);
+            guest.counters().loss.store(0, Ordering::Relaxed);
+            println!("mtu {mtu}, up {up}: at most {gap:?} without progress");
+            assert!(gap < STALL, "{gap:?} without progress, mtu {mtu}, up {up}");
+        }
+    }
 }
 
 #[test]
@@ -145,6 +174,11 @@ impl Server {
 
 /// Sends noise between `server` and `guest`; both ends hash what passes by.
 fn transfer(guest: &KernelGuest, server: &Server, up: bool) {
+    transfer_bytes(guest, server, up, bulk_bytes());
+}
+
+/// The same, of so many bytes. Returns the longest time in which nothing arrived.
+fn transfer_bytes(guest: &KernelGuest, server: &Server, up: bool, size: u64) -> Duration {
     let near = guest
         .host()
         .run(|| TcpStream::connect_timeout(&server.target, PATIENCE))
@@ -155,14 +189,14 @@ fn transfer(guest: &KernelGuest, server: &Server, up: bool) {
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
     }
     let (from, to) = if up { (near, far) } else { (far, near) };
-    let size = bulk_bytes();
-    let (sent, (received, hash)) = thread::scope(|scope| {
+    let (sent, (received, hash, gap)) = thread::scope(|scope| {
         let sent = scope.spawn(|| send(&from, size));
         let received = scope.spawn(|| receive(&to));
         (sent.join().unwrap(), received.join().unwrap())
     });
     assert_eq!(received, size, "bytes");
     assert_eq!(hash, sent, "SHA-256");
+    gap
 }
 
 fn bulk_bytes() -> u64 {
@@ -178,13 +212,17 @@ fn send(to: &TcpStream, size: u64) -> String {
     hash.finish()
 }
 
-fn receive(mut from: &TcpStream) -> (u64, String) {
+fn receive(mut from: &TcpStream) -> (u64, String, Duration) {
     let mut hash = Sha256::start();
     let mut chunk = vec![0; CHUNK];
     let mut received = 0;
+    let mut gap = Duration::ZERO;
     loop {
-        match from.read(&mut chunk).expect("receiving") {
-            0 => return (received, hash.finish()),
+        let before = Instant::now();
+        let length = from.read(&mut chunk).expect("receiving");
+        gap = gap.max(before.elapsed());
+        match length {
+            0 => return (received, hash.finish(), gap),
             length => {
                 received += length as u64;
                 hash.input().write_all(&chunk[..length]).unwrap();

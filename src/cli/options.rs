@@ -147,7 +147,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         None,
         "DELAY",
         set!(values::stats, stats),
-        "Show counters of events, at most every so many seconds (not served yet)",
+        "Show counters of events, at most every so many seconds",
     ),
     flag(
         "quiet",
@@ -210,7 +210,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         "require-sandbox",
         None,
         switch_on!(require_sandbox),
-        "Do not start unless sandboxed in full (not served yet)",
+        "Do not start unless sandboxed in full",
     ),
     flag(
         "print-sandbox",

@@ -94,8 +94,6 @@ impl Config {
         let asked = [
             (self.vhost_user, "--vhost-user"),
             (self.conf_path.is_some(), "--conf-path"),
-            (self.stats.is_some(), "--stats"),
-            (self.require_sandbox, "--require-sandbox"),
             (self.print_sandbox, "--print-sandbox"),
         ];
         asked

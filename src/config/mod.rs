@@ -15,6 +15,8 @@ mod nameservers;
 
 mod resolve;
 
+mod renew;
+
 pub use config::{
     Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MapChoice, OUR_MAC, Outbound,
     RepairPath, SearchList, Serve, Verbosity,
@@ -23,4 +25,5 @@ pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;
 pub use net::{Dns, Net, Net4, Net6, PREFIX6};
 pub use ports::{Enabled, Forwards};
+pub use renew::renew;
 pub use resolve::{Resolved, resolve};

@@ -38,8 +38,10 @@ pub struct Net4 {
     pub routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
     /// The guest-side address that stands for the host's loopback.
     pub map_host_loopback: Option<Ipv4Addr>,
-    /// The guest-side address that stands for the host at the guest's own address.
+    /// The guest-side address that stands for the host at `host`.
     pub map_guest_addr: Option<Ipv4Addr>,
+    /// The host's address that the guest's was made of; the same, until the host's changes.
+    pub host: Ipv4Addr,
     /// The guest-side address whose port 53 and 853 go to `dns_host`.
     pub dns_forward: Option<Ipv4Addr>,
     pub dns_host: Option<Ipv4Addr>,
@@ -58,6 +60,8 @@ pub struct Net6 {
     pub ours: Ipv6Addr,
     pub map_host_loopback: Option<Ipv6Addr>,
     pub map_guest_addr: Option<Ipv6Addr>,
+    /// The host's address that the guest's was made of; the same, until the host's changes.
+    pub host: Option<Ipv6Addr>,
     pub dns_forward: Option<Ipv6Addr>,
     pub dns_host: Option<Ipv6Addr>,
     /// Nameservers announced to the guest, three at most.

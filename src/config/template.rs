@@ -47,6 +47,11 @@ pub(super) fn named<'a>(facts: &'a Facts, name: &str) -> Result<&'a Interface, S
         .ok_or_else(|| format!("Invalid interface name {name}: No such device"))
 }
 
+/// Whether there is an interface called `name`.
+pub(super) fn is_there(facts: &Facts, name: &str) -> bool {
+    interface_called(facts, name).is_some()
+}
+
 fn interface_called<'a>(facts: &'a Facts, name: &str) -> Option<&'a Interface> {
     facts
         .interfaces

@@ -59,24 +59,29 @@ impl PidFile {
 
 /// The background process's word to the one that waits for it in the foreground.
 #[derive(Debug)]
-pub struct Ready(UnixStream);
+pub struct Ready {
+    waiting: UnixStream,
+    null: File,
+    pid: u32,
+}
 
 impl Ready {
+    /// This process's number as the caller sees it; in a PID namespace of our own it has another.
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Everything is set up: the waiting process may exit with success. Standard descriptors go to /dev/null, so that
     /// whoever reads them sees their end.
     ///
     /// # Errors
-    /// Those of open(2) and dup2(2).
+    /// Those of dup2(2).
     pub fn tell(mut self) -> io::Result<()> {
-        let null = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/null")?;
-        dup2_stdin(null.as_fd())?;
-        dup2_stdout(null.as_fd())?;
-        dup2_stderr(null.as_fd())?;
+        dup2_stdin(self.null.as_fd())?;
+        dup2_stdout(self.null.as_fd())?;
+        dup2_stderr(self.null.as_fd())?;
         // Where nobody waits any more, nobody needs to know.
-        let _ = self.0.write_all(&[0]);
+        let _ = self.waiting.write_all(&[0]);
         Ok(())
     }
 }
@@ -85,58 +90,68 @@ impl Ready {
 /// exits with 0, or with 1 if the new process ends before.
 ///
 /// # Errors
-/// Those of socketpair(2), fork(2) and setsid(2).
+/// Those of open(2), socketpair(2), fork(2) and setsid(2).
 pub fn detach() -> io::Result<Ready> {
-    let (mut waiting, telling) = UnixStream::pair()?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    let (mut waiting, mut telling) = UnixStream::pair()?;
     match fork()? {
-        Forked::Parent { .. } => {
+        Forked::Parent { child } => {
             drop(telling);
-            let ready = waiting.read_exact(&mut [0]).is_ok();
+            let told = waiting.write_all(&child.as_raw().to_ne_bytes());
+            let ready = told.is_ok() && waiting.read_exact(&mut [0]).is_ok();
             process::exit(i32::from(!ready));
         }
         Forked::Child => {
             drop(waiting);
             setsid()?;
-            Ok(Ready(telling))
+            let mut pid = [0; 4];
+            telling.read_exact(&mut pid)?;
+            Ok(Ready {
+                waiting: telling,
+                null,
+                pid: u32::from_ne_bytes(pid),
+            })
         }
     }
 }
 
-/// Becomes whom the caller wants; the machine's root becomes nobody unless told otherwise. To be called once everything that takes rights
-/// is open.
+/// Whom to become: whom the caller wants; the machine's root becomes nobody unless told otherwise. `None`: nobody else.
+pub fn identity(wanted: Option<Identity>) -> Option<Identity> {
+    if wanted.is_some() || !(Uid::effective().is_root() && in_initial_namespace()) {
+        return wanted;
+    }
+    let nobody = User::from_name("nobody").ok().flatten();
+    Some(nobody.map_or(
+        Identity {
+            uid: 65_534,
+            gid: 65_534,
+        },
+        |user| Identity {
+            uid: user.uid.as_raw(),
+            gid: user.gid.as_raw(),
+        },
+    ))
+}
+
+/// Becomes the given user and group, and leaves all others. To be called once everything that takes rights is open.
 ///
 /// # Errors
 /// One line: the system would not let us.
-pub fn become_identity(wanted: Option<Identity>) -> Result<(), String> {
-    let identity = match wanted {
-        Some(identity) => identity,
-        None if Uid::effective().is_root() && in_initial_namespace() => {
-            log::warn!("Started as root, will change to nobody.");
-            let nobody = User::from_name("nobody").ok().flatten();
-            nobody.map_or(
-                Identity {
-                    uid: 65_534,
-                    gid: 65_534,
-                },
-                |user| Identity {
-                    uid: user.uid.as_raw(),
-                    gid: user.gid.as_raw(),
-                },
-            )
-        }
-        None => return Ok(()),
+pub fn assume(identity: Option<Identity>) -> Result<(), String> {
+    let Some(identity) = identity else {
+        return Ok(());
     };
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let groups = setgroups(&[]);
     if (uid, gid) == (Uid::effective(), Gid::effective()) {
         return Ok(());
     }
-    let groups = setgroups(&[]).or_else(|error| {
-        if Uid::effective().is_root() {
-            Err(error)
-        } else {
-            Ok(())
-        }
-    });
+    // Who may not change groups may not change users either, but for one's own.
+    let is_root = Uid::effective().is_root();
+    let groups = groups.or_else(|error| if is_root { Err(error) } else { Ok(()) });
     groups
         .and_then(|()| setgid(gid))
         .and_then(|()| setuid(uid))

@@ -12,6 +12,10 @@ pub enum Source {
     /// The guest's link.
     Link,
     Signal,
+    /// The host's network changed.
+    Monitor,
+    /// The watcher of the resolver configuration has something to say.
+    Resolver,
     Flow(Id),
     /// A forwarded port, by its place.
     Port(u32),
@@ -26,8 +30,10 @@ impl Source {
             Self::Listener => 0,
             Self::Link => 1 << KIND,
             Self::Signal => 2 << KIND,
+            Self::Monitor => 4 << KIND,
+            Self::Resolver => 5 << KIND,
             Self::Flow(id) => 3 << KIND | id.to_bits(),
-            Self::Port(place) => 4 << KIND | u64::from(place),
+            Self::Port(place) => 6 << KIND | u64::from(place),
         };
         Token(bits as usize)
     }
@@ -39,6 +45,8 @@ impl Source {
             1 => Self::Link,
             2 => Self::Signal,
             3 => Self::Flow(Id::from_bits(bits)),
+            4 => Self::Monitor,
+            5 => Self::Resolver,
             _ => Self::Port(bits as u32),
         }
     }
@@ -58,6 +66,8 @@ mod tests {
             Source::Listener,
             Source::Link,
             Source::Signal,
+            Source::Monitor,
+            Source::Resolver,
             Source::Flow(id),
             Source::Port(0),
             Source::Port(u32::MAX),

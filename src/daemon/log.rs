@@ -2,7 +2,6 @@
 //! file instead of that. No destination's trouble is ours: what cannot be written is lost.
 
 use std::{
-    fmt,
     io::{self, Write},
     os::unix::net::UnixDatagram,
     sync::atomic::{AtomicBool, Ordering},
@@ -12,10 +11,7 @@ use std::{
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::log_file::{LogFile, Stamp};
-use crate::{
-    config::{Config, Verbosity},
-    net::{Now, Span},
-};
+use crate::config::{Config, Verbosity};
 
 /// Where the system log listens (syslog(3)).
 const SYSLOG: &str = "/dev/log";
@@ -64,10 +60,11 @@ pub fn init(config: &Config) -> Result<&'static Destinations, String> {
 }
 
 impl Destinations {
-    /// Begins the log file, if there is one: to be called once this process is the one that stays.
-    pub fn begin(&self) {
+    /// Begins the log file, if there is one: to be called once this process is the one that stays. `pid` is its number as
+    /// the caller sees it.
+    pub fn begin(&self, pid: u32) {
         if let Some(file) = &self.file {
-            file.begin();
+            file.begin(pid);
         }
     }
 
@@ -151,65 +148,6 @@ fn datagram(level: Level, line: &str) -> String {
     format!("<{}>passt: {line}", FACILITY | severity)
 }
 
-/// Messages of a kind in a period that are said: the guest must not be able to fill the log.
-const BURST: u32 = 5;
-const PERIOD: Span = Span::secs(1);
-
-/// Keeps one kind of warning from being repeated without end.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct RateLimit {
-    since: Now,
-    said: u32,
-    suppressed: u64,
-}
-
-/// What may be said of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Say {
-    Nothing,
-    /// The message, after word of how many were left out, and before word that the next will be.
-    Message {
-        left_out: u64,
-        last: bool,
-    },
-}
-
-impl RateLimit {
-    /// Warns of an event at `now`, unless five of the kind were said within the second.
-    pub fn warn(&mut self, now: Now, message: fmt::Arguments<'_>) {
-        let Say::Message { left_out, last } = self.admit(now) else {
-            return;
-        };
-        if left_out > 0 {
-            log::warn!("(suppressed {left_out} similar messages)");
-        }
-        log::warn!("{message}");
-        if last {
-            log::warn!("(suppressing further similar messages)");
-        }
-    }
-
-    fn admit(&mut self, now: Now) -> Say {
-        let mut left_out = 0;
-        if now.since(self.since) >= PERIOD {
-            left_out = self.suppressed;
-            *self = Self {
-                since: now,
-                ..Self::default()
-            };
-        }
-        if self.said >= BURST {
-            self.suppressed += 1;
-            return Say::Nothing;
-        }
-        self.said += 1;
-        Say::Message {
-            left_out,
-            last: self.said == BURST,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,18 +158,5 @@ mod tests {
         assert_eq!(datagram(Level::Warn, "a"), "<28>passt: a");
         assert_eq!(datagram(Level::Info, "a"), "<30>passt: a");
         assert_eq!(datagram(Level::Trace, "a"), "<31>passt: a");
-    }
-
-    #[test]
-    fn a_storm_of_warnings_is_said_five_times_a_second() {
-        let mut limit = RateLimit::default();
-        let start = Now(5_000_000);
-        let said: Vec<Say> = (0..7).map(|n| limit.admit(Now(start.0 + n))).collect();
-        let message = |left_out, last| Say::Message { left_out, last };
-        assert_eq!(said[..4], [message(0, false); 4]);
-        assert_eq!(said[4..], [message(0, true), Say::Nothing, Say::Nothing]);
-        let later = start + Span::secs(1);
-        assert_eq!(limit.admit(later), message(2, false));
-        assert_eq!(limit.admit(later), message(0, false));
     }
 }

@@ -6,8 +6,7 @@ use std::{
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
-    process,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -24,6 +23,10 @@ const MESSAGE_MAX: usize = 8_192;
 #[derive(Debug)]
 pub(super) struct LogFile {
     file: File,
+    /// How the first line begins.
+    title: String,
+    /// The number of the process that stays, as the caller sees it.
+    pid: AtomicU32,
     start: Instant,
     /// Octets the file may have.
     limit: u64,
@@ -56,6 +59,8 @@ impl LogFile {
             })?;
         Ok(Self {
             file,
+            title: title(),
+            pid: AtomicU32::new(0),
             start,
             limit,
             header: AtomicU64::new(0),
@@ -64,10 +69,11 @@ impl LogFile {
         })
     }
 
-    /// Writes the header: who we are, now that the process has the number it keeps. Messages before are not taken; a full
-    /// disk is no error, the log stays empty then.
-    pub(super) fn begin(&self) {
-        let header = format!("{}\n", title());
+    /// Writes the header: who we are, now that the process has the number it keeps, which is `pid`. Messages before are
+    /// not taken; a full disk is no error, the log stays empty then.
+    pub(super) fn begin(&self, pid: u32) {
+        self.pid.store(pid, Ordering::Relaxed);
+        let header = format!("{} ({pid})\n", self.title);
         if self.file.write_all_at(header.as_bytes(), 0).is_ok() {
             self.header.store(octets(&header), Ordering::Relaxed);
             self.len.store(octets(&header), Ordering::Relaxed);
@@ -106,7 +112,9 @@ impl LogFile {
 
     /// Moves the newest lines to the front, below a new header, and returns the new length.
     fn cut(&self, stamp: Stamp, len: u64) -> io::Result<u64> {
-        let header = format!("{} - log truncated at {}\n", title(), stamp.bare());
+        let pid = self.pid.load(Ordering::Relaxed);
+        let cut_at = stamp.bare();
+        let header = format!("{} ({pid}) - log truncated at {cut_at}\n", self.title);
         let old_header = self.header.load(Ordering::Relaxed);
         let mut from = self.next_line(old_header + self.limit * CUT_PERCENT / 100, len)?;
         let mut to = octets(&header);
@@ -145,10 +153,11 @@ impl LogFile {
     }
 }
 
+/// To be asked while files can be found.
 fn title() -> String {
     let program = env::current_exe().unwrap_or_default();
     let version = env!("CARGO_PKG_VERSION");
-    format!("passt {version}: {} ({})", program.display(), process::id())
+    format!("passt {version}: {}", program.display())
 }
 
 fn octets(text: &str) -> u64 {
@@ -173,7 +182,7 @@ impl fmt::Display for Stamp {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+    use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process};
 
     use super::*;
 
@@ -186,7 +195,7 @@ mod tests {
 
         fn log(&self, limit: u64) -> LogFile {
             let log = LogFile::open(&self.0, limit, Instant::now()).unwrap();
-            log.begin();
+            log.begin(process::id());
             log
         }
 
@@ -287,7 +296,7 @@ mod tests {
     fn a_full_disk_is_no_reason_to_fail() {
         let log = LogFile::open(Path::new("/dev/full"), 50_000, Instant::now()).unwrap();
         log.append("", "too early");
-        log.begin();
+        log.begin(process::id());
         log.append("", "lost");
     }
 

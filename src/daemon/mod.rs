@@ -4,18 +4,28 @@
 //!
 //! 1. hold signals back; close what was inherited, but for `--fd` (Rust's runtime has made descriptors 0 to 2 valid by then);
 //! 2. allow as many descriptors as the hard limit does;
-//! 3. ask what the host is, and decide what the guest is told;
+//! 3. start the watcher of resolv.conf; listen for changes of the network; ask what the host is, and decide what the guest is told;
 //! 4. open what takes the caller's rights: forwarded ports, the way in, log, PID file, capture;
 //! 5. become another user, if we are to;
-//! 6. go to the background; the caller's process waits;
-//! 7. build the reactor, write the PID file;
-//! 8. print what was held back, let the caller's process exit, run.
+//! 6. enter a user namespace, and have what is forked next live in a PID namespace;
+//! 7. go to the background; the caller's process waits;
+//! 8. build the reactor, write the PID file;
+//! 9. close the sandbox: nothing can be opened by path any more;
+//! 10. print what was held back, let the caller's process exit, run.
 
 mod log_file;
 
 pub mod log;
 
 pub mod background;
+
+mod seccomp;
+
+mod sandbox;
+
+mod watcher;
+
+mod changes;
 
 mod event;
 
@@ -31,13 +41,16 @@ use std::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use background::{PidFile, Ready};
+use changes::Changes;
 use log::Destinations;
+use sandbox::Sandbox;
 
 use crate::{
     config::{Config, LinkChoice, Resolved, resolve},
     host::{
         conntrack, facts,
         listen::{self as ports, Ports},
+        monitor::Monitor,
         socket::Features,
     },
     link::{
@@ -79,7 +92,17 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         LinkChoice::Probe | LinkChoice::Socket(_) => None,
     });
     let descriptors = raise_descriptor_limit();
-    let resolved = resolve(config, &facts::read()?)?;
+    let reader = failed(
+        "Failed to start the resolver watcher",
+        watcher::start(config),
+    )?;
+    // Heard from before the tables are read. Where nobody tells of changes there are none.
+    let monitor = Monitor::open()
+        .map_err(|error| ::log::warn!("Changes of the network will not be noticed: {error}"))
+        .ok();
+    let facts = facts::read()?;
+    let resolved = resolve(config, &facts)?;
+    let changes = Changes::new(config, facts.resolver, monitor, reader);
 
     // Who sees the socket may count on the forwarded ports.
     let ports = forward(config, descriptors)?;
@@ -88,7 +111,16 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         Opened::Connected(socket) => (Entrance::Connected(socket), None),
     };
     // A socket nobody will answer at is taken away again.
-    build(config, resolved, descriptors, ports, entrance, path.clone()).inspect_err(|_| {
+    build(
+        config,
+        resolved,
+        changes,
+        descriptors,
+        ports,
+        entrance,
+        path.clone(),
+    )
+    .inspect_err(|_| {
         if let Some(path) = &path {
             let _ = fs::remove_file(path);
         }
@@ -99,6 +131,7 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
 fn build(
     config: &Config,
     resolved: Resolved,
+    changes: Changes,
     descriptors: u64,
     (ports, shortage): (Ports, Option<String>),
     entrance: Entrance,
@@ -110,13 +143,21 @@ fn build(
     }
     let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
-    background::become_identity(config.identity)?;
+    let identity = background::identity(config.identity);
+    if identity.is_some() && config.identity.is_none() {
+        ::log::warn!("Started as root, will change to nobody.");
+    }
+    background::assume(identity)?;
 
+    let mut sandbox = Sandbox::new(config.require_sandbox);
+    sandbox.isolate_user()?;
     let ready = if config.foreground {
         None
     } else {
+        sandbox.isolate_child()?;
         Some(failed("Failed to fork", background::detach())?)
     };
+    let pid = ready.as_ref().map_or_else(std::process::id, Ready::pid);
     let flows = descriptors
         .saturating_sub(DESCRIPTORS_KEPT + ports.len() as u64)
         .clamp(16, FLOWS_MOST) as usize;
@@ -130,14 +171,17 @@ fn build(
     let mut relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
     relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
     relay.forward(ports, ports::syn_retries());
-    let reactor = failed(
+    let mut reactor = failed(
         "Failed to set up the event loop",
         Reactor::new(relay, entrance, config.one_off, capture),
     )?;
+    failed("Failed to watch the network", reactor.follow(changes))?;
+    reactor.set_stats(config.stats);
     if let Some(file) = &mut pid_file {
-        failed("Couldn't write PID file", file.write(std::process::id()))?;
+        failed("Couldn't write PID file", file.write(pid))?;
     }
-    log.begin();
+    log.begin(pid);
+    sandbox.close()?;
     Ok(Prepared {
         reactor,
         resolved,

@@ -14,11 +14,11 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::event::Source;
+use super::{changes::Changes, event::Source};
 use crate::{
     link::{Capture, Flushed, Inbox, Outbox, Received},
     net::{Now, Span},
-    relay::{Ready, Relay, Request},
+    relay::{Ready, Relay, Report, Request},
 };
 
 /// Events taken from the kernel at a time.
@@ -34,6 +34,9 @@ const ADVERTISE_MOST: Span = Span::secs(600);
 /// Octets that may wait in the link's socket: enough that a burst goes in one piece, little enough that nobody waits for long
 /// behind it.
 const LINK_BUFFER: usize = 512 * 1024;
+
+/// How long a client waits when there is no descriptor for it, before the next try.
+const ACCEPT_AGAIN: Span = Span::millis(100);
 
 /// How the guest reaches us.
 #[derive(Debug)]
@@ -53,7 +56,7 @@ pub enum Ending {
     ClientLeft,
 }
 
-/// Holds back the signals that end us, until the reactor takes them: from the start on none is lost, and none ends us
+/// Holds back the signals that end us or ask something of us, until the reactor takes them: from the start on none is lost, and none ends us
 /// half-way. Returns which.
 ///
 /// # Errors
@@ -62,6 +65,7 @@ pub fn hold_signals() -> io::Result<SigSet> {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGTERM);
     mask.add(Signal::SIGQUIT);
+    mask.add(Signal::SIGUSR1);
     mask.thread_block()?;
     Ok(mask)
 }
@@ -82,6 +86,18 @@ pub struct Reactor {
     link_ended: bool,
     start: Instant,
     advertise: Now,
+    /// A client waits that could not be let in; it will not knock again.
+    accept_again: Option<Now>,
+    changes: Option<Changes>,
+    stats: Option<Stats>,
+}
+
+/// Reports of counters, as they were asked for.
+#[derive(Debug)]
+struct Stats {
+    every: Span,
+    next: Now,
+    last: Report,
 }
 
 impl Reactor {
@@ -110,6 +126,9 @@ impl Reactor {
             link_ended: false,
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
+            accept_again: None,
+            changes: None,
+            stats: None,
         };
         reactor.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
@@ -125,6 +144,33 @@ impl Reactor {
             reactor.watch(fd, Source::Port(place), Interest::READABLE)?;
         }
         Ok(reactor)
+    }
+
+    /// Has the relay follow changes of the host from now on.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn follow(&mut self, changes: Changes) -> io::Result<()> {
+        let sources = [
+            (changes.monitor(), Source::Monitor),
+            (changes.reader(), Source::Resolver),
+        ];
+        for (fd, source) in sources {
+            if let Some(fd) = fd {
+                self.watch(fd, source, Interest::READABLE)?;
+            }
+        }
+        self.changes = Some(changes);
+        Ok(())
+    }
+
+    /// Has counters logged when they changed, at most this often.
+    pub fn set_stats(&mut self, every: Option<Span>) {
+        self.stats = every.map(|every| Stats {
+            every,
+            next: self.now() + every,
+            last: self.relay.report(),
+        });
     }
 
     /// Serves until a signal comes or the only client leaves.
@@ -173,13 +219,28 @@ impl Reactor {
                     Source::Port(place) => self.relay.knock(place),
                     Source::Listener => self.accept()?,
                     Source::Signal => {
-                        if let Ok(Some(_)) = self.signals.read_signal() {
+                        if self.signalled() {
                             return Ok(Ending::Signal);
+                        }
+                    }
+                    Source::Monitor => {
+                        let now = self.now();
+                        if let Some(changes) = &mut self.changes {
+                            changes.network_changed(now);
+                        }
+                    }
+                    Source::Resolver => {
+                        let now = self.now();
+                        if let Some(changes) = &mut self.changes {
+                            changes.resolver_changed(now);
                         }
                     }
                 }
             }
             self.take_bursts();
+            if self.accept_again.is_some_and(|at| at <= self.now()) {
+                self.accept()?;
+            }
             if self.client.is_none() && self.one_off && self.listener.is_none() {
                 return Ok(Ending::ClientLeft);
             }
@@ -194,6 +255,8 @@ impl Reactor {
             self.relay.advertise(&mut self.outbox);
             self.advertise = now + self.advertise_interval(now);
         }
+        self.follow_host(now);
+        self.report_stats(now);
         let mut more = self.link_readable;
         if self.outbox.flush() == Flushed::Done {
             more |=
@@ -205,6 +268,55 @@ impl Reactor {
         }
         self.register();
         more
+    }
+
+    /// Takes the signals that came; `true` for one that ends us.
+    fn signalled(&mut self) -> bool {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            if info.ssi_signo != Signal::SIGUSR1 as u32 {
+                return true;
+            }
+            log::info!("{}", self.relay.report());
+        }
+        false
+    }
+
+    /// Tells relay and guest what is new on the host.
+    fn follow_host(&mut self, now: Now) {
+        let Some(changes) = &mut self.changes else {
+            return;
+        };
+        let kept = self.relay.has_met_guest();
+        let resolved = changes.look(self.relay.net(), kept, now);
+        self.relay.follow_interfaces(|name| changes.index_of(name));
+        let Some(resolved) = resolved else {
+            return;
+        };
+        let name =
+            |template: &Option<String>| template.clone().unwrap_or_else(|| "none".to_owned());
+        log::info!(
+            "The host's network changed, template interface: {} (IPv4), {} (IPv6)",
+            name(&resolved.template4),
+            name(&resolved.template6)
+        );
+        for warning in &resolved.warnings {
+            log::warn!("{warning}");
+        }
+        self.relay.set_net(resolved.net);
+        // RFC 4861, section 6.2.4: what changed is told at once.
+        self.relay.advertise(&mut self.outbox);
+    }
+
+    fn report_stats(&mut self, now: Now) {
+        let Some(stats) = self.stats.as_mut().filter(|stats| stats.next <= now) else {
+            return;
+        };
+        stats.next = now + stats.every;
+        let report = self.relay.report();
+        if report != stats.last {
+            log::info!("{report}");
+            stats.last = report;
+        }
     }
 
     /// Takes what the guest has sent, a few bursts at most.
@@ -239,15 +351,23 @@ impl Reactor {
         for request in self.relay.requests().drain(..) {
             let interest = Interest::READABLE | Interest::WRITABLE;
             let registry = self.poll.registry();
-            let (done, id) = match request {
-                Request::Watch(fd, id) => (
-                    registry.register(&mut SourceFd(&fd), Source::Flow(id).token(), interest),
-                    id,
-                ),
-                Request::Rewatch(fd, id) => (
-                    registry.reregister(&mut SourceFd(&fd), Source::Flow(id).token(), interest),
-                    id,
-                ),
+            let (done, source) = match request {
+                Request::Watch(fd, id) => {
+                    let source = Source::Flow(id);
+                    let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
+                    (done, source)
+                }
+                Request::Rewatch(fd, id) => {
+                    let source = Source::Flow(id);
+                    let done = registry.reregister(&mut SourceFd(&fd), source.token(), interest);
+                    (done, source)
+                }
+                Request::Listen(fd, place) => {
+                    let source = Source::Port(place);
+                    let readable = Interest::READABLE;
+                    let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
+                    (done, source)
+                }
                 Request::Close(socket) => {
                     drop(socket);
                     continue;
@@ -255,7 +375,7 @@ impl Reactor {
             };
             if let Err(error) = done {
                 // Without events a flow is only ended by its timers and by the guest.
-                log::warn!("flow {}: cannot watch its socket: {error}", id.slot);
+                log::warn!("Cannot watch the socket of {source:?}: {error}");
             }
         }
     }
@@ -268,13 +388,17 @@ impl Reactor {
 
     /// Lets the next client in, and tells further ones goodbye.
     fn accept(&mut self) -> io::Result<()> {
+        let tried_before = self.accept_again.take().is_some();
         while let Some(listener) = &self.listener {
             let client: OwnedFd = match SockRef::from(listener).accept() {
                 Ok((client, _)) => client.into(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    log::warn!("Cannot accept a connection: {error}");
+                    if !tried_before {
+                        log::warn!("Cannot accept a connection, will try again: {error}");
+                    }
+                    self.accept_again = Some(self.now() + ACCEPT_AGAIN);
                     return Ok(());
                 }
             };
@@ -340,11 +464,14 @@ impl Reactor {
     /// How long nothing is due.
     fn sleep(&self) -> Option<Duration> {
         let now = self.now();
-        let advertise = self.advertise.since(now);
-        let span = self
-            .relay
-            .next_deadline(now)
-            .map_or(advertise, |next| next.min(advertise));
+        let times = [
+            Some(self.advertise),
+            self.accept_again,
+            self.changes.as_ref().and_then(Changes::due),
+            self.stats.as_ref().map(|stats| stats.next),
+        ];
+        let spans = times.into_iter().flatten().map(|time| time.since(now));
+        let span = spans.chain(self.relay.next_deadline(now)).min()?;
         Some(Duration::from_micros(span.0))
     }
 

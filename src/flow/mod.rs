@@ -5,6 +5,7 @@ mod key;
 mod lru;
 mod nat;
 mod pool;
+mod spare;
 mod table;
 mod wheel;
 
@@ -13,5 +14,6 @@ pub use key::{Id, Key};
 pub use lru::Lru;
 pub use nat::{Target, check_source, error_source, inbound_source, is_group, outbound};
 pub use pool::{Chain, Pool};
+pub use spare::{Lent, Spare};
 pub use table::Table;
 pub use wheel::Wheel;

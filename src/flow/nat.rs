@@ -56,7 +56,7 @@ pub fn outbound(net: &Net, protocol: Protocol, dst: Endpoint) -> Result<Target, 
     } else if family.map_host_loopback == Some(dst.addr) {
         family.loopback
     } else if family.map_guest_addr == Some(dst.addr) {
-        family.assigned.ok_or(Why::Destination)?
+        family.host.ok_or(Why::Destination)?
     } else {
         dst.addr
     };
@@ -93,8 +93,14 @@ pub fn inbound_source(net: &Net, peer: IpAddr, guest: &Guest) -> Option<IpAddr> 
     let kept = match class(peer) {
         Class::Loopback => family.map_host_loopback,
         Class::Unspecified | Class::Multicast | Class::Broadcast => None,
-        Class::LinkLocal | Class::Global if family.assigned == Some(peer) => family.map_guest_addr,
-        Class::LinkLocal | Class::Global if has(guest, peer) => None,
+        Class::LinkLocal | Class::Global
+            if family.host == Some(peer) && family.map_guest_addr.is_some() =>
+        {
+            family.map_guest_addr
+        }
+        Class::LinkLocal | Class::Global if family.assigned == Some(peer) || has(guest, peer) => {
+            None
+        }
         Class::LinkLocal | Class::Global => Some(peer),
     };
     // The guest would take a packet from its own address for a forgery.
@@ -124,6 +130,7 @@ pub fn error_source(
 /// One family's part of [`Net`], so that the rules are written once for both.
 struct Family {
     assigned: Option<IpAddr>,
+    host: Option<IpAddr>,
     ours: IpAddr,
     loopback: IpAddr,
     map_host_loopback: Option<IpAddr>,
@@ -139,6 +146,7 @@ impl Family {
         match addr {
             IpAddr::V4(_) => net.v4.as_ref().map(|v4| Self {
                 assigned: Some(v4.addr.into()),
+                host: Some(v4.host.into()),
                 ours: v4.ours.into(),
                 loopback: Ipv4Addr::LOCALHOST.into(),
                 map_host_loopback: v4.map_host_loopback.map(IpAddr::from),
@@ -149,6 +157,7 @@ impl Family {
             }),
             IpAddr::V6(_) => net.v6.as_ref().map(|v6| Self {
                 assigned: v6.addr.map(IpAddr::from),
+                host: v6.host.map(IpAddr::from),
                 ours: v6.ours.into(),
                 loopback: Ipv6Addr::LOCALHOST.into(),
                 map_host_loopback: v6.map_host_loopback.map(IpAddr::from),
@@ -214,6 +223,7 @@ mod tests {
                 routes: Vec::new(),
                 map_host_loopback: Some("192.168.1.1".parse().unwrap()),
                 map_guest_addr: None,
+                host: "192.168.1.50".parse().unwrap(),
                 dns_forward: None,
                 dns_host: None,
                 dns: Vec::new(),
@@ -224,6 +234,7 @@ mod tests {
                 ours: "fe80::1".parse().unwrap(),
                 map_host_loopback: Some("fe80::1".parse().unwrap()),
                 map_guest_addr: Some("2001:db8::99".parse().unwrap()),
+                host: Some("2001:db8::50".parse().unwrap()),
                 dns_forward: None,
                 dns_host: None,
                 dns: Vec::new(),
@@ -277,7 +288,7 @@ mod tests {
             Ok((ip("2001:db8::50"), 0, false))
         );
         let mut local = net();
-        local.v6.as_mut().unwrap().addr = None;
+        local.v6.as_mut().unwrap().host = None;
         assert_eq!(to(&local, "2001:db8::99", 80), Err(Why::Destination));
     }
 

@@ -28,17 +28,21 @@ pub struct Pool {
     reserved: usize,
 }
 
-/// One owner's octets in a [`Pool`], first in first out, and the blocks set aside for more. It must go back by
-/// [`Pool::release`]: dropped, it takes its blocks with it.
+/// One owner's octets in a [`Pool`], first in first out, and the blocks set aside for more. Behind those in order there may be
+/// others that came early, in their places: a chain is a picture of the stream from its first octet held to the last. It
+/// must go back by [`Pool::release`]: dropped, it takes its blocks with it.
 #[derive(Debug, Default, PartialEq, Eq)]
 #[must_use = "blocks return to the pool only by Pool::release"]
 pub struct Chain {
-    /// First and last block; meaningless while `len` is 0, when the chain holds none.
+    /// First and last block; meaningless while `span` is 0, when the chain holds none.
     head: u32,
     tail: u32,
     /// Octets of the first block that were consumed.
     offset: u32,
+    /// Octets in order.
     len: u32,
+    /// Octets from the first to the last, gaps included.
+    span: u32,
     /// Blocks set aside.
     reserved: u32,
     /// Octets that must find room yet: never more than the last block and the blocks set aside can take.
@@ -46,9 +50,14 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Octets held.
+    /// Octets held in order, from the first up to the first gap.
     pub const fn len(&self) -> usize {
         self.len as usize
+    }
+
+    /// Octets from the first to the last held, gaps included.
+    pub const fn span(&self) -> usize {
+        self.span as usize
     }
 
     pub const fn is_empty(&self) -> bool {
@@ -77,11 +86,57 @@ impl Pool {
         self.blocks - self.used - self.reserved
     }
 
-    /// Takes octets up to the chain's `limit` while blocks set aside for it or free ones last; how many were taken.
+    /// Takes octets up to the chain's `limit` while blocks set aside for it or free ones last; how many were taken. Where they
+    /// fill a gap they have their place already.
     pub fn append(&mut self, chain: &mut Chain, bytes: &[u8], limit: usize) -> usize {
-        let wanted = bytes.len().min(limit.saturating_sub(chain.len()));
-        let mut rest = &bytes[..wanted];
-        while !rest.is_empty() {
+        let room = limit.max(chain.span()).saturating_sub(chain.len());
+        let taken = self.write(chain, chain.len(), &bytes[..bytes.len().min(room)]);
+        chain.len += taken as u32;
+        chain.promised = chain.promised.saturating_sub(taken as u32);
+        taken
+    }
+
+    /// Keeps octets that came early, `ahead` octets behind those in order. All or nothing: `false` if they would lie beyond
+    /// the chain's `limit`, or leave less than a quarter of the pool to octets that come in order.
+    pub fn place(&mut self, chain: &mut Chain, ahead: usize, bytes: &[u8], limit: usize) -> bool {
+        let at = chain.len() + ahead;
+        let end = at + bytes.len();
+        let blocks = |span: usize| (chain.offset as usize + span).div_ceil(self.block);
+        let wanted = blocks(end)
+            .saturating_sub(blocks(chain.span()))
+            .saturating_sub(chain.reserved as usize);
+        if end > limit || wanted > 0 && wanted + self.blocks / 4 > self.free() {
+            return false;
+        }
+        self.write(chain, at, bytes) == bytes.len()
+    }
+
+    /// Notes that the next `count` octets behind those in order are there, as the gap before them is filled.
+    pub fn admit(&mut self, chain: &mut Chain, count: usize) {
+        let count = count.min(chain.span() - chain.len());
+        chain.len += count as u32;
+        chain.promised = chain.promised.saturating_sub(count as u32);
+    }
+
+    /// Steps over `count` octets that found their way past this chain, which holds none in order.
+    pub fn skip(&mut self, chain: &mut Chain, count: usize) {
+        chain.promised = chain.promised.saturating_sub(count as u32);
+        self.drop_front(chain, count);
+    }
+
+    /// Writes octets from `at` on, over what is there and beyond. Returns how many found room.
+    fn write(&mut self, chain: &mut Chain, at: usize, bytes: &[u8]) -> usize {
+        let end = at + bytes.len();
+        let (mut block, mut index) = (chain.head, 0);
+        if chain.span > 0 {
+            // The last block is the likely place.
+            let last = (chain.offset as usize + chain.span() - 1) / self.block;
+            if (chain.offset as usize + at) / self.block >= last {
+                (block, index) = (chain.tail, last);
+            }
+        }
+        let fresh = chain.span == 0;
+        while chain.span() < end {
             let mut room = self.tail_room(chain);
             if room == 0 {
                 if !self.extend(chain) {
@@ -89,14 +144,27 @@ impl Pool {
                 }
                 room = self.block;
             }
-            let (now, later) = rest.split_at(room.min(rest.len()));
-            let start = (chain.tail as usize + 1) * self.block - room;
+            chain.span += room.min(end - chain.span()) as u32;
+        }
+        if fresh {
+            block = chain.head;
+        }
+        let end = end.min(chain.span());
+        let mut position = chain.offset as usize + at;
+        let mut rest = &bytes[..end.saturating_sub(at)];
+        while !rest.is_empty() {
+            while index < position / self.block {
+                block = self.links[block as usize];
+                index += 1;
+            }
+            let from = position % self.block;
+            let (now, later) = rest.split_at(rest.len().min(self.block - from));
+            let start = block as usize * self.block + from;
             self.octets[start..start + now.len()].copy_from_slice(now);
-            chain.len += now.len() as u32;
-            chain.promised = chain.promised.saturating_sub(now.len() as u32);
+            position += now.len();
             rest = later;
         }
-        wanted - rest.len()
+        end.saturating_sub(at)
     }
 
     /// The octets that came first, as far as they lie together; empty only if the chain is.
@@ -104,7 +172,7 @@ impl Pool {
         self.pieces(chain).next().unwrap_or(&[])
     }
 
-    /// All octets in order, block by block.
+    /// The octets in order, block by block.
     pub fn pieces(&self, chain: &Chain) -> impl Iterator<Item = &[u8]> {
         let (mut at, mut offset, mut left) = (chain.head, chain.offset as usize, chain.len());
         std::iter::from_fn(move || {
@@ -120,15 +188,20 @@ impl Pool {
         })
     }
 
-    /// Forgets the first `count` octets, or all if there are fewer. Emptied blocks become free for everybody.
+    /// Forgets the first `count` octets, or all in order if there are fewer. Emptied blocks become free for everybody.
     pub fn consume(&mut self, chain: &mut Chain, count: usize) {
-        let mut count = count.min(chain.len());
+        self.drop_front(chain, count.min(chain.len()));
+    }
+
+    fn drop_front(&mut self, chain: &mut Chain, count: usize) {
+        let mut count = count.min(chain.span());
+        chain.len = chain.len.saturating_sub(count as u32);
         while count > 0 {
             let step = count.min(self.block - chain.offset as usize);
             count -= step;
             chain.offset += step as u32;
-            chain.len -= step as u32;
-            if chain.len == 0 || chain.offset as usize == self.block {
+            chain.span -= step as u32;
+            if chain.span == 0 || chain.offset as usize == self.block {
                 let emptied = chain.head;
                 chain.head = self.links[emptied as usize];
                 chain.offset = 0;
@@ -147,7 +220,7 @@ impl Pool {
     /// Gives back everything a chain holds and has set aside.
     pub fn release(&mut self, mut chain: Chain) {
         self.unreserve(&mut chain);
-        self.consume(&mut chain, usize::MAX);
+        self.drop_front(&mut chain, usize::MAX);
     }
 
     /// Sets blocks aside so that `bytes` octets more can be appended whatever others do, in place of what was promised
@@ -174,10 +247,10 @@ impl Pool {
 
     /// Octets the chain's last block still has room for.
     const fn tail_room(&self, chain: &Chain) -> usize {
-        if chain.len == 0 {
+        if chain.span == 0 {
             return 0;
         }
-        let end = (chain.offset as usize + chain.len as usize) % self.block;
+        let end = (chain.offset as usize + chain.span as usize) % self.block;
         (self.block - end) % self.block
     }
 
@@ -198,7 +271,7 @@ impl Pool {
             block
         };
         self.used += 1;
-        if chain.len == 0 {
+        if chain.span == 0 {
             chain.head = fresh;
             chain.offset = 0;
         } else {
@@ -238,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_chain_is_small() {
-        assert!(size_of::<Chain>() <= 24);
+        assert!(size_of::<Chain>() <= 28);
     }
 
     #[test]
@@ -316,10 +389,45 @@ mod tests {
     }
 
     #[test]
+    fn octets_that_came_early_wait_in_their_places() {
+        let mut pool = Pool::new(8, 4);
+        let mut chain = Chain::default();
+        assert!(pool.place(&mut chain, 6, b"ghijk", 100));
+        assert_eq!(
+            (chain.len(), chain.span(), pool.front(&chain)),
+            (0, 11, &b""[..])
+        );
+        assert_eq!(pool.append(&mut chain, b"abc", 0), 3);
+        assert_eq!(held(&pool, &chain), b"abc");
+        pool.consume(&mut chain, 3);
+        // The rest of the gap went to the socket directly.
+        pool.skip(&mut chain, 3);
+        pool.admit(&mut chain, 5);
+        assert_eq!(held(&pool, &chain), b"ghijk");
+        pool.release(chain);
+        assert_eq!(pool.free(), 8);
+    }
+
+    #[test]
+    fn what_comes_early_keeps_to_the_limit_and_leaves_a_quarter_of_the_pool() {
+        let mut pool = Pool::new(8, 4);
+        let (mut chain, mut other) = (Chain::default(), Chain::default());
+        assert!(!pool.place(&mut chain, 8, b"abcde", 12));
+        assert!(pool.place(&mut chain, 8, b"abcd", 12));
+        assert!(pool.place(&mut other, 0, b"abcdefghijkl", 100));
+        assert!(!pool.place(&mut other, 12, b"m", 100));
+        assert_eq!(pool.append(&mut chain, &[1; 100], 100), 20);
+        pool.release(chain);
+        pool.release(other);
+        assert_eq!(pool.free(), 8);
+    }
+
+    #[test]
     fn an_empty_pool_takes_nothing() {
         let mut pool = Pool::new(0, 0);
         let mut chain = Chain::default();
         assert_eq!(pool.append(&mut chain, b"a", 100), 0);
+        assert!(!pool.place(&mut chain, 0, b"a", 100));
         assert_eq!(pool.reserve(&mut chain, 1), 0);
         assert_eq!(pool.front(&chain), b"");
     }
@@ -354,9 +462,10 @@ mod tests {
             vacant = pool.links[vacant as usize];
         }
         let mut used = 0;
-        for chain in chains.iter().filter(|chain| !chain.is_empty()) {
+        for chain in chains.iter().filter(|chain| chain.span > 0) {
+            assert!(chain.len <= chain.span);
             let mut at = chain.head;
-            for _ in 0..(chain.offset as usize + chain.len()).div_ceil(pool.block) {
+            for _ in 0..(chain.offset as usize + chain.span()).div_ceil(pool.block) {
                 places[at as usize] += 1;
                 used += 1;
                 if pool.links[at as usize] == NONE {
@@ -415,6 +524,54 @@ mod tests {
                     prop_assert_eq!(pool.front(chain).is_empty(), model.is_empty());
                 }
             }
+        }
+
+        /// A stream in pieces that come early, late and again is whole in the end.
+        #[test]
+        fn pieces_in_any_order_make_the_stream(
+            block in 1_usize..9,
+            pieces in prop::collection::vec((0_usize..80, 1_usize..20, 0_u8..4), 0..200),
+        ) {
+            let stream: Vec<u8> = (0..100).collect();
+            let mut pool = Pool::new(150, block);
+            let [mut chain, mut other, mut third] = <[Chain; 3]>::default();
+            let mut there = [false; 100];
+            // Octets taken out, and octets in order.
+            let (mut out, mut nxt) = (0, 0);
+            for (start, len, what) in pieces {
+                let end = (start + len).min(100);
+                match what {
+                    0 => {
+                        let count = len.min(nxt - out);
+                        pool.consume(&mut chain, count);
+                        out += count;
+                    }
+                    1 if out == nxt => {
+                        // Past the chain, up to what is there already.
+                        let count = (nxt..(nxt + len).min(100)).take_while(|&at| !there[at]).count();
+                        pool.skip(&mut chain, count);
+                        (nxt, out) = (nxt + count, nxt + count);
+                    }
+                    _ if start > nxt => {
+                        prop_assert!(pool.place(&mut chain, start - nxt, &stream[start..end], 100));
+                        there[start..end].fill(true);
+                    }
+                    _ if end > nxt => {
+                        prop_assert_eq!(pool.append(&mut chain, &stream[nxt..end], 100), end - nxt);
+                        nxt = end;
+                    }
+                    _ => {}
+                }
+                let more = (nxt..100).take_while(|&at| there[at]).count();
+                pool.admit(&mut chain, more);
+                nxt += more;
+                let chains = [chain, other, third];
+                check(&pool, &chains);
+                prop_assert_eq!(held(&pool, &chains[0]), &stream[out..nxt]);
+                [chain, other, third] = chains;
+            }
+            pool.release(chain);
+            prop_assert_eq!(pool.free(), 150);
         }
     }
 }

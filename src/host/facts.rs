@@ -34,10 +34,17 @@ const ROUTE_HEADER: usize = 12;
 /// # Errors
 /// One line for a person: the kernel would not tell.
 pub fn read() -> Result<Facts, String> {
-    let mut facts = Facts {
-        resolver: resolv::read(Path::new(resolv::PATH)),
-        ..Facts::default()
-    };
+    let mut facts = read_network()?;
+    facts.resolver = resolv::read(Path::new(resolv::PATH));
+    Ok(facts)
+}
+
+/// The same without the resolver configuration, which is a file.
+///
+/// # Errors
+/// One line for a person: the kernel would not tell.
+pub fn read_network() -> Result<Facts, String> {
+    let mut facts = Facts::default();
     let requests = [
         RouteNetlinkMessage::GetLink(LinkMessage::default()),
         RouteNetlinkMessage::GetAddress(AddressMessage::default()),

@@ -21,7 +21,7 @@ use crate::{config::Rule, net::Protocol, proto::tcp::SynRetries, sys::reason};
 const BACKLOG: i32 = 128;
 
 /// What listening needs to know besides the rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Options {
     /// The families served.
     pub v4: bool,
@@ -36,8 +36,10 @@ pub struct Options {
 #[derive(Debug, Default)]
 pub struct Ports {
     rules: Vec<Rule>,
+    /// The index of each rule's interface, 0 for those of all interfaces.
+    indexes: Vec<u32>,
     ports: Vec<Port>,
-    freebind: bool,
+    options: Options,
 }
 
 /// One forwarded port.
@@ -78,22 +80,23 @@ impl Ports {
     pub fn open(rules: &[Rule], options: Options) -> Result<(Self, Option<String>), String> {
         let mut ports = Self {
             rules: rules.to_vec(),
+            indexes: rules.iter().map(index_of).collect(),
             ports: Vec::new(),
-            freebind: options.freebind,
+            options,
         };
         for (index, rule) in rules.iter().enumerate().filter(|(_, r)| !r.best_effort) {
             for port in rule.first..=rule.last {
                 ports
-                    .listen(index, port, options)
+                    .listen(index, port)
                     .map_err(|error| refusal(rule, port, &error))?;
             }
         }
-        let warning = ports.open_what_fits(options)?;
+        let warning = ports.open_what_fits()?;
         ports.ports.shrink_to_fit();
         Ok((ports, warning))
     }
 
-    fn open_what_fits(&mut self, options: Options) -> Result<Option<String>, String> {
+    fn open_what_fits(&mut self) -> Result<Option<String>, String> {
         let wanted: Vec<(usize, Rule)> = self
             .rules
             .iter()
@@ -114,10 +117,10 @@ impl Ports {
                 if !(rule.first..=rule.last).contains(&port) {
                     continue;
                 }
-                let bound = if self.ports.len() >= options.most {
+                let bound = if self.ports.len() >= self.options.most {
                     Err(io::Error::from_raw_os_error(libc::EMFILE))
                 } else {
-                    self.listen(*index, port, options)
+                    self.listen(*index, port)
                 };
                 match bound {
                     Err(error) if is_exhausted(&error) => {
@@ -141,23 +144,41 @@ impl Ports {
         }
     }
 
-    /// Opens the sockets of one port of a rule.
-    fn listen(&mut self, index: usize, port: u16, options: Options) -> io::Result<()> {
-        let Some(rule) = self.rules.get(index) else {
-            return Ok(());
+    /// Opens the socket of one port of a rule.
+    fn listen(&mut self, index: usize, port: u16) -> io::Result<()> {
+        let socket = self.socket(index, port)?;
+        self.ports.push(Port {
+            socket: socket.into(),
+            port,
+            rule: index as u16,
+            queued: false,
+        });
+        Ok(())
+    }
+
+    fn socket(&self, index: usize, port: u16) -> io::Result<Socket> {
+        let (Some(rule), Some(&scope)) = (self.rules.get(index), self.indexes.get(index)) else {
+            return Err(io::ErrorKind::InvalidInput.into());
         };
+        let options = self.options;
         let shares = self
             .rules
             .iter()
             .enumerate()
-            .any(|(other, rule)| other != index && overlaps(rule, &self.rules[index], port));
+            .any(|(other, rival)| other != index && overlaps(rival, rule, port));
         let at = match rule.addr {
             Some(addr) => At::One(addr),
             None if options.v4 && options.v6 => At::Both,
             None if options.v6 => At::One(Ipv6Addr::UNSPECIFIED.into()),
             None => At::One(Ipv4Addr::UNSPECIFIED.into()),
         };
-        let socket = match open(rule, at, port, shares, options.freebind) {
+        let how = How {
+            port,
+            scope,
+            shares,
+            freebind: options.freebind,
+        };
+        match open(rule, at, how) {
             // A host without IPv6.
             Err(error)
                 if at == At::Both
@@ -166,18 +187,64 @@ impl Ports {
                         Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
                     ) =>
             {
-                let v4 = At::One(Ipv4Addr::UNSPECIFIED.into());
-                open(rule, v4, port, shares, options.freebind)?
+                open(rule, At::One(Ipv4Addr::UNSPECIFIED.into()), how)
             }
-            opened => opened?,
-        };
-        self.ports.push(Port {
-            socket: socket.into(),
-            port,
-            rule: index as u16,
-            queued: false,
-        });
-        Ok(())
+            opened => opened,
+        }
+    }
+
+    /// Opens the ports of interfaces anew that went and came back: sockets stay with the one that is gone. `index` tells the
+    /// index of an interface there is. Returns the places, with the sockets that are of no use any more.
+    pub fn follow_interfaces(
+        &mut self,
+        index: impl Fn(&str) -> Option<u32>,
+    ) -> Vec<(u32, OwnedFd)> {
+        let mut replaced = Vec::new();
+        for rule in 0..self.rules.len() {
+            let name = self
+                .rules
+                .get(rule)
+                .and_then(|rule| rule.interface.as_deref());
+            let (Some(now), Some(known)) = (name.and_then(&index), self.indexes.get_mut(rule))
+            else {
+                continue;
+            };
+            if std::mem::replace(known, now) != now {
+                self.open_anew(rule, &mut replaced);
+            }
+        }
+        replaced
+    }
+
+    fn open_anew(&mut self, rule: usize, replaced: &mut Vec<(u32, OwnedFd)>) {
+        let mut failed = None;
+        for place in 0..self.ports.len() {
+            let Some(port) = self
+                .ports
+                .get(place)
+                .filter(|port| usize::from(port.rule) == rule)
+            else {
+                continue;
+            };
+            let number = port.port;
+            match (self.socket(rule, number), self.ports.get_mut(place)) {
+                (Ok(socket), Some(port)) => {
+                    let old = std::mem::replace(&mut port.socket, socket.into());
+                    replaced.push((place as u32, old));
+                }
+                (Err(error), _) => {
+                    failed.get_or_insert((number, error));
+                }
+                (Ok(_), None) => {}
+            }
+        }
+        if let (Some((port, error)), Some(rule)) = (failed, self.rules.get(rule)) {
+            log::warn!(
+                "An interface returned, but not for port {port} ({}) of option '{}'",
+                reason(&error),
+                rule.option
+            );
+        }
     }
 
     /// Every socket with its place.
@@ -230,7 +297,7 @@ impl Ports {
 
     /// Whether flows may be bound to addresses the host does not have.
     pub const fn freebind(&self) -> bool {
-        self.freebind
+        self.options.freebind
     }
 }
 
@@ -249,7 +316,24 @@ fn note<'a>(opened: &mut Vec<(&'a str, bool)>, option: &'a str, bound: bool) {
     }
 }
 
-fn open(rule: &Rule, at: At, port: u16, shares: bool, freebind: bool) -> io::Result<Socket> {
+/// How a port is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct How {
+    port: u16,
+    /// The index of its interface.
+    scope: u32,
+    /// Whether another rule wants the same port in a less exact way, or a more exact one.
+    shares: bool,
+    freebind: bool,
+}
+
+fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
+    let How {
+        port,
+        scope,
+        shares,
+        freebind,
+    } = how;
     let (domain, addr) = match at {
         At::Both => (Domain::IPV6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
         At::One(addr @ IpAddr::V4(_)) => (Domain::IPV4, addr),
@@ -277,7 +361,7 @@ fn open(rule: &Rule, at: At, port: u16, shares: bool, freebind: bool) -> io::Res
     // A TCP port rests for a minute after its last connection. A UDP port would go to whoever bound it last.
     socket.set_reuse_address(tcp)?;
     socket.set_reuse_port(shares)?;
-    socket.bind(&SockAddr::from(address(addr, port, rule)))?;
+    socket.bind(&SockAddr::from(address(addr, port, scope)))?;
     if tcp {
         socket.listen(BACKLOG)?;
     } else {
@@ -294,15 +378,18 @@ fn open(rule: &Rule, at: At, port: u16, shares: bool, freebind: bool) -> io::Res
 }
 
 /// Link-local addresses are of an interface.
-fn address(addr: IpAddr, port: u16, rule: &Rule) -> SocketAddr {
+fn address(addr: IpAddr, port: u16, scope: u32) -> SocketAddr {
     match addr {
         IpAddr::V6(v6) if crate::net::is_link_local6(v6) => {
-            let name = rule.interface.as_deref().unwrap_or_default();
-            let scope = if_nametoindex(name).unwrap_or(0);
             SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope))
         }
         addr => SocketAddr::new(addr, port),
     }
+}
+
+fn index_of(rule: &Rule) -> u32 {
+    let name = rule.interface.as_deref();
+    name.and_then(|name| if_nametoindex(name).ok()).unwrap_or(0)
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

@@ -12,8 +12,11 @@ mod netlink;
 
 pub mod resolv;
 
+pub mod watch;
+
 pub mod facts;
 
 mod ephemeral;
 
 pub use ephemeral::ephemeral_ports;
+pub mod monitor;

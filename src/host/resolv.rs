@@ -15,7 +15,8 @@ pub fn read(path: &Path) -> Resolver {
     parse(&fs::read(path).unwrap_or_default())
 }
 
-fn parse(text: &[u8]) -> Resolver {
+/// Reads the text of such a file.
+pub(super) fn parse(text: &[u8]) -> Resolver {
     let (config, _) = Config::parse_with_errors(text);
     let search = config
         .get_last_search_or_domain()

@@ -9,9 +9,13 @@ use std::{
 };
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::{config::Outbound, net::Endpoint, sys::sockopt};
+use crate::{
+    config::Outbound,
+    net::{Endpoint, Span},
+    sys::sockopt,
+};
 
 /// What this kernel can do, found out once at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -380,6 +384,18 @@ pub fn outcome(socket: &impl AsFd) -> io::Result<()> {
 pub fn ignore_passing_errors(socket: &OwnedFd, v6: bool) {
     // It could be set, so it can be unset.
     let _ = sockopt::set_receive_errors(socket.as_fd(), v6, false);
+}
+
+/// Has the kernel ask the peer after so long a silence, and then every so often, whether it is still there (SO_KEEPALIVE,
+/// socket(7)); ten seconds at least and two hours at most.
+pub fn keep_alive(socket: &impl AsFd, silence: Span) {
+    let silence = Duration::from_millis(silence.as_millis());
+    let time = silence.clamp(Duration::from_secs(10), Duration::from_secs(7200));
+    let often = TcpKeepalive::new()
+        .with_time(time)
+        .with_interval(time.min(Duration::from_secs(75)));
+    // Kernels have been able to for decades; without, the flow lives on as it would have.
+    let _ = SockRef::from(socket).set_tcp_keepalive(&often);
 }
 
 /// Ends our half of a connection (shutdown(2)).

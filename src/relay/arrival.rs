@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     flow::{Flow, UdpFlow},
+    request::Request,
     state::Relay,
     udp_in,
 };
@@ -54,6 +55,17 @@ impl Relay {
     /// The forwarded ports' sockets, to be watched under their places.
     pub fn forwarded(&self) -> impl Iterator<Item = (u32, RawFd)> + '_ {
         self.ports.sockets()
+    }
+
+    /// Opens the ports of interfaces anew that went and came back; `index` tells the index of an interface there is.
+    pub fn follow_interfaces(&mut self, index: impl Fn(&str) -> Option<u32>) {
+        for (place, old) in self.ports.follow_interfaces(index) {
+            self.requests.push(Request::Close(old));
+            if let Some((socket, _)) = self.ports.get(place) {
+                self.requests
+                    .push(Request::Listen(socket.as_raw_fd(), place));
+            }
+        }
     }
 
     /// Something waits at a forwarded port.

@@ -2,11 +2,12 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroU64,
     os::fd::OwnedFd,
 };
 
 use crate::{
-    flow::{Chain, Id},
+    flow::{Chain, Id, Lent},
     host::socket::Manner,
     link::Slot,
     net::{Now, Seq, Span},
@@ -41,14 +42,14 @@ pub struct TcpFlow {
     pub syn: Syn,
     /// Whether the socket has a peek offset.
     pub peeks: bool,
-    /// Octets taken from the guest that the kernel would not take yet.
+    /// Octets taken from the guest that the kernel would not take yet, and those that came before others.
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
     pub forget: u32,
     /// What the socket could take when it was last asked; nothing was written to it since.
     pub space: Option<u32>,
-    /// The earliest time the wheel will wake this flow.
-    pub armed: Option<Now>,
+    /// The earliest time the wheel will wake this flow, in microseconds as [`Now`] has them.
+    pub armed: Option<NonZeroU64>,
     /// Payloads of the current burst, as a chain through [`Burst`].
     pub pieces: Option<(u32, u32)>,
     pub state: State,
@@ -84,6 +85,8 @@ pub struct State {
     pub starved: bool,
     /// An acknowledgement found no room on the link.
     pub owes_ack: bool,
+    /// What is known of gaps in its streams.
+    pub disorder: Option<Lent>,
     /// The flow is listed in the burst.
     pub touched: bool,
     pub ack: bool,
@@ -272,6 +275,12 @@ impl<I> Burst<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Promise 6.
+    #[test]
+    fn a_flow_fits_256_octets() {
+        assert!(size_of::<Flow>() <= 256, "{}", size_of::<Flow>());
+    }
 
     #[test]
     fn the_newest_packet_that_fits_is_found() {

@@ -3,6 +3,8 @@
 
 mod request;
 
+mod limit;
+
 mod flow;
 
 mod run;
@@ -12,6 +14,8 @@ mod reassembly;
 mod waiting;
 
 mod state;
+
+mod report;
 
 mod errors;
 
@@ -35,6 +39,8 @@ mod neighbour;
 
 mod arrival;
 
+pub use limit::RateLimit;
+pub use report::Report;
 pub use request::{Ready, Request};
 pub use state::{Limits, Relay};
 
@@ -53,6 +59,7 @@ use crate::{
 impl Relay {
     /// Takes a burst of frames from the guest.
     pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+        self.frames += inbox.frames() as u64;
         for index in 0..inbox.frames() {
             let Some(frame) = inbox.frame(index) else {
                 break;
@@ -76,6 +83,7 @@ impl Relay {
     ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
         let first = self.guest.mac == Mac::BROADCAST;
+        self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
             let level = if first {
@@ -97,7 +105,7 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        if self.serve(read, frame.head, outbox)? {
+        if self.serve(read, frame.head, outbox, now)? {
             return Ok(());
         }
         if let Some(message) = services::membership(&read.body) {
@@ -153,7 +161,7 @@ impl Relay {
                 Some(Flow::Tcp(flow)) => {
                     flow.state.starved = false;
                     if flow.state.owes_ack {
-                        self.acknowledge(id, outbox);
+                        self.acknowledge(id, outbox, now);
                     }
                     self.pull(id, outbox, now);
                 }

@@ -98,7 +98,7 @@ impl Relay {
             }
             self.waiting.flows.swap_remove(at);
             match self.flows.get_mut(id) {
-                Some(Flow::Tcp(_)) => self.send_syn(id, outbox),
+                Some(Flow::Tcp(_)) => self.send_syn(id, outbox, now),
                 Some(Flow::Udp(flow)) => {
                     flow.waits = false;
                     self.udp_pull(id, outbox, now);

@@ -6,9 +6,9 @@ use super::state::Relay;
 use crate::{
     flow,
     link::Outbox,
-    net::{Class, Why, class},
+    net::{Class, Now, Why, class},
     service::{
-        Answer, arp, dhcp, dhcpv6,
+        Answer, Note, arp, dhcp, dhcpv6,
         multicast::{MLD_DONE, MLD_REPORT, MLD_REPORT_V2},
         ndp,
     },
@@ -34,6 +34,7 @@ impl Relay {
         frame: &Frame,
         head: &[u8],
         outbox: &mut Outbox,
+        now: Now,
     ) -> Result<bool, Why> {
         self.learn(frame, head);
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
@@ -78,7 +79,7 @@ impl Relay {
         match answer {
             Answer::Reply(note) => {
                 if let Some(note) = note {
-                    log::info!("{note}");
+                    self.log_note(note, now);
                 }
                 if let Body::Udp(ip, _) | Body::Icmp(ip, _) = &frame.body {
                     // Who has no address yet may ask all the same.
@@ -87,7 +88,7 @@ impl Relay {
                 outbox.copy(&self.scratch).map(|()| true)
             }
             Answer::Noted(note) => {
-                log::info!("{note}");
+                self.log_note(note, now);
                 Err(Why::Unanswered)
             }
             Answer::Silent(why) => Err(why),
@@ -115,6 +116,13 @@ impl Relay {
             | Body::Udp(..)
             | Body::Igmp(..)
             | Body::Fragment(..) => {}
+        }
+    }
+
+    /// Logs what a service has to say; the guest decides how often it is asked.
+    fn log_note(&mut self, note: Note, now: Now) {
+        if let Some(limit) = self.said.get_mut(note.kind()) {
+            limit.log(log::Level::Info, now, format_args!("{note}"));
         }
     }
 

@@ -3,11 +3,13 @@
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
+    num::NonZeroU64,
     os::fd::RawFd,
 };
 
 use super::{
     flow::{Burst, Flow, Groups, UdpFlow},
+    limit::RateLimit,
     reassembly::Reassembly,
     request::Request,
     run::Run,
@@ -15,10 +17,11 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Guest, Id, Key, Lru, Pool, Table, Wheel},
+    flow::{Guest, Id, Key, Lru, Pool, Spare, Table, Wheel},
     host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Span, Why},
-    proto::tcp::SynRetries,
+    proto::tcp::{Disorder, SynRetries},
+    service::Note,
     sys::Iovecs,
     wire::headers::Template,
 };
@@ -28,6 +31,9 @@ const WASTE: usize = 64 * 1024;
 
 /// Octets of a block of the spill pool, a page: most flows that spill at all spill little.
 const SPILL_BLOCK: usize = 4096;
+
+/// Connections whose streams may have gaps at a time; the others do with less knowledge of what was lost.
+const DISORDERS: usize = 1024;
 
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +52,10 @@ pub struct Limits {
 pub struct Relay {
     pub(super) net: Net,
     pub(super) guest: Guest,
+    /// Whether any frame has come from a guest.
+    pub(super) met: bool,
+    /// Frames taken from the guest.
+    pub(super) frames: u64,
     pub(super) features: Features,
     pub(super) flows: Table<Flow>,
     /// UDP and echo flows, by their last use.
@@ -53,6 +63,7 @@ pub struct Relay {
     pub(super) limits: Limits,
     pub(super) wheel: Wheel,
     pub(super) pool: Pool,
+    pub(super) disorders: Spare<Disorder>,
     pub(super) burst: Burst<Id>,
     pub(super) run: Run,
     pub(super) groups: Groups,
@@ -86,6 +97,8 @@ pub struct Relay {
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
     pub(super) table_warned: bool,
+    /// What services say, by [`Note::kind`](crate::service::Note::kind).
+    pub(super) said: [RateLimit; Note::KINDS],
 }
 
 impl Relay {
@@ -97,12 +110,15 @@ impl Relay {
         Self {
             net,
             guest,
+            met: false,
+            frames: 0,
             features,
             flows: Table::new(limits.flows),
             idle: Lru::new(limits.flows),
             limits,
             wheel: Wheel::new(limits.flows),
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
+            disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             run: Run::new(),
             groups: Groups::default(),
@@ -126,6 +142,7 @@ impl Relay {
             secret: RandomState::new(),
             echo_warned: false,
             table_warned: false,
+            said: [RateLimit::default(); Note::KINDS],
         }
     }
 
@@ -177,10 +194,10 @@ impl Relay {
     }
 
     /// Makes sure the wheel wakes a flow no later than `at`; `armed` remembers when it will.
-    pub(super) fn arm(wheel: &mut Wheel, id: Id, armed: &mut Option<Now>, at: Now) {
-        if armed.is_none_or(|earlier| at < earlier) {
+    pub(super) fn arm(wheel: &mut Wheel, id: Id, armed: &mut Option<NonZeroU64>, at: Now) {
+        if armed.is_none_or(|earlier| at.0 < earlier.get()) {
             wheel.arm(id.slot, at);
-            *armed = Some(at);
+            *armed = NonZeroU64::new(at.0);
         }
     }
 

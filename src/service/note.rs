@@ -28,6 +28,21 @@ pub enum Note {
     NotOnLink { service: &'static str, addr: IpAddr },
 }
 
+impl Note {
+    /// How many kinds there are, for the log's sake.
+    pub const KINDS: usize = 4;
+
+    /// Which of the kinds this is, below [`Note::KINDS`].
+    pub const fn kind(&self) -> usize {
+        match self {
+            Self::Dhcp { .. } => 0,
+            Self::Ndp(_) => 1,
+            Self::Dhcpv6(_) => 2,
+            Self::NotOnLink { .. } => 3,
+        }
+    }
+}
+
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -71,7 +71,6 @@ pub struct Segment {
     pub flags: Flags,
     /// As it stands in the header, not scaled.
     pub window: u16,
-    /// Of a SYN; others are not read.
     pub options: Options,
     /// Octets of header and payload.
     pub len: usize,
@@ -325,11 +324,7 @@ fn tcp(seen: &[u8], at: &Range<usize>) -> Result<Segment, Why> {
         ack: Seq(header.acknowledgment_number()),
         flags,
         window: header.window_size(),
-        options: if flags.has(Flags::SYN) {
-            Options::parse(header.options())
-        } else {
-            Options::default()
-        },
+        options: Options::parse(header.options()),
         len: at.len(),
         payload: at.start + header.slice().len()..at.end,
     })

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use super::{
     build::ETHERNET,
     checksum::Sum,
-    tcp::{Flags, Options},
+    tcp::{Flags, OPTIONS_MAX, Options},
 };
 use crate::net::{Endpoint, Mac, Seq};
 
-/// The longest headers we write: Ethernet, IPv6, TCP with the options of a SYN.
-pub const HEADERS_MAX: usize = ETHERNET + 40 + 20 + 8;
+/// The longest headers we write: Ethernet, IPv6, TCP with all the options there is room for.
+pub const HEADERS_MAX: usize = ETHERNET + 40 + 20 + OPTIONS_MAX;
 
 /// Hop limit of what we send for a flow whose sender's is not known: what a host would use.
 pub const TTL: u8 = 64;
@@ -39,7 +39,6 @@ pub struct TcpFields {
     pub ack: Seq,
     pub flags: Flags,
     pub window: u16,
-    /// Of a SYN.
     pub options: Option<Options>,
 }
 
@@ -135,13 +134,13 @@ impl Template {
         len: usize,
         payload: Sum,
     ) -> usize {
-        let mut options = [0; 8];
-        let options_len = fields
-            .options
-            .map_or(0, |list| list.write_syn(&mut options));
+        let options_len = match (&fields.options, out[self.len + 20..].first_chunk_mut()) {
+            (Some(options), Some(space)) => options.write(space),
+            _ => 0,
+        };
         let l4 = 20 + options_len;
         self.network(out, TCP, l4 + len);
-        let tcp = &mut out[self.len..self.len + 28];
+        let tcp = &mut out[self.len..self.len + l4];
         tcp[0..4].copy_from_slice(&self.ports);
         tcp[4..8].copy_from_slice(&fields.seq.0.to_be_bytes());
         tcp[8..12].copy_from_slice(&fields.ack.0.to_be_bytes());
@@ -149,12 +148,7 @@ impl Template {
         tcp[13] = fields.flags.0;
         tcp[14..16].copy_from_slice(&fields.window.to_be_bytes());
         tcp[16..20].copy_from_slice(&[0; 4]);
-        tcp[20..28].copy_from_slice(&options);
-        let sum = self
-            .upper(TCP, l4 + len)
-            .bytes(&tcp[..l4])
-            .plus(payload)
-            .finish();
+        let sum = self.upper(TCP, l4 + len).bytes(tcp).plus(payload).finish();
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
         self.len + l4
     }
@@ -177,7 +171,7 @@ impl Template {
     }
 
     fn network(&self, out: &mut [u8; HEADERS_MAX], protocol: u8, upper: usize) {
-        out[..self.octets.len()].copy_from_slice(&self.octets);
+        out[..self.len].copy_from_slice(&self.octets[..self.len]);
         let ip = &mut out[ETHERNET..];
         if self.v6 {
             ip[4..6].copy_from_slice(&(upper as u16).to_be_bytes());
@@ -200,7 +194,10 @@ impl Template {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::frame::{Body, classify};
+    use crate::wire::{
+        frame::{Body, classify},
+        tcp::Timestamps,
+    };
     use etherparse::SlicedPacket;
 
     fn endpoints(v6: bool) -> (Endpoint, Endpoint) {
@@ -225,6 +222,9 @@ mod tests {
                 Some(Options {
                     mss: Some(1460),
                     window_scale: Some(8),
+                    sack_permitted: true,
+                    timestamps: Some(Timestamps { value: 1, echo: 2 }),
+                    ..Options::default()
                 }),
             ] {
                 let payload = b"some payload of odd length.";

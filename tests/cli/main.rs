@@ -335,8 +335,6 @@ fn what_is_not_served_yet_is_told_by_name() {
     for (line, name) in [
         ("--vhost-user", "--vhost-user"),
         ("-c /c", "--conf-path"),
-        ("--stats 1", "--stats"),
-        ("--require-sandbox", "--require-sandbox"),
         ("--print-sandbox", "--print-sandbox"),
     ] {
         assert_eq!(words(line).unserved(), Some(name));

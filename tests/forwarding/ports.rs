@@ -1,6 +1,9 @@
 //! Which ports are bound, and what is said when they cannot be.
 
-use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use crate::lab::{Host, LONG, Setup, World, servers::tcp_listener, wait_until};
 
@@ -62,6 +65,31 @@ fn an_address_and_all_addresses_may_be_forwarded_apart() {
     let others = "~1-3999,~4001-65535";
     let mut translator = Setup::new(&["-t", others, "-t", "127.0.0.1/4000:2"]).start(&world.pod);
     assert!(wait_until(LONG, || connects(&world.pod, 4000)));
+    translator.assert_alive();
+}
+
+/// A listener of an interface follows it; one of an address waits for it to return.
+#[test]
+fn ports_of_an_interface_or_address_are_there_again_when_it_returns() {
+    let Some(world) = World::pod() else { return };
+    let lay = || {
+        world.pod.wire("lan0", &world.outside, "lan1");
+        world.pod.ip("addr add 10.77.0.1/24 dev lan0");
+        world.outside.ip("addr add 10.77.0.2/24 dev lan1");
+    };
+    lay();
+    let args = ["-t", "%lan0/4000", "-t", "10.77.0.1/4001"];
+    let mut translator = Setup::new(&args).start(&world.pod);
+    let reaches = |port| {
+        let to = SocketAddr::from(([10, 77, 0, 1], port));
+        let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
+        world.outside.run(connect).is_ok()
+    };
+    assert!(reaches(4000) && reaches(4001));
+    world.pod.ip("link del lan0");
+    assert!(!reaches(4001));
+    lay();
+    assert!(wait_until(LONG, || reaches(4000) && reaches(4001)));
     translator.assert_alive();
 }
 

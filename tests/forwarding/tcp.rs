@@ -10,7 +10,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
     guest::{
-        Guest, Peer, Scene, assert_pattern, both,
+        Guest, Peer, Scene, Tcp, assert_pattern, both,
         frame::{ACK, RST, SYN},
         pattern,
     },
@@ -169,7 +169,12 @@ fn a_syn_that_is_not_answered_is_repeated_as_it_was() {
     let mut client = connect(&scene.world.outside, (POD4, 80).into());
     let first = Peer::expect_syn(&scene.wire, 80);
     let second = Peer::expect_syn(&scene.wire, 80);
-    assert_eq!(first, second);
+    // But for its timestamp.
+    let same = |syn: &Tcp| Tcp {
+        options: syn.option(2).unwrap().to_vec(),
+        ..syn.clone()
+    };
+    assert_eq!(same(&first), same(&second));
     assert_eq!(first.option(2).map(<[u8]>::len), Some(2));
     let mut peer = Peer::answer(&scene.wire, &second);
     peer.send_data(b"welcome");

@@ -2,12 +2,14 @@
 //!
 //! The kernel of this machine is the guest's TCP/IP stack, so unmodified programs (curl, dhclient, ping) are the guest, and
 //! they run at full speed: no emulator, and no Ethernet offload either, exactly what QEMU's `-netdev stream` gives a guest.
-//! The relay is the wire: it never drops, never reorders and never looks into a frame.
+//! The relay is the wire: it never drops unless told to, never reorders and never looks into a frame.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod tap;
 
 mod relay;
+
+pub mod machine;
 
 use std::{sync::atomic::Ordering, time::Duration};
 

@@ -39,8 +39,20 @@ pub struct Counters {
     pub bytes_from_guest: AtomicU64,
     pub frames_to_guest: AtomicU64,
     pub bytes_to_guest: AtomicU64,
+    /// Of a million frames, so many are lost on the wire, either way.
+    pub loss: AtomicU64,
     /// Frames the guest's kernel would not take.
     pub refused_by_guest: AtomicU64,
+}
+
+impl Counters {
+    /// Whether the wire loses this frame, by a number that looks random (xorshift64).
+    fn loses(&self, dice: &mut u64) -> bool {
+        *dice ^= *dice << 13;
+        *dice ^= *dice >> 7;
+        *dice ^= *dice << 17;
+        (*dice >> 20) % 1_000_000 < self.loss.load(Ordering::Relaxed)
+    }
 }
 
 pub(super) struct Relay {
@@ -137,10 +149,12 @@ impl Worker {
 /// Device to socket.
 fn carry_up(tap: &Tap, mut socket: &UnixStream, counters: &Counters) -> io::Result<()> {
     let mut burst = vec![0; BURST + LENGTH + LONGEST_FRAME];
+    let mut dice = 0x9e37_79b9_7f4a_7c15;
     loop {
         let (mut filled, mut frames) = (0, 0);
         while filled < BURST {
             match tap.read(&mut burst[filled + LENGTH..]) {
+                Ok(_) if counters.loses(&mut dice) => {}
                 Ok(length) => {
                     burst[filled..filled + LENGTH].copy_from_slice(&(length as u32).to_be_bytes());
                     filled += LENGTH + length;
@@ -184,6 +198,7 @@ fn wait_for_frame(tap: &Tap, socket: &UnixStream) -> io::Result<()> {
 fn carry_down(tap: &Tap, mut socket: &UnixStream, counters: &Counters) -> io::Result<()> {
     let mut buffer = vec![0; 2 * BURST + LENGTH + LONGEST_FRAME];
     let mut filled = 0;
+    let mut dice = 0xd1b5_4a32_d192_ed03;
     loop {
         match socket.read(&mut buffer[filled..])? {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
@@ -192,7 +207,7 @@ fn carry_down(tap: &Tap, mut socket: &UnixStream, counters: &Counters) -> io::Re
         let mut at = 0;
         while let Some(length) = length_at(&buffer[at..filled])? {
             let frame = at + LENGTH;
-            if tap.write(&buffer[frame..frame + length]).is_err() {
+            if !counters.loses(&mut dice) && tap.write(&buffer[frame..frame + length]).is_err() {
                 counters.refused_by_guest.fetch_add(1, Ordering::Relaxed);
             }
             counters.frames_to_guest.fetch_add(1, Ordering::Relaxed);

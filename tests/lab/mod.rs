@@ -10,12 +10,15 @@
     clippy::expect_used
 )]
 
+pub mod capture;
 pub mod janitor;
 pub mod netns;
 pub mod servers;
+pub mod traffic;
 pub mod translator;
 pub mod world;
 
+pub use capture::Capture;
 pub use netns::Host;
 pub use translator::{Setup, Translator};
 pub use world::World;

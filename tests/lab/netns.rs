@@ -74,6 +74,33 @@ impl Host {
         );
     }
 
+    /// Lays a wire from device `name` here to device `there` on `other`; both are up.
+    pub fn wire(&self, name: &str, other: &Self, there: &str) {
+        let path = other.path();
+        self.ip(&format!(
+            "link add {name} type veth peer name {there} netns {path}
+             link set {name} up"
+        ));
+        other.ip(&format!("link set {there} up"));
+    }
+
+    /// Loads a ruleset of nft(8); the test fails if it is refused.
+    pub fn nft(&self, rules: &str) {
+        self.command("nft", &[rules]);
+    }
+
+    /// Forwards packets between its devices from now on.
+    pub fn forward(&self) {
+        for family in ["ipv4", "ipv6"] {
+            self.sysctl(&format!("{family}/conf/all/forwarding"), "1");
+        }
+    }
+
+    /// Opens every port to everybody, as clusters do for their pods.
+    pub fn allow_low_ports(&self) {
+        self.sysctl("ipv4/ip_unprivileged_port_start", "0");
+    }
+
     /// Runs a command to its end and returns what it wrote to stdout.
     pub fn command(&self, program: &str, args: &[&str]) -> String {
         let output = self.run(|| Command::new(program).args(args).output().expect(program));

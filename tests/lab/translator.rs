@@ -163,6 +163,11 @@ impl Setup {
 
     /// Starts it where it is expected to give up at once: exit status, what it said on stdout and on stderr.
     pub fn run_to_end(mut self, host: &Host) -> (ExitStatus, String, String) {
+        self.run(host)
+    }
+
+    /// The same, but its folder stays while `self` does.
+    pub fn run(&mut self, host: &Host) -> (ExitStatus, String, String) {
         let mut command = self.command(None);
         command.stdout(Stdio::piped());
         let mut child = self.spawn(host, &mut command);

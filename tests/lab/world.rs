@@ -78,7 +78,7 @@ impl World {
     }
 
     /// Nothing but two empty hosts and the wire, with link-local addresses and everything beyond outside.
-    fn bare() -> Option<Self> {
+    pub fn bare() -> Option<Self> {
         let (pod, outside) = match (Host::new(), Host::new()) {
             (Ok(pod), Ok(outside)) => (pod, outside),
             (Err(e), _) | (_, Err(e)) if e.kind() == io::ErrorKind::PermissionDenied => {
@@ -92,9 +92,7 @@ impl World {
              link set eth0 up",
             outside.path()
         ));
-        for family in ["ipv4", "ipv6"] {
-            outside.sysctl(&format!("{family}/conf/all/forwarding"), "1");
-        }
+        outside.forward();
         // The host's limits on ICMP errors would make tests depend on each other.
         outside.sysctl("ipv4/icmp_ratelimit", "0");
         outside.sysctl("ipv6/icmp/ratelimit", "0");

@@ -39,6 +39,7 @@ fn the_guest_closes_first_and_still_receives() {
     scene.translator.expect_fd_count(idle);
 }
 
+/// Regression T85.
 #[test]
 fn the_host_closes_first_and_still_receives() {
     let Some(scene) = Scene::new(&[]) else { return };
@@ -180,4 +181,22 @@ fn writes_after_the_hosts_close_are_reset() {
     });
     assert!(reset, "the guest never hears that its octets go nowhere");
     scene.translator.expect_fd_count(idle);
+}
+
+/// Regression T69: both in one burst.
+#[test]
+fn a_syn_right_behind_a_reset_opens_anew() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut old = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    drop(accept(&listener));
+    old.expect("FIN", |s| s.has(FIN));
+    old.rst();
+    let mut new = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    new.send_data(b"again");
+    let mut got = [0; 5];
+    server.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"again");
 }

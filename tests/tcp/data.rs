@@ -23,6 +23,7 @@ use crate::{
 /// Longer than any timer that could resend something in between.
 const SECONDS: Duration = Duration::from_millis(2500);
 
+/// Regression T75.
 #[test]
 fn bulk_comes_back_as_it_was_in_both_families_and_at_several_mtus() {
     let Some(world) = World::pod() else { return };
@@ -38,6 +39,7 @@ fn bulk_comes_back_as_it_was_in_both_families_and_at_several_mtus() {
     }
 }
 
+/// Regression T36.
 #[test]
 fn downloads_arrive_whole_and_once() {
     let Some(scene) = Scene::new(&["--mtu", "1500"]) else {
@@ -58,6 +60,7 @@ fn downloads_arrive_whole_and_once() {
     }
 }
 
+/// Regression T71.
 #[test]
 fn uploads_arrive_whole_and_need_nothing_sent_twice() {
     let Some(scene) = Scene::new(&[]) else { return };
@@ -76,7 +79,7 @@ fn uploads_arrive_whole_and_need_nothing_sent_twice() {
     }
 }
 
-/// Promise 1: the window closes instead of lying, and opens without being asked.
+/// Promise 1; regressions T05, T06 and T09: the window closes instead of lying, and opens without being asked.
 #[test]
 fn a_slow_reader_on_the_host_closes_and_opens_the_window_and_nothing_is_lost() {
     let Some(scene) = Scene::new(&[]) else { return };
@@ -126,7 +129,7 @@ fn a_closed_window_of_the_guest_is_probed_with_one_octet_at_most() {
     assert_pattern(0, &peer.read(5000));
 }
 
-/// T20: the window shrinks over data in flight.
+/// T20, T57: the window shrinks over data in flight.
 #[test]
 fn a_window_that_shrinks_to_nothing_loses_nothing() {
     let Some(scene) = Scene::new(&[]) else { return };

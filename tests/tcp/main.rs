@@ -8,6 +8,7 @@ mod lab;
 
 mod close;
 mod data;
+mod disorder;
 mod handshake;
 mod refusal;
 mod validity;

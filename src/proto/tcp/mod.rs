@@ -1,154 +1,91 @@
 //! A TCP connection of the guest, as a translator keeps it: sequence numbers, windows and the two ends of the streams. It
 //! holds no octets: those to the guest stay in the host's socket until acknowledged, those from the guest are handed on.
 //!
-//! The guest opens connections, or is asked by a SYN of ours to take one ([`syn`]).
+//! The guest opens connections, or is asked by a SYN of ours to take one (`syn.rs`).
 //!
-//! Facts go in by `segment`, `connected`, `sent`, `ended`, `expired`; each answers with a [`Todo`]. Guest and link lose and
-//! reorder nothing by themselves, so a gap is answered by a duplicate acknowledgement and a loss by going back to the first
-//! octet not acknowledged. There is no congestion control towards the guest: the link pushes back.
+//! Facts go in by `segment`, `connected`, `sent`, `ended`, `expired`; each answers with a [`Todo`]. What a connection has to
+//! remember while its streams have gaps is a [`Disorder`], which it is lent for as long.
 
 mod syn;
 
 mod phase;
 
-mod receive;
+mod todo;
+
+mod terms;
+
+mod ranges;
+
+mod flight;
+
+mod disorder;
+
+mod idle;
 
 mod rtt;
 
+mod receive;
+
 mod send;
 
-mod todo;
+mod conn;
 
+pub use conn::Conn;
+pub use disorder::Disorder;
 pub use phase::{Half, Phase};
-pub use receive::{Receiver, Text};
-pub use send::{Sender, Timeout};
 pub use syn::SynRetries;
-use syn::{Answer, Asking};
+pub use terms::Terms;
 pub use todo::{Ack, Todo, reset_for};
 
 use crate::{
-    net::{Now, Seq, Why},
+    net::{Now, Seq, Span, Why},
     wire::{
         frame::Segment,
-        headers::TcpFields,
-        tcp::{Flags, Options},
+        tcp::{Flags, Timestamps},
     },
 };
+use idle::Idle;
+use receive::{Receiver, Text};
+use send::{Sender, Timeout};
+use syn::{Answer, Asking};
+use terms::Clock;
 
 /// Repetitions of SYN,ACK before the guest is given up; Linux's `tcp_synack_retries`.
 const SYN_ACK_RETRIES: u8 = 5;
 
-/// The segment size to assume of a guest that says nothing (RFC 9293, section 3.7.1), and the least we believe.
-const MSS_DEFAULT: u16 = 536;
-const MSS_LEAST: u16 = 48;
-
-/// One connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Conn {
-    phase: Phase,
-    send: Sender,
-    receive: Receiver,
-    /// Options of our SYN,ACK.
-    offer: Options,
-}
+/// Silence after which timestamps say nothing any more (RFC 7323, section 5.5).
+const OUTDATED: Span = Span::secs(24 * 24 * 3600);
 
 impl Conn {
     /// A connection begins with the guest's SYN. `iss` is our initial sequence number, `mss` the segment size of the link.
     pub fn new(syn: &Segment, iss: Seq, mss: u16) -> Self {
-        let theirs = syn
-            .options
-            .mss
-            .unwrap_or(MSS_DEFAULT)
-            .max(MSS_LEAST)
-            .min(mss);
-        let scaling = syn.options.window_scale.is_some();
+        let terms = Terms::ours(mss).with(&syn.options);
+        let scale = syn.options.window_scale.unwrap_or(0);
+        let segment = terms.segment_to(&syn.options);
         Self {
             phase: Phase::Connecting,
-            send: Sender::new(iss, 0, syn.options.window_scale.unwrap_or(0), theirs),
-            receive: Receiver::new(syn.seq, mss, scaling),
-            offer: Options {
-                mss: Some(mss),
-                window_scale: scaling.then_some(receive::SCALE),
-            },
+            send: Sender::new(iss, 0, scale, segment, terms.sack),
+            receive: Receiver::new(syn.seq, mss, terms.scaling),
+            terms,
+            clock: Clock::new(iss, syn.options.timestamps),
+            idle: Idle::default(),
         }
     }
 
     /// A connection that a peer of the host has opened; the guest is asked by [`Conn::syn`]. `iss` is our initial sequence
     /// number, `mss` the segment size of the link.
     pub fn toward_guest(iss: Seq, mss: u16, retries: SynRetries, now: Now) -> Self {
-        let mut send = Sender::new(iss, 0, 0, mss);
+        let mut send = Sender::new(iss, 0, 0, mss, false);
         send.sent(1, now);
+        let asking = Asking::new(retries);
+        send.wait_until(now + asking.interval());
         Self {
-            phase: Phase::SynSent(Asking::new(retries, now)),
+            phase: Phase::SynSent(asking),
             send,
             receive: Receiver::new(Seq(0), mss, true),
-            offer: Options {
-                mss: Some(mss),
-                window_scale: Some(receive::SCALE),
-            },
-        }
-    }
-
-    pub const fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    /// The largest payload of a segment to the guest, in octets.
-    pub fn mss(&self) -> usize {
-        usize::from(self.send.mss)
-    }
-
-    /// Octets sent and not acknowledged, of the host's stream.
-    pub fn unacknowledged(&self) -> u32 {
-        let past_end = matches!(
-            self.phase,
-            Phase::Open {
-                host: Half::FinSent,
-                ..
-            }
-        ) && self.send.ends_at(self.send.nxt - 1);
-        self.send.in_flight() - u32::from(past_end && self.send.in_flight() > 0)
-    }
-
-    /// Octets of payload the guest takes now.
-    pub fn sendable(&self) -> usize {
-        match self.phase {
-            Phase::Open {
-                host: Half::Open | Half::FinSeen | Half::FinSent,
-                ..
-            } => self.send.sendable() as usize,
-            Phase::Open {
-                host: Half::Done, ..
-            }
-            | Phase::SynSent(_)
-            | Phase::Connecting
-            | Phase::SynReceived
-            | Phase::Closed => 0,
-        }
-    }
-
-    /// Whether the host may still have something for the guest.
-    pub const fn wants_host(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Open {
-                host: Half::Open,
-                ..
-            }
-        )
-    }
-
-    /// The largest payload of a segment from the guest, in octets.
-    pub fn largest_segment(&self) -> u32 {
-        u32::from(self.receive.mss)
-    }
-
-    /// When [`Conn::expired`] wants to be called.
-    pub const fn deadline(&self) -> Option<Now> {
-        match self.phase {
-            Phase::Closed => None,
-            Phase::SynSent(asking) => Some(asking.due()),
-            Phase::Connecting | Phase::SynReceived | Phase::Open { .. } => self.send.deadline(),
+            terms: Terms::ours(mss),
+            clock: Clock::new(iss, None),
+            idle: Idle::default(),
         }
     }
 
@@ -162,193 +99,15 @@ impl Conn {
         Todo::syn_ack()
     }
 
-    /// Fields of a segment that starts at `seq`; `free` octets can be taken from the guest.
-    fn fields(&mut self, seq: Seq, flags: Flags, free: u32, options: Option<Options>) -> TcpFields {
-        let window = self.receive.announce(free, flags);
-        TcpFields {
-            seq,
-            ack: self.receive.nxt,
-            flags,
-            window,
-            options,
-        }
-    }
-
-    /// A segment with payload or FIN, to start at our next sequence number plus `at`.
-    pub fn data(&mut self, at: u32, flags: Flags, free: u32) -> TcpFields {
-        self.fields(self.send.nxt + at, flags | Flags::ACK, free, None)
-    }
-
-    /// A bare acknowledgement.
-    pub fn acknowledgement(&mut self, free: u32) -> TcpFields {
-        self.fields(self.send.nxt, Flags::ACK, free, None)
-    }
-
-    /// Our SYN, first or repeated.
-    pub fn syn(&mut self, free: u32) -> TcpFields {
-        TcpFields {
-            seq: self.send.una,
-            ack: Seq(0),
-            flags: Flags::SYN,
-            window: free.min(65_535) as u16,
-            options: Some(self.offer),
-        }
-    }
-
-    /// Our SYN,ACK, first or repeated.
-    pub fn syn_ack(&mut self, free: u32) -> TcpFields {
-        let offer = self.offer;
-        self.fields(self.send.una, Flags::SYN | Flags::ACK, free, Some(offer))
-    }
-
-    /// The RST that tells the guest its connection is gone.
-    pub fn reset(&mut self) -> TcpFields {
-        self.phase = Phase::Closed;
-        TcpFields {
-            seq: self.send.nxt,
-            ack: self.receive.nxt,
-            flags: Flags::RST | Flags::ACK,
-            window: 0,
-            options: None,
-        }
-    }
-
-    /// Whether an acknowledgement is outstanding.
-    pub fn ack_due(&self) -> bool {
-        self.receive.ack_due()
-    }
-
-    /// Whether the guest should hear that `free` octets can be taken.
-    pub fn window_would_open(&self, free: u32) -> bool {
-        matches!(
-            self.phase,
-            Phase::Open {
-                guest: Half::Open,
-                ..
-            }
-        ) && self.receive.would_open(free)
-    }
-
-    /// Octets promised to the guest that it has not sent.
-    pub fn promised(&self) -> u32 {
-        self.receive.promised()
-    }
-
-    /// Notes octets of payload sent.
-    pub fn sent(&mut self, octets: u32, now: Now) {
-        self.send.sent(octets, now);
-    }
-
-    /// Notes that there is something to send but no window.
-    pub fn blocked(&mut self, now: Now) {
-        let waits = matches!(
-            self.phase,
-            Phase::Open {
-                host: Half::Open | Half::FinSeen | Half::FinSent,
-                ..
-            }
-        );
-        if waits && self.send.in_flight() == 0 {
-            self.send.persist(now);
-        }
-    }
-
-    /// The host's stream has ended behind what was sent so far.
-    pub fn ended(&mut self) {
-        if let Phase::Open {
-            host: host @ Half::Open,
-            ..
-        } = &mut self.phase
-        {
-            *host = Half::FinSeen;
-            self.send.end();
-        }
-    }
-
-    /// Whether our FIN is the next thing to send.
-    pub fn fin_due(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Open {
-                host: Half::FinSeen | Half::FinSent,
-                ..
-            }
-        ) && self.send.fin_due()
-    }
-
-    /// Whether all was sent but our FIN.
-    pub fn fin_waits(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Open {
-                host: Half::FinSeen | Half::FinSent,
-                ..
-            }
-        ) && self.send.ends_at(self.send.nxt)
-    }
-
-    /// Notes our FIN sent.
-    pub fn fin_sent(&mut self, now: Now) {
-        if let Phase::Open { host, .. } = &mut self.phase {
-            *host = Half::FinSent;
-            self.send.sent(1, now);
-        }
-    }
-
-    /// Whether the guest's stream has ended and the host has not been told.
-    pub const fn shutdown_due(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Open {
-                guest: Half::FinSeen,
-                ..
-            }
-        )
-    }
-
-    /// The host was told: its kernel sends the FIN and has it acknowledged. `true` if the flow is over.
-    pub fn shut_down(&mut self) -> bool {
-        if let Phase::Open {
-            guest: guest @ Half::FinSeen,
-            ..
-        } = &mut self.phase
-        {
-            *guest = Half::Done;
-        }
-        self.is_over()
-    }
-
-    /// The host could not hold the last octets taken.
-    pub fn give_back(&mut self, octets: u32) {
-        if let Phase::Open {
-            guest: guest @ Half::FinSeen,
-            ..
-        } = &mut self.phase
-        {
-            *guest = Half::Open;
-            self.receive.give_back(1);
-        }
-        self.receive.give_back(octets);
-    }
-
-    fn is_over(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Open {
-                host: Half::Done,
-                guest: Half::Done
-            }
-        )
-    }
-
     /// The deadline has come.
-    pub fn expired(&mut self, now: Now) -> Todo {
+    pub fn expired(&mut self, disorder: Option<&mut Disorder>, now: Now) -> Todo {
         let retries = match self.phase {
             Phase::SynSent(asking) => return self.syn_expired(asking, now),
+            _ if self.send.deadline().is_none() => return self.silent(now),
             Phase::SynReceived => self.send.retries(),
             Phase::Connecting | Phase::Open { .. } | Phase::Closed => 0,
         };
-        match self.send.timeout(now) {
+        match self.send.timeout(disorder, now) {
             Timeout::Early => Todo::default(),
             Timeout::GiveUp => Todo::give_up(self.reset()),
             Timeout::Retransmit if self.phase == Phase::SynReceived => {
@@ -358,6 +117,10 @@ impl Conn {
                 self.send.sent(1, now);
                 Todo::syn_ack()
             }
+            Timeout::Look => Todo {
+                pull: true,
+                ..Todo::default()
+            },
             Timeout::Retransmit => Todo {
                 seek: true,
                 pull: true,
@@ -366,13 +129,34 @@ impl Conn {
         }
     }
 
-    /// A segment of the guest with `len` octets of payload.
-    pub fn segment(&mut self, segment: &Segment, now: Now) -> Todo {
+    /// Nothing is outstanding, and the guest may have said nothing for long.
+    fn silent(&mut self, now: Now) -> Todo {
+        let open = matches!(self.phase, Phase::Open { .. });
+        if !open || self.idle.deadline() > now {
+            return Todo::default();
+        }
+        if !self.idle.ask() {
+            return Todo::give_up(self.reset());
+        }
+        Todo {
+            ask: true,
+            ..Todo::default()
+        }
+    }
+
+    /// A segment of the guest. Where [`Conn::is_disordered_by`] it, or the connection was lent a `disorder` before, that should
+    /// be there; without one the rest is done.
+    pub fn segment(
+        &mut self,
+        segment: &Segment,
+        disorder: Option<&mut Disorder>,
+        now: Now,
+    ) -> Todo {
         match self.phase {
             Phase::SynSent(_) => self.while_syn_sent(segment, now),
             Phase::Connecting => self.while_connecting(segment),
-            Phase::SynReceived => self.while_syn_received(segment, now),
-            Phase::Open { .. } => self.while_open(segment, now),
+            Phase::SynReceived => self.while_syn_received(segment, disorder, now),
+            Phase::Open { .. } => self.while_open(segment, disorder, now),
             Phase::Closed => Todo::dropped(Why::OutOfWindow),
         }
     }
@@ -384,25 +168,32 @@ impl Conn {
             Answer::Refused => return self.aborted(),
             Answer::Stale => {
                 return Todo {
-                    rst: Some(reset_for(segment)),
+                    rst: Some(reset_for(segment).into()),
                     ..Todo::dropped(Why::OutOfWindow)
                 };
             }
             Answer::Nothing => return Todo::dropped(Why::OutOfWindow),
         }
-        let (scale, mss) = (segment.options.window_scale, segment.options.mss);
-        let mss = mss.unwrap_or(MSS_DEFAULT).max(MSS_LEAST);
-        self.receive = Receiver::new(segment.seq, self.receive.mss, scale.is_some());
-        self.offer.window_scale = self.offer.window_scale.and(scale).map(|_| receive::SCALE);
+        let theirs = &segment.options;
+        self.terms = self.terms.with(theirs);
+        let (scale, mss) = (
+            theirs.window_scale.unwrap_or(0),
+            self.terms.segment_to(theirs),
+        );
+        self.receive = Receiver::new(segment.seq, self.receive.mss, self.terms.scaling);
+        if let Some(stamps) = theirs.timestamps {
+            self.clock.outlived(stamps);
+        }
+        self.idle.heard(now);
         if answer == Answer::Crossed {
             self.phase = Phase::SynReceived;
-            self.send.learn(scale.unwrap_or(0), mss.min(self.send.mss));
+            self.send.learn(scale, mss, self.terms.sack);
             return Todo::syn_ack();
         }
         // The window of a SYN is not scaled (RFC 7323, section 2.2).
         self.send
             .establish(segment.seq, segment.ack, segment.window, now);
-        self.send.learn(scale.unwrap_or(0), mss.min(self.send.mss));
+        self.send.learn(scale, mss, self.terms.sack);
         self.phase = Phase::established();
         Todo {
             open: true,
@@ -414,13 +205,14 @@ impl Conn {
 
     /// Our SYN was not answered in time.
     fn syn_expired(&mut self, asking: Asking, now: Now) -> Todo {
-        if asking.due() > now {
+        if self.send.deadline().is_some_and(|due| due > now) {
             return Todo::default();
         }
-        let Some(asking) = asking.again(now) else {
+        let Some(asking) = asking.again() else {
             return Todo::give_up(self.reset());
         };
         self.phase = Phase::SynSent(asking);
+        self.send.wait_until(now + asking.interval());
         // Which of them is answered cannot be told (Karn; RFC 6298, section 3).
         self.send.forget_timing();
         Todo {
@@ -445,7 +237,12 @@ impl Conn {
         Todo::dropped(Why::OutOfWindow)
     }
 
-    fn while_syn_received(&mut self, segment: &Segment, now: Now) -> Todo {
+    fn while_syn_received(
+        &mut self,
+        segment: &Segment,
+        disorder: Option<&mut Disorder>,
+        now: Now,
+    ) -> Todo {
         if segment.flags.has(Flags::RST) || !segment.flags.has(Flags::ACK) {
             if segment.flags.has(Flags::SYN) && segment.seq + 1 == self.receive.nxt {
                 return Todo::syn_ack();
@@ -462,7 +259,7 @@ impl Conn {
         }
         if segment.ack != self.send.nxt {
             return Todo {
-                rst: Some(reset_for(segment)),
+                rst: Some(reset_for(segment).into()),
                 dropped: Some(Why::OutOfWindow),
                 ..Todo::default()
             };
@@ -480,15 +277,27 @@ impl Conn {
         Todo {
             open: true,
             pull: true,
-            ..self.while_open(segment, now)
+            ..self.while_open(segment, disorder, now)
         }
     }
 
     /// RFC 9293, section 3.10.7.4, in its order.
-    fn while_open(&mut self, segment: &Segment, now: Now) -> Todo {
+    fn while_open(
+        &mut self,
+        segment: &Segment,
+        mut disorder: Option<&mut Disorder>,
+        now: Now,
+    ) -> Todo {
         let len = segment.payload.len() as u32;
         let text = self.receive.place(segment.seq, len);
         let flags = segment.flags;
+        let silence = self.idle.silence(now);
+        self.idle.heard(now);
+        if let Some(stamps) = segment.options.timestamps
+            && self.is_from_the_past(stamps, flags, silence)
+        {
+            return Todo::ack_now(Why::OutOfWindow);
+        }
         if flags.has(Flags::RST) {
             // RFC 5961, section 3.2: exact resets, inside the window challenges.
             return match text {
@@ -507,54 +316,155 @@ impl Conn {
         // A shut window still takes acknowledgements (RFC 9293, section 3.10.7.4).
         let shut = text == Text::Outside && segment.seq == self.receive.nxt;
         if text == Text::Outside && !shut {
-            return Todo::ack_now(Why::OutOfWindow);
+            return self.outside(segment, silence, disorder, now);
         }
         if self.send.acknowledges_unsent(segment.ack) {
             return Todo::ack_now(Why::OutOfWindow);
         }
-        let mut todo = self.acknowledged(segment, len, now);
+        if let Some(stamps) = segment.options.timestamps
+            && self.receive.may_tell_time(segment.seq)
+        {
+            self.clock.heard(stamps);
+        }
+        let mut todo = self.acknowledged(segment, segment.seq, disorder.as_deref_mut(), now);
         match text {
             Text::Outside => (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfWindow)),
-            Text::Gap if len > 0 || flags.has(Flags::FIN) => {
-                (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfOrder));
-            }
-            Text::Gap => {}
-            Text::Next { skip, take } => self.text(segment, skip, take, &mut todo),
+            Text::Gap => self.early(segment, disorder.as_deref(), &mut todo),
+            Text::Next { skip, take } => self.text(segment, skip, take, disorder, &mut todo),
         }
         todo.over = self.is_over();
         todo
     }
 
-    /// The acknowledgement and window of an acceptable segment.
-    fn acknowledged(&mut self, segment: &Segment, len: u32, now: Now) -> Todo {
+    /// PAWS (RFC 7323, section 5.3): a reset is never from the past, and after long silence nothing is.
+    fn is_from_the_past(&mut self, stamps: Timestamps, flags: Flags, silence: Span) -> bool {
+        if !self.terms.timestamps || flags.has(Flags::RST) || !self.clock.is_old(stamps) {
+            return false;
+        }
+        let outdated = silence > OUTDATED;
+        if outdated {
+            self.clock.outlived(stamps);
+        }
+        !outdated
+    }
+
+    /// A segment that is old, or not allowed yet: it is acknowledged.
+    fn outside(
+        &mut self,
+        segment: &Segment,
+        silence: Span,
+        disorder: Option<&mut Disorder>,
+        now: Now,
+    ) -> Todo {
+        let len = segment.payload.len() as u32;
+        let old = segment.seq.before(self.receive.nxt);
+        // An octet before those expected, or none: a keepalive (RFC 9293, section 3.8.4).
+        let question =
+            segment.seq + 1 == self.receive.nxt && len <= 1 && !segment.flags.has(Flags::FIN);
+        if old && len > 0 && !question {
+            self.receive.came_twice(segment.seq, len);
+        }
+        if !question {
+            return Todo::ack_now(Why::OutOfWindow);
+        }
+        // Its acknowledgement and window are news all the same.
+        let heard = if self.send.acknowledges_unsent(segment.ack) {
+            Todo::default()
+        } else {
+            self.acknowledged(segment, self.receive.nxt, disorder, now)
+        };
+        Todo {
+            keep_alive: Some(silence),
+            ack: Ack::Now,
+            dropped: Some(Why::OutOfWindow),
+            over: self.is_over(),
+            ..heard
+        }
+    }
+
+    /// The acknowledgement and window of an acceptable segment, which are as new as `seq`.
+    fn acknowledged(
+        &mut self,
+        segment: &Segment,
+        seq: Seq,
+        mut disorder: Option<&mut Disorder>,
+        now: Now,
+    ) -> Todo {
         let before = self.send.sendable();
         let new = segment.ack.after(self.send.una);
-        let acked = self.send.acknowledge(segment.ack, now);
-        let update = self
+        let acked = self
             .send
-            .update_window(segment.seq, segment.ack, segment.window);
+            .acknowledge(segment.ack, disorder.as_deref_mut(), now);
+        let update = self.send.update_window(seq, segment.ack, segment.window);
         self.send.heard();
         if acked.fin
             && let Phase::Open { host, .. } = &mut self.phase
         {
             *host = Half::Done;
         }
+        let sack = &segment.options.sack;
+        let mut lost = match disorder {
+            Some(disorder) if self.terms.sack && !sack.is_empty() => {
+                self.send
+                    .acknowledge_blocks(sack, segment.ack, disorder, now)
+            }
+            _ => false,
+        };
         let repeated = !new
             && !update.changed
-            && len == 0
+            && segment.payload.is_empty()
             && segment.window != 0
             && !segment.flags.has(Flags::FIN);
-        let lost = repeated && segment.ack == self.send.una && self.send.duplicate();
+        lost |= repeated && segment.ack == self.send.una && self.send.duplicate();
         Todo {
             forget: acked.octets,
-            seek: acked.seek || update.seek || lost,
+            seek: acked.seek || update.seek,
             pull: lost || update.seek || new || self.send.sendable() > before,
             ..Todo::default()
         }
     }
 
+    /// The text and FIN of a segment behind a gap.
+    fn early(&mut self, segment: &Segment, disorder: Option<&Disorder>, todo: &mut Todo) {
+        let len = segment.payload.len() as u32;
+        let fin = segment.flags.has(Flags::FIN);
+        if len == 0 && !fin {
+            return;
+        }
+        todo.ack = Ack::Now;
+        let Phase::Open {
+            guest: Half::Open, ..
+        } = self.phase
+        else {
+            return;
+        };
+        let end = segment.seq + len;
+        let take = self.receive.early(segment.seq, len);
+        if fin && take == len {
+            self.receive.end(end);
+        }
+        match disorder {
+            Some(disorder) if take > 0 => {
+                if disorder.held.covers(segment.seq, segment.seq + take) {
+                    self.receive.came_twice(segment.seq, take);
+                } else {
+                    todo.hold = Some(take);
+                }
+            }
+            _ if len > 0 => todo.dropped = Some(Why::OutOfOrder),
+            _ => {}
+        }
+    }
+
     /// The text and FIN of a segment that continues the stream.
-    fn text(&mut self, segment: &Segment, skip: u32, take: u32, todo: &mut Todo) {
+    fn text(
+        &mut self,
+        segment: &Segment,
+        skip: u32,
+        take: u32,
+        disorder: Option<&mut Disorder>,
+        todo: &mut Todo,
+    ) {
         let len = segment.payload.len() as u32;
         let Phase::Open { guest, .. } = &mut self.phase else {
             return;
@@ -566,6 +476,9 @@ impl Conn {
             }
             return;
         }
+        if skip > 0 {
+            self.receive.came_twice(segment.seq, skip.min(len));
+        }
         if take > 0 {
             self.receive.take(take);
             todo.take = Some((skip, take));
@@ -574,12 +487,22 @@ impl Conn {
             todo.ack = Ack::Now;
         }
         if segment.flags.has(Flags::FIN) && skip + take == len {
-            *guest = Half::FinSeen;
-            self.receive.take(1);
-            todo.ack = Ack::Burst;
+            self.receive.end(self.receive.nxt);
         } else if skip + take < len {
             // Beyond the window: say where it ends.
             todo.ack = Ack::Now;
+        }
+        if let Some(disorder) = disorder
+            && !disorder.held.is_empty()
+        {
+            // A gap is filled, or part of it: the guest waits to hear of that (RFC 5681, section 4.2).
+            todo.admit = disorder.held.advance(&mut self.receive.nxt);
+            todo.ack = Ack::Now;
+        }
+        if self.receive.at_end() {
+            *guest = Half::FinSeen;
+            self.receive.take(1);
+            todo.ack = todo.ack.or_burst();
         }
     }
 

@@ -1,9 +1,10 @@
 //! The receiving side: the stream from guest to host, and the window we promise for it.
 
-use crate::{net::Seq, wire::tcp::Flags};
-
-/// Window scale we offer: windows up to 16 MiB in steps of 256 octets.
-pub const SCALE: u8 = 8;
+use super::{ranges::Ranges, terms::SCALE};
+use crate::{
+    net::Seq,
+    wire::tcp::{Flags, Sack},
+};
 
 /// Frames of a window at most, so that the guest's queue towards us (1,000 frames by default) never overflows.
 const FRAMES: u32 = 512;
@@ -25,12 +26,20 @@ pub struct Receiver {
     pub nxt: Seq,
     /// The right edge we promised. Never moves left.
     edge: Seq,
+    /// The right edge as the guest understood it: windows are told in units, so it may lie some octets beyond. What comes up
+    /// to here is taken, but never promised again: rounding must not let the edge creep.
+    shown: Seq,
     /// The acknowledgement last sent.
     acked: Seq,
     /// Shift of the windows we send, zero if the guest cannot scale.
     scale: u8,
     /// Octets of the largest segment the guest may send.
     pub mss: u16,
+    /// Where the guest's FIN stands, once it was seen.
+    fin: Seq,
+    ended: bool,
+    /// What came twice, to be told once (D-SACK, RFC 2883): first octet, and how many.
+    twice: (Seq, u32),
 }
 
 impl Receiver {
@@ -40,9 +49,13 @@ impl Receiver {
         Self {
             nxt,
             edge: nxt,
+            shown: nxt,
             acked: irs,
             scale: if scaling { SCALE } else { 0 },
             mss,
+            fin: nxt,
+            ended: false,
+            twice: (nxt, 0),
         }
     }
 
@@ -50,7 +63,7 @@ impl Receiver {
     pub fn place(&self, seq: Seq, len: u32) -> Text {
         let end = seq + len;
         if seq.after(self.nxt) {
-            return if seq.before(self.edge) {
+            return if seq.before(self.shown) {
                 Text::Gap
             } else {
                 Text::Outside
@@ -60,7 +73,7 @@ impl Receiver {
             return Text::Outside;
         }
         let skip = self.nxt.since(seq);
-        let take = end.min(self.edge.max(self.nxt)).since(self.nxt);
+        let take = end.min(self.shown.max(self.nxt)).since(self.nxt);
         if len > skip && take == 0 {
             Text::Outside
         } else {
@@ -78,6 +91,49 @@ impl Receiver {
         self.nxt = self.nxt - octets;
     }
 
+    /// Octets of a segment behind a gap that lie inside the window.
+    pub fn early(&self, seq: Seq, len: u32) -> u32 {
+        (seq + len).min(self.shown).since(seq)
+    }
+
+    /// Octets between the next one expected and this one.
+    pub fn ahead(&self, seq: Seq) -> u32 {
+        seq.since(self.nxt)
+    }
+
+    /// The guest's stream ends here, as far as is known.
+    pub fn end(&mut self, at: Seq) {
+        (self.fin, self.ended) = (at, true);
+    }
+
+    /// Whether what is expected next is a FIN that was seen already.
+    pub fn at_end(&self) -> bool {
+        self.ended && self.fin == self.nxt
+    }
+
+    /// Notes octets that were here already.
+    pub fn came_twice(&mut self, seq: Seq, octets: u32) {
+        self.twice = (seq, octets);
+    }
+
+    /// Whether a segment as old as this may tell the time: the last acknowledgement did not cover it (RFC 7323, section 4.3).
+    pub fn may_tell_time(&self, seq: Seq) -> bool {
+        !seq.after(self.acked)
+    }
+
+    /// What to tell of octets that came twice and of those behind a gap, each once or as often as there is room.
+    pub fn blocks(&mut self, held: Option<&Ranges>) -> Sack {
+        let mut sack = Sack::default();
+        let (start, octets) = std::mem::take(&mut self.twice);
+        if octets > 0 {
+            sack.push(start, start + octets);
+        }
+        for (start, end) in held.into_iter().flat_map(Ranges::iter) {
+            sack.push(start, end);
+        }
+        sack
+    }
+
     /// Whether the guest waits for an acknowledgement.
     pub fn ack_due(&self) -> bool {
         self.acked != self.nxt
@@ -87,36 +143,28 @@ impl Receiver {
     ///
     /// The edge moves in useful steps only (RFC 9293, section 3.8.6.2.2), and never back.
     pub fn announce(&mut self, free: u32, flags: Flags) -> u16 {
-        let most = if self.scale == 0 || flags.has(Flags::SYN) {
-            65_535
-        } else {
-            65_535 << SCALE
-        };
+        let scaled = self.scale > 0 && !flags.has(Flags::SYN);
+        let scale = if scaled { self.scale } else { 0 };
         let allowed = free
             .min(u32::from(self.mss).saturating_mul(FRAMES).max(65_535))
-            .min(most);
-        let wanted = self.nxt + allowed;
+            .min(65_535 << scale);
+        // Whole units only, so that nothing is rounded while the window stays open.
+        let wanted = self.nxt + (allowed >> scale << scale);
         let step = u32::from(self.mss).min(allowed / 2).max(1);
-        let edge = if wanted.since(self.edge) >= step {
+        self.edge = if wanted.since(self.edge) >= step {
             wanted
         } else {
             self.edge.max(self.nxt)
         };
-        let window = edge.since(self.nxt);
         self.acked = self.nxt;
-        if flags.has(Flags::SYN) {
-            let window = window.min(65_535);
-            self.edge = self.nxt + window;
-            return window as u16;
-        }
-        let units = window.div_ceil(1 << self.scale).min(65_535);
-        self.edge = (self.nxt + (units << self.scale)).max(self.edge);
+        let units = self.edge.since(self.nxt).div_ceil(1 << scale).min(65_535);
+        self.shown = self.shown.max(self.nxt + (units << scale));
         units as u16
     }
 
-    /// Octets still promised.
+    /// Octets the guest may still send.
     pub fn promised(&self) -> u32 {
-        self.edge.since(self.nxt)
+        self.shown.since(self.nxt)
     }
 
     /// Whether telling the guest of `free` octets would let it go on: the window was shut or small and would open well.
@@ -144,7 +192,7 @@ mod tests {
     fn text_is_trimmed_to_the_window() {
         let receiver = receiver();
         let edge = receiver.promised();
-        assert!((10_000..10_256).contains(&edge));
+        assert_eq!(edge, 10_000 / 256 * 256);
         assert_eq!(
             receiver.place(Seq(0), 100),
             Text::Next { skip: 0, take: 100 }
@@ -159,6 +207,10 @@ mod tests {
                 skip: 0,
                 take: edge
             }
+        );
+        assert_eq!(
+            (receiver.early(Seq(10), 20_000), receiver.ahead(Seq(10))),
+            (edge - 10, 10)
         );
         assert_eq!(receiver.place(Seq(1), 100), Text::Gap);
         assert_eq!(receiver.place(Seq(edge), 1), Text::Outside);
@@ -180,14 +232,36 @@ mod tests {
         let edge = receiver.edge;
         receiver.take(1000);
         receiver.announce(0, Flags::ACK);
-        assert!(
-            !receiver.edge.before(edge) && receiver.edge.since(edge) < 256,
-            "only by rounding"
-        );
-        receiver.take(9000);
+        assert_eq!(receiver.edge, edge);
+        receiver.take(8984);
         receiver.announce(5_000_000, Flags::ACK);
         assert!(receiver.edge.after(edge));
-        assert!(receiver.promised() <= 512 * 1460 + 255);
+        assert!(receiver.promised() <= 512 * 1460);
+    }
+
+    /// A guest that sends octet by octet into a window that does not open gets to its edge, and no further than the rounding of
+    /// one unit.
+    #[test]
+    fn the_edge_does_not_creep_by_rounding() {
+        let mut receiver = receiver();
+        let (first, edge) = (receiver.nxt, receiver.edge);
+        let mut window = receiver.announce(0, Flags::ACK);
+        while window > 0 {
+            assert_eq!(
+                receiver.place(receiver.nxt, 1),
+                Text::Next { skip: 0, take: 1 }
+            );
+            receiver.take(1);
+            window = receiver.announce(0, Flags::ACK);
+            assert!(window == 0 || (receiver.nxt + (u32::from(window) << 8)).since(edge) < 256);
+        }
+        assert_eq!(receiver.nxt.since(first), edge.since(first));
+        // What was shown is taken all the same.
+        let slack = receiver.promised();
+        assert!(slack < 256);
+        receiver.take(slack);
+        assert_eq!(receiver.announce(0, Flags::ACK), 0);
+        assert_eq!(receiver.promised(), 0);
     }
 
     #[test]

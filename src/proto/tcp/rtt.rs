@@ -11,6 +11,12 @@ const INITIAL: Span = Span::secs(1);
 /// The most a timeout backs off to (2.5).
 const MAX: Span = Span::secs(120);
 
+/// The least time before a probe of the tail: a guest and its machine have more to do than to answer at once.
+const PROBE: Span = Span::millis(20);
+
+/// How long acknowledgements are put off at most (WCDelAckT, RFC 8985, section 7.2).
+const DELAYED: Span = Span::millis(200);
+
 /// A smoothed round trip below this many microseconds is one virtual wire, with queues.
 const NEAR: u32 = 4_000;
 
@@ -19,6 +25,7 @@ pub struct Rtt {
     /// Microseconds; zero before the first measurement.
     smoothed: u32,
     variation: u32,
+    least: u32,
 }
 
 impl Rtt {
@@ -29,7 +36,9 @@ impl Rtt {
             .clamp(1, u32::MAX / 8);
         if self.smoothed == 0 {
             (self.smoothed, self.variation) = (rtt, rtt / 2);
+            self.least = rtt;
         } else {
+            self.least = self.least.min(rtt);
             self.variation = self.variation / 4 * 3 + self.smoothed.abs_diff(rtt) / 4;
             self.smoothed = (self.smoothed / 8 * 7 + rtt / 8).max(1);
         }
@@ -38,6 +47,24 @@ impl Rtt {
     /// Whether the guest itself answers, and not somebody behind it.
     pub const fn is_near(&self) -> bool {
         self.smoothed < NEAR
+    }
+
+    /// The shortest measured.
+    pub const fn least(&self) -> Span {
+        Span(self.least as u64)
+    }
+
+    /// The smoothed round trip; zero before the first measurement.
+    pub const fn smoothed(&self) -> Span {
+        Span(self.smoothed as u64)
+    }
+
+    /// How long the guest may take to tell of the end of what was sent before that is sent again (PTO, RFC 8985, section
+    /// 7.2), if that is before the timeout; `alone` if it is one segment, of which a guest tells when it likes.
+    pub fn probe(&self, alone: bool) -> Option<Span> {
+        let usual = Span((2 * u64::from(self.smoothed)).max(PROBE.0));
+        let usual = Span(usual.0 + if alone { DELAYED.0 } else { 0 });
+        (self.smoothed > 0 && usual < self.timeout(0)).then_some(usual)
     }
 
     /// The timeout after `backoff` doublings.

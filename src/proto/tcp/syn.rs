@@ -1,7 +1,7 @@
 //! A connection towards the guest: the host's peer is accepted already, and our SYN asks the guest.
 
 use crate::{
-    net::{Now, Seq, Span},
+    net::{Seq, Span},
     wire::{frame::Segment, tcp::Flags},
 };
 
@@ -31,34 +31,30 @@ pub struct Asking {
     retries: SynRetries,
     /// Repetitions so far.
     repeated: u8,
-    /// When the next is due.
-    due: Now,
 }
 
 impl Asking {
-    /// Begins with a SYN sent now.
-    pub const fn new(retries: SynRetries, now: Now) -> Self {
+    /// Begins with the first SYN.
+    pub const fn new(retries: SynRetries) -> Self {
         Self {
             retries,
             repeated: 0,
-            due: Now(now.0 + INTERVAL.0),
         }
     }
 
-    /// When the next repetition is due.
-    pub const fn due(&self) -> Now {
-        self.due
+    /// The time from the SYN sent last to the next.
+    pub fn interval(self) -> Span {
+        let doublings = self.repeated.saturating_sub(self.retries.linear).min(16);
+        Span(INTERVAL.0 << doublings)
     }
 
-    /// Counts a repetition sent now; `None` when there were enough.
-    pub fn again(mut self, now: Now) -> Option<Self> {
+    /// Counts a repetition; `None` when there were enough.
+    pub fn again(mut self) -> Option<Self> {
         let most = self.retries.linear.saturating_add(self.retries.doubling);
         if self.repeated >= most {
             return None;
         }
         self.repeated += 1;
-        let doublings = self.repeated.saturating_sub(self.retries.linear).min(16);
-        self.due = now + Span(INTERVAL.0 << doublings);
         Some(self)
     }
 }
@@ -103,13 +99,13 @@ mod tests {
     /// Regressions T30 and X17: as the kernel does, and as often as it is told to.
     #[test]
     fn a_syn_is_repeated_at_the_intervals_of_the_kernel() {
-        let mut at = Now(0);
-        let mut asking = Asking::new(SynRetries::default(), at);
+        let mut asking = Asking::new(SynRetries::default());
+        let mut at = Span::ZERO;
         let mut seconds = Vec::new();
         loop {
-            at = asking.due();
+            at = Span(at.0 + asking.interval().0);
             seconds.push(at.0 / 1_000_000);
-            match asking.again(at) {
+            match asking.again() {
                 Some(next) => asking = next,
                 None => break,
             }

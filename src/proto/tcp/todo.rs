@@ -1,7 +1,7 @@
 //! What the machine wants done.
 
 use crate::{
-    net::{Seq, Why},
+    net::{Seq, Span, Why},
     wire::{frame::Segment, headers::TcpFields, tcp::Flags},
 };
 
@@ -16,17 +16,59 @@ pub enum Ack {
     Now,
 }
 
+impl Ack {
+    /// At least once.
+    pub(super) fn or_burst(self) -> Self {
+        if self == Self::No { Self::Burst } else { self }
+    }
+}
+
+/// An RST: all that differs from one to another. Every segment's [`Todo`] has room for one, so it is small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reset {
+    pub seq: Seq,
+    pub ack: Seq,
+    pub flags: Flags,
+}
+
+impl From<TcpFields> for Reset {
+    fn from(fields: TcpFields) -> Self {
+        Self {
+            seq: fields.seq,
+            ack: fields.ack,
+            flags: fields.flags,
+        }
+    }
+}
+
+impl From<Reset> for TcpFields {
+    fn from(rst: Reset) -> Self {
+        Self {
+            seq: rst.seq,
+            ack: rst.ack,
+            flags: rst.flags,
+            window: 0,
+            options: None,
+        }
+    }
+}
+
 /// What `relay` is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Todo {
     /// Octets of the segment's payload to hand to the host: skip the first, take the rest.
     pub take: Option<(u32, u32)>,
+    /// Octets of the segment's payload, from its first on, that lie behind a gap: to be kept if there is room, and then told
+    /// by `Conn::held`.
+    pub hold: Option<u32>,
+    /// Octets kept before that are next in the stream now, behind those of `take`.
+    pub admit: u32,
     pub ack: Ack,
     /// Octets the host's socket may forget.
     pub forget: u32,
     /// The socket's peek offset must be set anew: `Conn::unacknowledged` octets behind those forgotten.
     pub seek: bool,
-    /// More may be sent to the guest.
+    /// More may be sent to the guest, or some of it again.
     pub pull: bool,
     /// The connection was established just now.
     pub open: bool,
@@ -35,7 +77,11 @@ pub struct Todo {
     /// A SYN,ACK is due.
     pub syn_ack: bool,
     /// An RST is due, with these fields.
-    pub rst: Option<TcpFields>,
+    pub rst: Option<Reset>,
+    /// The guest is to be asked whether it is still there: with `Conn::question`.
+    pub ask: bool,
+    /// The host's peer is to be asked after so long a silence whether it is still there, as the guest does.
+    pub keep_alive: Option<Span>,
     /// The guest aborted: so must the host's socket be.
     pub abort: bool,
     /// Both streams have ended: the flow is over.
@@ -69,7 +115,7 @@ impl Todo {
 
     pub(super) fn give_up(rst: TcpFields) -> Self {
         Self {
-            rst: Some(rst),
+            rst: Some(rst.into()),
             abort: true,
             ..Self::default()
         }

@@ -65,7 +65,7 @@ impl Relay {
         };
         let id = self.insert(key, Flow::Tcp(flow), raw)?;
         if self.guest.is_at(guest.addr) {
-            self.send_syn(id, outbox);
+            self.send_syn(id, outbox, now);
         } else {
             self.wait_for_guest(id, now);
         }
@@ -74,7 +74,7 @@ impl Relay {
     }
 
     /// Asks the guest, if it is known where it is; otherwise that is found out first.
-    pub(in super::super) fn send_syn(&mut self, id: Id, outbox: &mut Outbox) {
+    pub(in super::super) fn send_syn(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let known = self
             .flows
             .key(id)
@@ -84,7 +84,7 @@ impl Relay {
             return;
         };
         if known {
-            let fields = flow.conn.syn(free);
+            let fields = flow.conn.syn(free, now);
             // Without room it is sent again by the timer.
             self.say(id, fields, outbox);
         }

@@ -13,20 +13,32 @@ use super::super::{
 use crate::{
     flow::{Id, Pool},
     host::socket,
-    link::{Inbox, Outbox},
+    link::{Inbox, Outbox, Slot},
     net::{Now, Why},
     sys::{
         Iovecs, msg,
         sockopt::{self, SendMemory},
     },
+    wire::frame::Segment,
 };
 
 /// Octets of spill one flow may hold.
 pub(in super::super) const SPILL_MAX: usize = 256 * 1024;
 
+/// Octets of the stream one flow may hold behind a gap, the gap included.
+const EARLY_MAX: usize = 1024 * 1024;
+
 /// What the host's socket can take of the octets the kernel counts as free: buffers cost more than what they hold.
 const fn usable(memory: SendMemory) -> u32 {
     memory.free() - memory.free() / 4
+}
+
+/// A segment, where its frame lies, and what in.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Arrival<'a> {
+    pub segment: &'a Segment,
+    pub frame: Slot,
+    pub inbox: &'a Inbox,
 }
 
 impl Relay {
@@ -57,7 +69,7 @@ impl Relay {
         };
         let over = flow.state.over;
         if ack && flow.conn.ack_due() {
-            self.acknowledge(id, outbox);
+            self.acknowledge(id, outbox, now);
         }
         if over {
             self.finish(id);
@@ -100,6 +112,9 @@ impl Relay {
                     }
                 };
             }
+            if written > 0 && flow.spill.span() > 0 {
+                self.pool.skip(&mut flow.spill, written);
+            }
             if written < octets {
                 let refused = spill(&mut self.pool, flow, inbox, &mut listed, written, octets);
                 if refused > 0 {
@@ -110,6 +125,43 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// Keeps the first `octets` of a segment that came before others.
+    pub(in super::super) fn keep_early(&mut self, id: Id, arrival: Arrival<'_>, octets: u32) {
+        let Arrival {
+            segment,
+            frame,
+            inbox,
+        } = arrival;
+        // The place is counted from those in order.
+        self.deliver(id, inbox);
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let mut ahead = flow.conn.ahead(segment.seq) as usize;
+        let start = segment.payload.start;
+        let mut kept = true;
+        inbox.copy(frame.part(&(start..start + octets as usize)), |bytes| {
+            kept = kept && self.pool.place(&mut flow.spill, ahead, bytes, EARLY_MAX);
+            ahead += bytes.len();
+        });
+        let disorder = flow
+            .state
+            .disorder
+            .and_then(|lent| self.disorders.get_mut(lent));
+        if !kept || !disorder.is_some_and(|disorder| flow.conn.held(segment.seq, octets, disorder))
+        {
+            self.drops.count(Why::OutOfOrder);
+        }
+    }
+
+    /// Hands on what was kept, as the gap before it is filled.
+    pub(in super::super) fn admit(&mut self, id: Id, octets: u32) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+            self.pool.admit(&mut flow.spill, octets as usize);
+        }
+        self.drain_spill(id);
     }
 
     /// Writes what a flow's spill holds, as far as the socket takes it.
@@ -142,7 +194,7 @@ impl Relay {
     }
 
     /// Sends a bare acknowledgement with the window of the moment.
-    pub(in super::super) fn acknowledge(&mut self, id: Id, outbox: &mut Outbox) {
+    pub(in super::super) fn acknowledge(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let waits = !outbox.has_room();
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
@@ -152,7 +204,11 @@ impl Relay {
             return self.starve(id);
         }
         let free = window_space(flow, id, &mut self.pool, &mut self.requests);
-        let fields = flow.conn.acknowledgement(free);
+        let disorder = flow
+            .state
+            .disorder
+            .and_then(|lent| self.disorders.get(lent));
+        let fields = flow.conn.acknowledgement(free, disorder, now);
         self.say(id, fields, outbox);
     }
 
@@ -214,7 +270,7 @@ fn spill(
     pool: &mut Pool,
     flow: &mut TcpFlow,
     inbox: &Inbox,
-    slots: &mut dyn Iterator<Item = crate::link::Slot>,
+    slots: &mut dyn Iterator<Item = Slot>,
     skip: usize,
     octets: usize,
 ) -> usize {

@@ -193,17 +193,17 @@ impl Relay {
         };
         socket::ignore_passing_errors(&flow.socket, v6);
         if flow.conn.connected(now).syn_ack {
-            self.send_syn_ack(id, outbox);
+            self.send_syn_ack(id, outbox, now);
             self.schedule(id);
         }
     }
 
-    pub(in super::super) fn send_syn_ack(&mut self, id: Id, outbox: &mut Outbox) {
+    pub(in super::super) fn send_syn_ack(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let free = self.space(id);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let fields = flow.conn.syn_ack(free);
+        let fields = flow.conn.syn_ack(free, now);
         // Without room it is sent again by the timer, or when the guest repeats its SYN.
         self.say(id, fields, outbox);
     }

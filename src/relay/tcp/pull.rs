@@ -12,7 +12,7 @@ use crate::{
     flow::Id,
     host::socket,
     link::{Flushed, Outbox},
-    net::Now,
+    net::{Now, Seq},
     sys::{msg, sockopt},
     wire::{headers::TcpFields, tcp::Flags},
 };
@@ -28,15 +28,18 @@ enum Look {
     /// This many octets, and whether there was room for more.
     Octets(usize),
     Nothing,
+    /// More than the guest's window is worth filling with.
+    Silly,
     End,
     Failed,
 }
 
 impl Relay {
-    /// Sends what the socket holds, as far as window, link and turn allow.
+    /// Sends what was lost, then what the socket holds, as far as window, link and turn allow.
     pub(in super::super) fn pull(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let mut left = TURN;
+        let mut left = TURN.saturating_sub(self.resend(id, outbox, now));
         loop {
+            self.step_over(id);
             let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
                 return;
             };
@@ -49,7 +52,10 @@ impl Relay {
             if flow.state.failed && !flow.conn.wants_host() {
                 return self.reset(id, outbox);
             }
-            let sendable = flow.conn.sendable();
+            let sendable = self.sendable(id);
+            let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+                return;
+            };
             if sendable == 0 && (flow.state.readable || flow.conn.fin_waits()) {
                 flow.conn.blocked(now);
             }
@@ -67,6 +73,10 @@ impl Relay {
                     Some(Flow::Tcp(flow)) if flow.conn.wants_host() => flow.conn.ended(),
                     _ => break,
                 },
+                Look::Silly => {
+                    self.hold_back(id, now);
+                    break;
+                }
                 Look::Nothing => break,
                 Look::Failed => return self.reset(id, outbox),
             }
@@ -74,7 +84,101 @@ impl Relay {
         self.schedule(id);
     }
 
+    /// Octets the guest takes now, and not yet has.
+    fn sendable(&self, id: Id) -> usize {
+        let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
+            return 0;
+        };
+        // An acknowledgement is on its way that will open more.
+        if flow.conn.is_silly() && flow.conn.unacknowledged() > 0 {
+            return 0;
+        }
+        let disorder = flow
+            .state
+            .disorder
+            .and_then(|lent| self.disorders.get(lent));
+        let gap = disorder.map_or(usize::MAX, |disorder| flow.conn.gap(disorder));
+        flow.conn.sendable().min(gap)
+    }
+
+    /// Where everything is sent again, what the guest holds is not.
+    fn step_over(&mut self, id: Id) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
+            && let Some(lent) = flow.state.disorder
+            && let Some(disorder) = self.disorders.get(lent)
+            && flow.conn.step_over(disorder)
+        {
+            self.seek(id);
+        }
+    }
+
+    /// More waits than the guest's window is worth filling with: until it opens, or the timer says so.
+    fn hold_back(&mut self, id: Id, now: Now) {
+        self.seek(id);
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+            flow.conn.blocked(now);
+        }
+    }
+
+    /// Sends again what was lost. Returns how many octets.
+    fn resend(&mut self, id: Id, outbox: &mut Outbox, now: Now) -> usize {
+        let (mut octets, mut moved) = (0, false);
+        while octets < TURN {
+            let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+                return octets;
+            };
+            let disorder = flow
+                .state
+                .disorder
+                .and_then(|lent| self.disorders.get(lent));
+            let Some((seq, count)) = flow.conn.resend(disorder, now) else {
+                break;
+            };
+            let sent = if count == 0 {
+                self.say_fin(id, seq, outbox, now).then_some(0)
+            } else {
+                moved = true;
+                self.seek_to(id, seq);
+                match self.look(id, seq, count as usize, outbox, now) {
+                    Look::Octets(0) => continue,
+                    Look::Octets(octets) => Some(octets),
+                    _ => None,
+                }
+            };
+            let (Some(sent), Some(Flow::Tcp(flow))) = (sent, self.flows.get_mut(id)) else {
+                break;
+            };
+            let disorder = flow
+                .state
+                .disorder
+                .and_then(|lent| self.disorders.get_mut(lent));
+            flow.conn.resent(seq, sent as u32, disorder, now);
+            octets += sent;
+        }
+        if moved {
+            self.seek(id);
+        }
+        octets
+    }
+
+    /// Sends up to `want` octets that follow those sent.
     fn pull_once(&mut self, id: Id, want: usize, outbox: &mut Outbox, now: Now) -> Look {
+        let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
+            return Look::Nothing;
+        };
+        let looked = self.look(id, flow.conn.next(), want, outbox, now);
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return Look::Nothing;
+        };
+        match looked {
+            Look::Octets(octets) if octets > 0 => flow.conn.sent(octets as u32, now),
+            _ => {}
+        }
+        looked
+    }
+
+    /// Sends up to `want` octets of the socket from sequence number `seq` on, which is where its peek offset stands.
+    fn look(&mut self, id: Id, seq: Seq, want: usize, outbox: &mut Outbox, now: Now) -> Look {
         let Some(key) = self.flows.key(id) else {
             return Look::Nothing;
         };
@@ -93,7 +197,7 @@ impl Relay {
             }
             None => return self.starved(id),
         };
-        let behind = (flow.forget + flow.conn.unacknowledged()) as usize;
+        let behind = (flow.forget + flow.conn.behind(seq)) as usize;
         let peeks = flow.peeks;
         let mut scatter = self.iovecs.scatter();
         let skip = if peeks {
@@ -115,6 +219,9 @@ impl Relay {
             Err(_) => return Look::Failed,
             Ok(Some(octets)) => octets,
         };
+        if octets == want && seq == flow.conn.next() && flow.conn.is_silly() {
+            return Look::Silly;
+        }
         // A short read has emptied the socket; should the end wait behind it, the next look will find it.
         if octets < room.len && !flow.state.ended {
             flow.state.readable = false;
@@ -123,10 +230,9 @@ impl Relay {
         let conn = &mut flow.conn;
         outbox.commit(room, octets, cut, |piece, headers| {
             let flags = if piece.last { Flags::PSH } else { Flags::NONE };
-            let fields = conn.data(piece.at as u32, flags, free);
+            let fields = conn.data(seq + piece.at as u32, flags, free, now);
             template.tcp(headers, fields, piece.len, piece.sum)
         });
-        conn.sent(octets as u32, now);
         Look::Octets(octets)
     }
 
@@ -155,18 +261,28 @@ impl Relay {
     }
 
     fn send_fin(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+        let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
             return;
         };
+        if self.say_fin(id, flow.conn.next(), outbox, now)
+            && let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
+        {
+            flow.conn.fin_sent(now);
+        }
+    }
+
+    /// Says our FIN, which has number `seq`, first or again. `false` if the link had no room.
+    fn say_fin(&mut self, id: Id, seq: Seq, outbox: &mut Outbox, now: Now) -> bool {
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return false;
+        };
         let free = window_space(flow, id, &mut self.pool, &mut self.requests);
-        let fields = flow.conn.data(0, Flags::FIN, free);
-        if self.say(id, fields, outbox) {
-            if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
-                flow.conn.fin_sent(now);
-            }
-        } else {
+        let fields = flow.conn.data(seq, Flags::FIN, free, now);
+        let said = self.say(id, fields, outbox);
+        if !said {
             self.starve(id);
         }
+        said
     }
 
     /// Sends a segment without payload. `false` if the link had no room.
@@ -196,12 +312,16 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let offset = flow.forget + flow.conn.unacknowledged();
-        if flow.peeks {
-            // It could be set when the socket was opened.
-            let _ = sockopt::set_peek_offset(flow.socket.as_fd(), offset.cast_signed());
-        }
         flow.state.readable = true;
+        let behind = flow.conn.unacknowledged();
+        seek_behind(flow, behind);
+    }
+
+    /// Sets the peek offset to an octet that was sent before.
+    fn seek_to(&self, id: Id, seq: Seq) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get(id) {
+            seek_behind(flow, flow.conn.behind(seq));
+        }
     }
 
     /// Resets the guest's connection: the host's is gone.
@@ -245,8 +365,11 @@ impl Relay {
         };
         self.wheel.disarm(id.slot);
         self.idle.remove(id.slot);
-        if let Flow::Tcp(TcpFlow { spill, .. }) = &mut flow {
+        if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
             self.pool.release(std::mem::take(spill));
+            if let Some(lent) = state.disorder {
+                self.disorders.take_back(lent);
+            }
         }
         self.requests.push(Request::Close(flow.into_socket()));
     }
@@ -258,6 +381,15 @@ impl Relay {
         {
             Self::arm(&mut self.wheel, id, &mut flow.armed, at);
         }
+    }
+}
+
+/// Sets the peek offset so many octets behind those the guest has acknowledged.
+fn seek_behind(flow: &TcpFlow, octets: u32) {
+    if flow.peeks {
+        let offset = flow.forget + octets;
+        // It could be set when the socket was opened.
+        let _ = sockopt::set_peek_offset(flow.socket.as_fd(), offset.cast_signed());
     }
 }
 

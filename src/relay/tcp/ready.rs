@@ -26,13 +26,13 @@ impl Relay {
         // Every event tells of writability too, as long as there is any: only who waits for it looks.
         let waits = flow.state.wants_space || !flow.spill.is_empty();
         if ready.writable && waits {
-            self.tcp_writable(id, outbox);
+            self.tcp_writable(id, outbox, now);
         }
         self.pull(id, outbox, now);
     }
 
     /// The socket takes more: first what we hold, then what the guest has.
-    fn tcp_writable(&mut self, id: Id, outbox: &mut Outbox) {
+    fn tcp_writable(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
@@ -46,7 +46,7 @@ impl Relay {
             return;
         };
         if flow.conn.window_would_open(free) {
-            self.acknowledge(id, outbox);
+            self.acknowledge(id, outbox, now);
         }
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;

@@ -1,16 +1,22 @@
 //! A segment of a known connection: the machine decides, this carries out.
 
 use super::super::{flow::Flow, state::Relay};
+use super::deliver::Arrival;
 use crate::{
     flow::{Id, Key},
+    host::socket,
     link::{Flushed, Inbox, Outbox, Slot},
     net::{Now, Span, Why},
-    proto::tcp::{Ack, Todo},
+    proto::tcp::{Ack, Disorder, Todo},
     wire::frame::{Ip, Segment},
 };
 
 /// How long a retransmission is put off while the link itself is blocked.
 const PATIENCE: Span = Span::millis(200);
+
+/// Silence after which the peer of a connection that the guest leaves silent too is asked whether it is still there: Linux's
+/// tcp_keepalive_time.
+const PEER_IDLE: Span = Span::secs(7200);
 
 impl Relay {
     /// A TCP segment from the guest; `frame` is where it lies.
@@ -34,12 +40,23 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return Err(Why::NoFlow);
         };
-        let todo = flow.conn.segment(segment, now);
+        let lent = &mut flow.state.disorder;
+        if lent.is_none() && flow.conn.is_disordered_by(segment) {
+            *lent = self.disorders.lend();
+        }
+        let disorder = lent.and_then(|lent| self.disorders.get_mut(lent));
+        let todo = flow.conn.segment(segment, disorder, now);
         if todo.anew {
             self.abort(id);
             return self.tcp_unknown(key, ip, segment, outbox, now);
         }
-        self.carry_out(id, todo, segment, frame, inbox, outbox);
+        let arrival = Arrival {
+            segment,
+            frame,
+            inbox,
+        };
+        self.carry_out(id, todo, arrival, outbox, now);
+        self.tidy(id);
         todo.dropped.map_or(Ok(()), Err)
     }
 
@@ -47,24 +64,31 @@ impl Relay {
         &mut self,
         id: Id,
         todo: Todo,
-        segment: &Segment,
-        frame: Slot,
-        inbox: &Inbox,
+        arrival: Arrival<'_>,
         outbox: &mut Outbox,
+        now: Now,
     ) {
-        if let Some(fields) = todo.rst {
-            self.say(id, fields, outbox);
+        let Arrival {
+            segment,
+            frame,
+            inbox,
+        } = arrival;
+        if let Some(rst) = todo.rst {
+            self.say(id, rst.into(), outbox);
         }
         if todo.abort {
             return self.abort(id);
         }
         if todo.syn_ack {
-            self.send_syn_ack(id, outbox);
+            self.send_syn_ack(id, outbox, now);
         }
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
         flow.forget += todo.forget;
+        if let Some(silence) = todo.keep_alive {
+            socket::keep_alive(&flow.socket, silence);
+        }
         if let Some((skip, take)) = todo.take {
             let start = segment.payload.start + skip as usize;
             self.burst.push(
@@ -81,12 +105,42 @@ impl Relay {
         if todo.seek {
             self.seek(id);
         }
+        if let Some(octets) = todo.hold {
+            self.keep_early(id, arrival, octets);
+        }
         if todo.ack == Ack::Now {
             // What is acknowledged must be held first.
             self.deliver(id, inbox);
+            if todo.admit > 0 {
+                self.admit(id, todo.admit);
+            }
             self.ask_space(id);
-            self.acknowledge(id, outbox);
+            self.acknowledge(id, outbox, now);
         }
+    }
+
+    /// Takes back what was lent to a flow whose streams have no gaps any more.
+    fn tidy(&mut self, id: Id) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
+            && let Some(lent) = flow.state.disorder
+            && self.disorders.get(lent).is_none_or(Disorder::is_over)
+        {
+            flow.state.disorder = None;
+            self.disorders.take_back(lent);
+        }
+    }
+
+    /// Asks a guest that has been silent for long whether it is still there, and has the kernel ask the host's peer.
+    fn ask(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+        let free = self.space(id);
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        if flow.conn.asked_once() {
+            socket::keep_alive(&flow.socket, PEER_IDLE);
+        }
+        let fields = flow.conn.question(free, now);
+        self.say(id, fields, outbox);
     }
 
     /// A deadline of a flow has come.
@@ -99,18 +153,25 @@ impl Relay {
         if outbox.flush() == Flushed::Blocked {
             return Self::arm(&mut self.wheel, id, &mut flow.armed, now + PATIENCE);
         }
-        let todo = flow.conn.expired(now);
-        if let Some(fields) = todo.rst {
-            self.say(id, fields, outbox);
+        let disorder = flow
+            .state
+            .disorder
+            .and_then(|lent| self.disorders.get_mut(lent));
+        let todo = flow.conn.expired(disorder, now);
+        if let Some(rst) = todo.rst {
+            self.say(id, rst.into(), outbox);
         }
         if todo.abort {
             return self.abort(id);
         }
         if todo.syn {
-            self.send_syn(id, outbox);
+            self.send_syn(id, outbox, now);
         }
         if todo.syn_ack {
-            self.send_syn_ack(id, outbox);
+            self.send_syn_ack(id, outbox, now);
+        }
+        if todo.ask {
+            self.ask(id, outbox, now);
         }
         if todo.seek {
             self.seek(id);

@@ -1,0 +1,223 @@
+//! What becomes of the guest's network when the host's changes under it.
+//!
+//! The guest keeps what it was given: its address, its router, and ours. It holds them for ever (leases and prefixes are
+//! infinite), so other ones would cut it off. They need not be the host's for flows to work, since those are the host's own
+//! sockets. Everything else follows the host: routes and names told, nameservers, what mapped addresses stand for.
+
+use super::{
+    config::Config,
+    facts::Facts,
+    net::Net,
+    resolve::{Resolved, resolve},
+    template::is_there,
+};
+
+/// Decides anew, as [`resolve`] does. An interface asked for that is gone is no error here: it may return, and until then
+/// there is none. `kept` is what the guest was told, if there was a guest.
+///
+/// # Errors
+/// Those of [`resolve`].
+pub fn renew(config: &Config, facts: &Facts, kept: Option<&Net>) -> Result<Resolved, String> {
+    let gone = config
+        .interface
+        .as_deref()
+        .is_some_and(|name| !is_there(facts, name));
+    let nowhere = Facts {
+        resolver: facts.resolver.clone(),
+        ..Facts::default()
+    };
+    let facts = if gone { &nowhere } else { facts };
+    let config = Config {
+        interface: config.interface.clone().filter(|_| !gone),
+        ..config.clone()
+    };
+    let fresh = resolve(&config, facts)?;
+    match kept {
+        None => Ok(fresh),
+        Some(kept) => keep(config, facts, kept, &fresh),
+    }
+}
+
+fn keep(
+    mut config: Config,
+    facts: &Facts,
+    kept: &Net,
+    fresh: &Resolved,
+) -> Result<Resolved, String> {
+    if let Some(v4) = &kept.v4 {
+        config.addr4 = Some(v4.addr);
+        config.prefix4 = Some(v4.prefix);
+        config.gateway4 = v4.router;
+    }
+    if let Some(v6) = &kept.v6 {
+        config.addr6 = v6.addr;
+        config.gateway6 = v6.router;
+    }
+    let mut resolved = resolve(&config, facts)?;
+    if let (Some(v4), Some(old), Some(new)) = (&mut resolved.net.v4, &kept.v4, &fresh.net.v4) {
+        v4.ours = old.ours;
+        v4.host = if fresh.template4.is_some() {
+            new.host
+        } else {
+            old.host
+        };
+    }
+    if let (Some(v6), Some(old), Some(new)) = (&mut resolved.net.v6, &kept.v6, &fresh.net.v6) {
+        v6.ours = old.ours;
+        v6.host = new.host.or(old.host);
+    }
+    // Kept addresses make an interface without any look like one to borrow from.
+    resolved.template4.clone_from(&fresh.template4);
+    resolved.template6.clone_from(&fresh.template6);
+    Ok(resolved)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::config::{Address, Interface, Route};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// A host whose only interface has this name, these addresses and routers.
+    fn host(name: &str, index: u32, addrs: &[&str], routers: &[&str]) -> Facts {
+        let route = |via: &&str| Route {
+            interface: index,
+            dst: if ip(via).is_ipv4() {
+                ip("0.0.0.0")
+            } else {
+                ip("::")
+            },
+            prefix: 0,
+            via: Some(ip(via)),
+            weight: 1,
+            metric: 0,
+        };
+        let address = |addr: &&str| Address {
+            interface: index,
+            addr: ip(addr),
+            prefix: if ip(addr).is_ipv4() { 24 } else { 64 },
+            deprecated: false,
+            global: true,
+        };
+        Facts {
+            interfaces: vec![Interface {
+                index,
+                name: name.to_owned(),
+                mac: None,
+                mtu: 1500,
+                loopback: false,
+                up: true,
+            }],
+            addresses: addrs.iter().map(address).collect(),
+            routes: routers.iter().map(route).collect(),
+            ..Facts::default()
+        }
+    }
+
+    fn eth0() -> Facts {
+        host(
+            "eth0",
+            2,
+            &["10.0.0.5", "2001:db8::5"],
+            &["10.0.0.1", "fe80::1"],
+        )
+    }
+
+    fn eth1() -> Facts {
+        let mut facts = host(
+            "eth1",
+            7,
+            &["10.9.0.5", "2001:db8:9::5"],
+            &["10.9.0.1", "fe80::9"],
+        );
+        facts.resolver.servers4.push(Ipv4Addr::new(9, 9, 9, 9));
+        facts
+    }
+
+    #[test]
+    fn a_guest_keeps_its_addresses_and_routers_and_hears_of_the_rest() {
+        let config = Config::default();
+        let old = resolve(&config, &eth0()).unwrap().net;
+        let new = renew(&config, &eth1(), Some(&old)).unwrap();
+        assert_eq!(new.template4.as_deref(), Some("eth1"));
+        let (old4, old6) = (old.v4.unwrap(), old.v6.unwrap());
+        let (new4, new6) = (new.net.v4.unwrap(), new.net.v6.unwrap());
+        assert_eq!(
+            (
+                new4.addr,
+                new4.prefix,
+                new4.router,
+                new4.ours,
+                new4.map_host_loopback
+            ),
+            (
+                old4.addr,
+                old4.prefix,
+                old4.router,
+                old4.ours,
+                old4.map_host_loopback
+            )
+        );
+        assert_eq!(
+            (new6.addr, new6.router, new6.ours, new6.map_host_loopback),
+            (old6.addr, old6.router, old6.ours, old6.map_host_loopback)
+        );
+        assert_eq!(new4.dns, [Ipv4Addr::new(9, 9, 9, 9)]);
+        assert_eq!(new4.host, Ipv4Addr::new(10, 9, 0, 5));
+        assert_eq!(new6.host.map(IpAddr::V6), Some(ip("2001:db8:9::5")));
+        assert_eq!(new6.scope, 7);
+    }
+
+    #[test]
+    fn before_there_is_a_guest_everything_follows_the_host() {
+        let config = Config::default();
+        let new = renew(&config, &eth1(), None).unwrap();
+        assert_eq!(new, resolve(&config, &eth1()).unwrap());
+    }
+
+    #[test]
+    fn a_guest_that_came_before_the_network_gets_what_it_had_not() {
+        let config = Config::default();
+        let old = resolve(&config, &Facts::default()).unwrap().net;
+        let old4 = old.v4.clone().unwrap();
+        let new = renew(&config, &eth1(), Some(&old)).unwrap().net;
+        assert_eq!(new.v4.as_ref().map(|v4| v4.addr), Some(old4.addr));
+        assert_eq!(new.v4.unwrap().host, Ipv4Addr::new(10, 9, 0, 5));
+        assert_eq!(
+            new.v6.unwrap().addr.map(IpAddr::V6),
+            Some(ip("2001:db8:9::5"))
+        );
+    }
+
+    #[test]
+    fn an_interface_asked_for_may_go_and_return() {
+        let config = Config {
+            interface: Some("eth0".to_owned()),
+            ..Config::default()
+        };
+        let old = resolve(&config, &eth0()).unwrap();
+        let without = renew(&config, &eth1(), Some(&old.net)).unwrap();
+        assert_eq!((&without.template4, &without.template6), (&None, &None));
+        let (v4, old4) = (without.net.v4.clone().unwrap(), old.net.v4.clone().unwrap());
+        assert_eq!((v4.addr, v4.host), (old4.addr, old4.host));
+        let again = renew(&config, &eth0(), Some(&without.net)).unwrap();
+        assert_eq!(again.net, old.net);
+    }
+
+    #[test]
+    fn an_address_given_stands_for_the_host_wherever_it_is() {
+        let given = Ipv4Addr::new(172, 16, 0, 9);
+        let config = Config {
+            addr4: Some(given),
+            ..Config::default()
+        };
+        let old = resolve(&config, &eth0()).unwrap().net;
+        let new = renew(&config, &eth1(), Some(&old)).unwrap().net;
+        assert_eq!(new.v4.unwrap().host, given);
+    }
+}

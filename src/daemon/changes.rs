@@ -1,0 +1,138 @@
+//! Changes of the host's network and resolver, on their way to the guest.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, RawFd},
+    time::Instant,
+};
+
+use crate::{
+    config::{Config, Interface, Net, Resolved, Resolver, renew},
+    host::{
+        facts,
+        monitor::Monitor,
+        watch::{Reader, Said},
+    },
+    net::{Now, Span},
+};
+
+/// A change seldom comes alone: an address is followed by its routes.
+const SETTLE: Span = Span::millis(50);
+
+/// Reading large tables takes a while, and nobody else has a turn meanwhile: at most one part in so many of the time.
+const SHARE: u64 = 20;
+
+/// Where changes are heard of, and when they are looked into.
+#[derive(Debug)]
+pub struct Changes {
+    config: Config,
+    resolver: Resolver,
+    monitor: Option<Monitor>,
+    reader: Option<Reader>,
+    due: Option<Now>,
+    /// The tables were large: not before then.
+    rest: Now,
+    /// The interfaces there were when the tables were read last.
+    interfaces: Vec<Interface>,
+    /// What was said last of a failure.
+    failure: Option<String>,
+}
+
+impl Changes {
+    /// `resolver` is what the resolver configuration said at first.
+    pub fn new(
+        config: &Config,
+        resolver: Resolver,
+        monitor: Option<Monitor>,
+        reader: Option<Reader>,
+    ) -> Self {
+        Self {
+            config: config.clone(),
+            resolver,
+            monitor,
+            reader,
+            // Something may have happened since the tables were read.
+            due: Some(Now(0)),
+            rest: Now(0),
+            interfaces: Vec::new(),
+            failure: None,
+        }
+    }
+
+    /// The index of an interface, if it is there.
+    pub fn index_of(&self, name: &str) -> Option<u32> {
+        let found = self
+            .interfaces
+            .iter()
+            .find(|interface| interface.name == name)?;
+        Some(found.index)
+    }
+
+    pub fn monitor(&self) -> Option<RawFd> {
+        self.monitor.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    pub fn reader(&self) -> Option<RawFd> {
+        let reader = self.reader.as_ref()?;
+        Some(reader.as_fd().as_raw_fd())
+    }
+
+    /// Interfaces, addresses or routes changed.
+    pub fn network_changed(&mut self, now: Now) {
+        self.due = Some(self.due.unwrap_or_else(|| (now + SETTLE).max(self.rest)));
+    }
+
+    /// The watcher of the resolver configuration said something.
+    pub fn resolver_changed(&mut self, now: Now) {
+        match self.reader.as_mut().map(Reader::read) {
+            Some(Said::Changed(resolver)) if resolver != self.resolver => {
+                self.resolver = resolver;
+                self.network_changed(now);
+            }
+            Some(Said::Ended) => {
+                log::warn!("Changes of the resolver configuration will not be noticed any more");
+                self.reader = None;
+            }
+            Some(Said::Changed(_) | Said::Nothing) | None => {}
+        }
+    }
+
+    /// When to call [`Changes::look`] next.
+    pub const fn due(&self) -> Option<Now> {
+        self.due
+    }
+
+    /// Asks the host again, if that is due: what guest and flows are told from now on, if that is not what `net` says.
+    /// `kept` tells whether a guest was told of `net`.
+    pub fn look(&mut self, net: &Net, kept: bool, now: Now) -> Option<Resolved> {
+        if self.due.is_none_or(|due| due > now) {
+            return None;
+        }
+        self.due = None;
+        let start = Instant::now();
+        // First the events, then the tables: what changes in between is an event again.
+        let drained = self.monitor.as_ref().is_none_or(Monitor::drain);
+        let renewed = facts::read_network().and_then(|mut facts| {
+            facts.resolver.clone_from(&self.resolver);
+            self.interfaces.clone_from(&facts.interfaces);
+            renew(&self.config, &facts, kept.then_some(net))
+        });
+        let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.rest = now + Span(took.saturating_mul(SHARE));
+        if !drained {
+            self.network_changed(now);
+        }
+        match renewed {
+            Ok(resolved) => {
+                self.failure = None;
+                (resolved.net != *net).then_some(resolved)
+            }
+            Err(why) => {
+                if self.failure.as_ref() != Some(&why) {
+                    log::warn!("The host's network changed, but not for the guest: {why}");
+                    self.failure = Some(why);
+                }
+                None
+            }
+        }
+    }
+}

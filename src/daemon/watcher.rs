@@ -1,0 +1,114 @@
+//! The process that stays outside the sandbox and tells of changes to the resolver configuration.
+
+use std::{
+    ffi::CStr,
+    fs::{self, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::FileExt,
+    },
+    path::Path,
+    process,
+};
+
+use nix::{
+    sys::{
+        prctl::{set_dumpable, set_name, set_no_new_privs, set_pdeathsig},
+        signal::{SigSet, Signal},
+    },
+    unistd::{dup2_stderr, dup2_stdin, dup2_stdout},
+};
+
+use super::{background, sandbox};
+use crate::{
+    config::{Config, DnsServers, Identity, SearchList},
+    host::{
+        resolv,
+        watch::{self, Reader, Watcher},
+    },
+    sys::process::{Forked, close_inherited, fork},
+};
+
+/// What others see this process as: `pgrep passt` is to find the one that serves, and no other.
+const NAME: &CStr = c"resolv-watcher";
+
+/// Starts the process, if the configuration asks for anything of the file. To be called while nothing is open but what was
+/// inherited.
+///
+/// # Errors
+/// Those of socketpair(2) and fork(2).
+pub(super) fn start(config: &Config) -> io::Result<Option<Reader>> {
+    if !wanted(config) {
+        return Ok(None);
+    }
+    let (reader, watcher) = watch::pair()?;
+    match fork()? {
+        Forked::Parent { .. } => Ok(Some(reader)),
+        Forked::Child => {
+            drop(reader);
+            let outcome = run(
+                &watcher,
+                background::identity(config.identity),
+                config.foreground,
+            );
+            process::exit(i32::from(outcome.is_err()));
+        }
+    }
+}
+
+/// Puts the name in the place of the command line as others see it (proc_pid_cmdline(5)).
+fn rename_arguments() -> io::Result<()> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // Fields 48 and 49 of proc_pid_stat(5); the text after the name starts at field 3.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let field = |n: usize| fields.split(' ').nth(n - 3)?.trim().parse::<u64>().ok();
+    let (Some(start), Some(end)) = (field(48), field(49)) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let len = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+    let mut line = NAME.to_bytes().to_vec();
+    line.resize(len, 0);
+    // Its end stays a zero: without, the kernel reads on.
+    if let Some(last) = line.last_mut() {
+        *last = 0;
+    }
+    let memory = OpenOptions::new().write(true).open("/proc/self/mem")?;
+    memory.write_all_at(&line, start)
+}
+
+fn wanted(config: &Config) -> bool {
+    let host4 = config.v4 && config.dns_forward4.is_some() && config.dns_host4.is_none();
+    let host6 = config.v6 && config.dns_forward6.is_some() && config.dns_host6.is_none();
+    config.dns_servers == DnsServers::FromHost
+        || config.search == SearchList::FromHost
+        || host4
+        || host6
+}
+
+fn run(watcher: &Watcher, identity: Option<Identity>, foreground: bool) -> io::Result<()> {
+    set_name(NAME)?;
+    // Without, it goes by the other's name with pidof(8) and in lists; that is all.
+    let _ = rename_arguments();
+    // Whoever reads what we inherited waits for the other process alone.
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    dup2_stdin(null.as_fd())?;
+    dup2_stdout(null.as_fd())?;
+    dup2_stderr(null.as_fd())?;
+    drop(null);
+    close_inherited(Some(watcher.as_fd().as_raw_fd()));
+    SigSet::all().thread_unblock()?;
+    background::assume(identity).map_err(io::Error::other)?;
+    sandbox::drop_capabilities(None)?;
+    set_no_new_privs()?;
+    set_dumpable(false)?;
+    if foreground {
+        // In the background the parent does not stay; the line's end says when the other process is gone.
+        set_pdeathsig(Signal::SIGKILL)?;
+    }
+    watcher.watch(Path::new(resolv::PATH));
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! Things that few owners need at a time and that are too large to give one to each: a fixed number, lent and taken back.
+
+/// Up to a fixed number of things. Memory is reserved at the start and touched on use.
+#[derive(Debug)]
+pub struct Spare<T> {
+    things: Vec<T>,
+    /// Those that were taken back.
+    vacant: Vec<u16>,
+    most: usize,
+}
+
+/// A thing that was lent; it goes back by [`Spare::take_back`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lent(u16);
+
+impl<T: Default> Spare<T> {
+    /// Room for `most` things, 65,535 at most.
+    pub fn new(most: usize) -> Self {
+        Self {
+            things: Vec::with_capacity(most),
+            vacant: Vec::with_capacity(most),
+            most: most.min(u16::MAX.into()),
+        }
+    }
+
+    /// Lends a thing as new; `None` if all are lent.
+    pub fn lend(&mut self) -> Option<Lent> {
+        if let Some(at) = self.vacant.pop() {
+            if let Some(thing) = self.things.get_mut(usize::from(at)) {
+                *thing = T::default();
+            }
+            return Some(Lent(at));
+        }
+        let at = self.things.len();
+        (at < self.most).then(|| {
+            self.things.push(T::default());
+            Lent(at as u16)
+        })
+    }
+
+    pub fn get(&self, lent: Lent) -> Option<&T> {
+        self.things.get(usize::from(lent.0))
+    }
+
+    pub fn get_mut(&mut self, lent: Lent) -> Option<&mut T> {
+        self.things.get_mut(usize::from(lent.0))
+    }
+
+    /// Takes a thing back, once.
+    pub fn take_back(&mut self, lent: Lent) {
+        if self.vacant.len() < self.things.len() {
+            self.vacant.push(lent.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_are_lent_than_there_are_and_all_come_back_as_new() {
+        let mut spare = Spare::<u8>::new(2);
+        let (a, b) = (spare.lend().unwrap(), spare.lend().unwrap());
+        *spare.get_mut(a).unwrap() = 7;
+        assert_eq!((spare.lend(), spare.get(b)), (None, Some(&0)));
+        spare.take_back(a);
+        let again = spare.lend().unwrap();
+        assert_eq!(spare.get(again), Some(&0));
+        assert_eq!(spare.lend(), None);
+    }
+}

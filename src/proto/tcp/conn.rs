@@ -1,0 +1,371 @@
+//! The state of a connection, and what may be asked of it and told to it at any time.
+
+use super::{
+    disorder::Disorder,
+    idle::Idle,
+    phase::{Half, Phase},
+    receive::Receiver,
+    send::Sender,
+    terms::{Clock, Terms},
+};
+use crate::{
+    net::{Now, Seq},
+    wire::{
+        frame::Segment,
+        headers::TcpFields,
+        tcp::{Flags, Options, Sack},
+    },
+};
+
+/// One connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conn {
+    pub(super) phase: Phase,
+    pub(super) send: Sender,
+    pub(super) receive: Receiver,
+    pub(super) terms: Terms,
+    pub(super) clock: Clock,
+    pub(super) idle: Idle,
+}
+
+impl Conn {
+    pub const fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The largest payload of a segment to the guest, in octets.
+    pub fn mss(&self) -> usize {
+        usize::from(self.send.mss)
+    }
+
+    /// Octets sent and not acknowledged, of the host's stream.
+    pub fn unacknowledged(&self) -> u32 {
+        let past_end = matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::FinSent,
+                ..
+            }
+        ) && self.send.ends_at(self.send.nxt - 1);
+        self.send.in_flight() - u32::from(past_end && self.send.in_flight() > 0)
+    }
+
+    /// Octets of payload the guest takes now.
+    pub fn sendable(&self) -> usize {
+        match self.phase {
+            Phase::Open {
+                host: Half::Open | Half::FinSeen | Half::FinSent,
+                ..
+            } => self.send.sendable() as usize,
+            Phase::Open {
+                host: Half::Done, ..
+            }
+            | Phase::SynSent(_)
+            | Phase::Connecting
+            | Phase::SynReceived
+            | Phase::Closed => 0,
+        }
+    }
+
+    /// Whether the host may still have something for the guest.
+    pub const fn wants_host(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::Open,
+                ..
+            }
+        )
+    }
+
+    /// The largest payload of a segment from the guest, in octets.
+    pub fn largest_segment(&self) -> u32 {
+        u32::from(self.receive.mss)
+    }
+
+    /// When [`Conn::expired`] wants to be called.
+    pub fn deadline(&self) -> Option<Now> {
+        match self.phase {
+            Phase::Closed
+            | Phase::Open {
+                host: Half::Done,
+                guest: Half::Done,
+            } => None,
+            Phase::SynSent(_) | Phase::Connecting | Phase::SynReceived => self.send.deadline(),
+            Phase::Open { .. } => match self.send.deadline() {
+                None => Some(self.idle.deadline()),
+                due => due,
+            },
+        }
+    }
+
+    /// Fields of a segment that starts at `seq`; `free` octets can be taken from the guest.
+    fn fields(&mut self, seq: Seq, flags: Flags, free: u32, now: Now) -> TcpFields {
+        let window = self.receive.announce(free, flags);
+        let timestamps = self.terms.timestamps.then(|| self.clock.stamp(now));
+        TcpFields {
+            seq,
+            ack: self.receive.nxt,
+            flags,
+            window,
+            options: timestamps.map(|_| Options {
+                timestamps,
+                ..Options::default()
+            }),
+        }
+    }
+
+    /// The next sequence number to send.
+    pub const fn next(&self) -> Seq {
+        self.send.nxt
+    }
+
+    /// A segment with payload or FIN that starts at `seq`.
+    pub fn data(&mut self, seq: Seq, flags: Flags, free: u32, now: Now) -> TcpFields {
+        self.fields(seq, flags | Flags::ACK, free, now)
+    }
+
+    /// A bare acknowledgement, which tells what is held behind a gap.
+    pub fn acknowledgement(
+        &mut self,
+        free: u32,
+        disorder: Option<&Disorder>,
+        now: Now,
+    ) -> TcpFields {
+        let mut fields = self.fields(self.send.nxt, Flags::ACK, free, now);
+        let sack = if self.terms.sack {
+            self.receive.blocks(disorder.map(|disorder| &disorder.held))
+        } else {
+            Sack::default()
+        };
+        if !sack.is_empty() {
+            fields.options.get_or_insert_default().sack = sack;
+        }
+        fields
+    }
+
+    /// A keepalive (RFC 9293, section 3.8.4): an octet that is not there, of a sequence number that was acknowledged.
+    pub fn question(&mut self, free: u32, now: Now) -> TcpFields {
+        self.fields(self.send.nxt - 1, Flags::ACK, free, now)
+    }
+
+    /// Our SYN, first or repeated.
+    pub fn syn(&mut self, free: u32, now: Now) -> TcpFields {
+        let timestamps = self.terms.timestamps.then(|| self.clock.stamp(now));
+        TcpFields {
+            seq: self.send.una,
+            ack: Seq(0),
+            flags: Flags::SYN,
+            window: free.min(65_535) as u16,
+            options: Some(self.terms.options(timestamps)),
+        }
+    }
+
+    /// Our SYN,ACK, first or repeated.
+    pub fn syn_ack(&mut self, free: u32, now: Now) -> TcpFields {
+        let fields = self.fields(self.send.una, Flags::SYN | Flags::ACK, free, now);
+        let timestamps = fields.options.and_then(|options| options.timestamps);
+        TcpFields {
+            options: Some(self.terms.options(timestamps)),
+            ..fields
+        }
+    }
+
+    /// The RST that tells the guest its connection is gone.
+    pub fn reset(&mut self) -> TcpFields {
+        self.phase = Phase::Closed;
+        TcpFields {
+            seq: self.send.nxt,
+            ack: self.receive.nxt,
+            flags: Flags::RST | Flags::ACK,
+            window: 0,
+            options: None,
+        }
+    }
+
+    /// Whether an acknowledgement is outstanding.
+    pub fn ack_due(&self) -> bool {
+        self.receive.ack_due()
+    }
+
+    /// Whether the guest should hear that `free` octets can be taken.
+    pub fn window_would_open(&self, free: u32) -> bool {
+        matches!(
+            self.phase,
+            Phase::Open {
+                guest: Half::Open,
+                ..
+            }
+        ) && self.receive.would_open(free)
+    }
+
+    /// Octets promised to the guest that it has not sent.
+    pub fn promised(&self) -> u32 {
+        self.receive.promised()
+    }
+
+    /// Whether this segment needs a [`Disorder`] to be taken well.
+    pub fn is_disordered_by(&self, segment: &Segment) -> bool {
+        !segment.options.sack.is_empty()
+            || segment.seq.after(self.receive.nxt) && !segment.payload.is_empty()
+    }
+
+    /// Octets between those taken and the one with this sequence number.
+    pub fn ahead(&self, seq: Seq) -> u32 {
+        self.receive.ahead(seq)
+    }
+
+    /// Notes that the octets of [`Todo::hold`](super::todo::Todo::hold) are kept. `false` if that cannot be remembered.
+    pub fn held(&mut self, seq: Seq, octets: u32, disorder: &mut Disorder) -> bool {
+        disorder.held.insert(seq, seq + octets)
+    }
+
+    /// Octets to be sent again, before anything new: where they begin, and how many; none for a FIN. Then tell
+    /// [`Conn::resent`].
+    pub fn resend(&mut self, disorder: Option<&Disorder>, now: Now) -> Option<(Seq, u32)> {
+        match self.phase {
+            Phase::Open {
+                host: Half::Open | Half::FinSeen | Half::FinSent,
+                ..
+            } => self.send.resend(disorder, now),
+            _ => None,
+        }
+    }
+
+    /// Notes octets sent again, none for a FIN.
+    pub fn resent(&mut self, seq: Seq, octets: u32, disorder: Option<&mut Disorder>, now: Now) {
+        self.send.resent(seq, octets.max(1), disorder, now);
+    }
+
+    /// Octets of the host's stream, from the first not acknowledged, before this one.
+    pub fn behind(&self, seq: Seq) -> u32 {
+        seq.since(self.send.una)
+    }
+
+    /// Steps over what the guest holds, where everything else is sent again: `true` if the next octet to send moved.
+    pub fn step_over(&mut self, disorder: &Disorder) -> bool {
+        self.send.step_over(disorder)
+    }
+
+    /// Octets from the next to send up to what the guest holds.
+    pub fn gap(&self, disorder: &Disorder) -> usize {
+        self.send.gap(disorder) as usize
+    }
+
+    /// Whether so little fits into the guest's window that more than that waits for more room.
+    pub fn is_silly(&self) -> bool {
+        self.send.is_silly()
+    }
+
+    /// Whether the guest was asked whether it is there, for the first time since it was heard.
+    pub const fn asked_once(&self) -> bool {
+        self.idle.asked_once()
+    }
+
+    /// Notes octets of payload sent.
+    pub fn sent(&mut self, octets: u32, now: Now) {
+        self.send.sent(octets, now);
+    }
+
+    /// Notes that there is something to send but no window.
+    pub fn blocked(&mut self, now: Now) {
+        let waits = matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::Open | Half::FinSeen | Half::FinSent,
+                ..
+            }
+        );
+        if waits && self.send.in_flight() == 0 {
+            self.send.persist(now);
+        }
+    }
+
+    /// The host's stream has ended behind what was sent so far.
+    pub fn ended(&mut self) {
+        if let Phase::Open {
+            host: host @ Half::Open,
+            ..
+        } = &mut self.phase
+        {
+            *host = Half::FinSeen;
+            self.send.end();
+        }
+    }
+
+    /// Whether our FIN is the next thing to send.
+    pub fn fin_due(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::FinSeen | Half::FinSent,
+                ..
+            }
+        ) && self.send.fin_due()
+    }
+
+    /// Whether all was sent but our FIN.
+    pub fn fin_waits(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::FinSeen | Half::FinSent,
+                ..
+            }
+        ) && self.send.ends_at(self.send.nxt)
+    }
+
+    /// Notes our FIN sent.
+    pub fn fin_sent(&mut self, now: Now) {
+        if let Phase::Open { host, .. } = &mut self.phase {
+            *host = Half::FinSent;
+            self.send.sent(1, now);
+        }
+    }
+
+    /// Whether the guest's stream has ended and the host has not been told.
+    pub const fn shutdown_due(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Open {
+                guest: Half::FinSeen,
+                ..
+            }
+        )
+    }
+
+    /// The host was told: its kernel sends the FIN and has it acknowledged. `true` if the flow is over.
+    pub fn shut_down(&mut self) -> bool {
+        if let Phase::Open {
+            guest: guest @ Half::FinSeen,
+            ..
+        } = &mut self.phase
+        {
+            *guest = Half::Done;
+        }
+        self.is_over()
+    }
+
+    /// The host could not hold the last octets taken.
+    pub fn give_back(&mut self, octets: u32) {
+        if let Phase::Open {
+            guest: guest @ Half::FinSeen,
+            ..
+        } = &mut self.phase
+        {
+            *guest = Half::Open;
+            self.receive.give_back(1);
+        }
+        self.receive.give_back(octets);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::Done,
+                guest: Half::Done
+            }
+        )
+    }
+}

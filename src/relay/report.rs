@@ -1,0 +1,112 @@
+//! What flows there are, for a person.
+
+use std::fmt;
+
+use super::{flow::Flow, state::Relay};
+use crate::{
+    config::Net,
+    net::Why,
+    proto::tcp::{Half, Phase},
+};
+
+/// How often a kind of event happened, and how many flows there are of each kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Frames taken from the guest.
+    pub frames: u64,
+    pub drops: Vec<(Why, u64)>,
+    pub udp: usize,
+    pub echo: usize,
+    /// Sockets that send to groups, or are members of one.
+    pub groups: usize,
+    /// TCP connections by phase.
+    pub syn_sent: usize,
+    pub connecting: usize,
+    pub syn_received: usize,
+    pub established: usize,
+    pub closing: usize,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tcp =
+            self.syn_sent + self.connecting + self.syn_received + self.established + self.closing;
+        writeln!(f, "Frames from guest: {}", self.frames)?;
+        writeln!(
+            f,
+            "Flows: {tcp} TCP ({} SYN sent, {} connecting, {} SYN received, {} established, {} closing), {} UDP, {} echo, {} of groups",
+            self.syn_sent,
+            self.connecting,
+            self.syn_received,
+            self.established,
+            self.closing,
+            self.udp,
+            self.echo,
+            self.groups
+        )?;
+        let dropped: u64 = self.drops.iter().map(|(_, count)| count).sum();
+        write!(f, "Dropped: {dropped}")?;
+        for (why, count) in &self.drops {
+            write!(f, "\n    {why:?}: {count}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Relay {
+    /// Counters and flows as they are.
+    pub fn report(&self) -> Report {
+        let mut report = Report {
+            frames: self.frames,
+            drops: self.drops.seen().collect(),
+            ..Report::default()
+        };
+        for id in self.flows.ids() {
+            match self.flows.get(id) {
+                Some(Flow::Tcp(flow)) => *report.phase(flow.conn.phase()) += 1,
+                Some(Flow::Udp(_)) => report.udp += 1,
+                Some(Flow::Echo(_)) => report.echo += 1,
+                Some(Flow::Group(_)) => report.groups += 1,
+                None => {}
+            }
+        }
+        report
+    }
+
+    pub const fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// Whether a guest was ever here: then it may have been told of the network.
+    pub const fn has_met_guest(&self) -> bool {
+        self.met
+    }
+
+    /// From now on guest and flows are told this. Flows there are keep their sockets.
+    pub fn set_net(&mut self, net: Net) {
+        let addr4 = net.v4.as_ref().map(|v4| v4.addr);
+        let addr6 = net.v6.as_ref().and_then(|v6| v6.addr);
+        if self.met {
+            self.guest.addr4 = self.guest.addr4.or(addr4);
+            self.guest.addr6 = self.guest.addr6.or(addr6);
+        } else {
+            (self.guest.addr4, self.guest.addr6) = (addr4, addr6);
+        }
+        self.net = net;
+    }
+}
+
+impl Report {
+    fn phase(&mut self, phase: Phase) -> &mut usize {
+        match phase {
+            Phase::SynSent(_) => &mut self.syn_sent,
+            Phase::Connecting => &mut self.connecting,
+            Phase::SynReceived => &mut self.syn_received,
+            Phase::Open {
+                host: Half::Open,
+                guest: Half::Open,
+            } => &mut self.established,
+            Phase::Open { .. } | Phase::Closed => &mut self.closing,
+        }
+    }
+}

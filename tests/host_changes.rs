@@ -1,0 +1,231 @@
+//! The host's network changes under a running guest, which goes on.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod guest;
+mod lab;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use guest::{
+    Icmp, Peer, Udp, Wire,
+    dhcp::{ACK, Dhcp, REQUEST},
+    guest_addr,
+};
+use lab::{
+    LONG, Setup, Translator, World,
+    servers::{UdpEcho, accept, tcp_listener},
+    wait_until,
+    world::{INTERNET4, INTERNET6, POD4},
+};
+use nix::sys::signal::Signal;
+
+/// Joins the pod to outside by another wire, with other addresses.
+fn second_wire(world: &World) {
+    world.pod.ip(&format!(
+        "link add eth1 mtu 1500 type veth peer name pod1 mtu 1500 netns {}
+         addr add 10.9.9.50/24 dev eth1
+         addr add fd10:9:9::50/64 dev eth1 nodad
+         link set eth1 up",
+        world.outside.path()
+    ));
+    world.outside.ip("addr add 10.9.9.1/24 dev pod1
+         addr add fd10:9:9::1/64 dev pod1 nodad
+         addr add fe80::1/64 dev pod1 nodad
+         link set pod1 up");
+    world.pod.ip("route add default via 10.9.9.1 dev eth1
+         route add default via fe80::1 dev eth1");
+}
+
+/// TCP, UDP and ping of the guest, from the addresses it was given, all new flows.
+fn assert_online(world: &World, wire: &Wire, port: u16) {
+    for remote in [
+        SocketAddr::from((INTERNET4, 9)),
+        SocketAddr::from((INTERNET6, 9)),
+    ] {
+        let local = guest_addr(remote, port);
+        let echo = UdpEcho::start(&world.outside, remote);
+        wire.send(&Udp::new(local, remote, b"hello").frame());
+        let answer = wire.expect("echo", |frame| {
+            Udp::of_frame(frame).filter(|udp| udp.dst == local)
+        });
+        assert_eq!(answer.payload, b"hello");
+        drop(echo);
+        let listener = tcp_listener(&world.outside, remote);
+        let mut peer = Peer::connect(wire, local, remote);
+        peer.send_data(b"hello");
+        peer.expect_acked();
+        drop(accept(&listener));
+        let ping = Icmp::echo_request(local.ip(), remote.ip(), port, 1, b"ping");
+        wire.send(&ping.frame());
+        wire.expect("echo reply", |frame| {
+            Icmp::of_frame(frame).filter(|icmp| icmp.is_echo_reply() && icmp.dst == local.ip())
+        });
+    }
+}
+
+fn lease(wire: &Wire) -> Dhcp {
+    wire.send(&Dhcp::new(REQUEST).frame());
+    let (_, reply) = wire.expect("DHCP message", Dhcp::of_frame);
+    assert_eq!(reply.kind(), Some(ACK));
+    reply
+}
+
+/// Consumers' rows 17 and 18; regression N17.
+#[test]
+fn a_guest_stays_online_when_the_interface_is_replaced() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &["--map-guest-addr", "192.0.2.77"]);
+    let wire = Wire::new(translator.connect());
+    let before = lease(&wire);
+    assert_eq!(before.yiaddr, POD4);
+    assert_online(&world, &wire, 20_000);
+    world.pod.ip("link del eth0");
+    translator.expect_log("template interface: none (IPv4), none (IPv6)");
+    second_wire(&world);
+    translator.expect_log("template interface: eth1 (IPv4), eth1 (IPv6)");
+    assert_online(&world, &wire, 20_100);
+    let after = lease(&wire);
+    assert_eq!(after.yiaddr, POD4, "an address is not taken away");
+    assert_eq!(after.option(3), before.option(3));
+    // The host's new address is what stands behind the mapped one.
+    let host = UdpEcho::start(&world.pod, (Ipv4Addr::new(10, 9, 9, 50), 7));
+    let mapped = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 77), 7));
+    let local = guest_addr(mapped, 20_200);
+    wire.send(&Udp::new(local, mapped, b"host").frame());
+    let answer = wire.expect("echo of the host", |frame| {
+        Udp::of_frame(frame).filter(|udp| udp.dst == local)
+    });
+    assert_eq!(answer.src, mapped);
+    drop(host);
+    translator.assert_alive();
+}
+
+#[test]
+fn a_guest_that_came_before_any_network_gets_online() {
+    let Some(world) = World::pod() else { return };
+    world.pod.ip("link del eth0");
+    let mut translator = Translator::start(&world.pod, &[]);
+    let wire = Wire::new(translator.connect());
+    let given = lease(&wire).yiaddr;
+    assert_eq!(given, Ipv4Addr::new(169, 254, 2, 1));
+    second_wire(&world);
+    translator.expect_log("template interface: eth1 (IPv4), eth1 (IPv6)");
+    assert_eq!(lease(&wire).yiaddr, given);
+    let echo = UdpEcho::start(&world.outside, (INTERNET4, 7));
+    let local = SocketAddr::from((given, 5000));
+    wire.send(&Udp::new(local, echo.addr(), b"hello").frame());
+    wire.expect("echo", |frame| {
+        Udp::of_frame(frame).filter(|udp| udp.dst == local)
+    });
+    translator.assert_alive();
+}
+
+#[test]
+fn without_a_guest_the_address_to_give_follows_the_host() {
+    let Some(world) = World::pod() else { return };
+    let translator = Translator::start(&world.pod, &[]);
+    world.pod.ip("link del eth0");
+    second_wire(&world);
+    translator.expect_log("template interface: eth1 (IPv4), eth1 (IPv6)");
+    let wire = Wire::new(translator.connect());
+    assert_eq!(lease(&wire).yiaddr, Ipv4Addr::new(10, 9, 9, 50));
+}
+
+#[test]
+fn an_interface_asked_for_may_vanish_and_return() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &["-i", "eth0"]);
+    let wire = Wire::new(translator.connect());
+    assert_eq!(lease(&wire).yiaddr, POD4);
+    world.pod.ip("link del eth0");
+    translator.expect_log("template interface: none (IPv4), none (IPv6)");
+    assert_eq!(lease(&wire).yiaddr, POD4);
+    second_wire(&world);
+    world.pod.ip("link set eth1 down
+         link set eth1 name eth0
+         link set eth0 up
+         addr replace fd10:9:9::50/64 dev eth0 nodad
+         route replace default via 10.9.9.1 dev eth0
+         route replace default via fe80::1 dev eth0");
+    translator.expect_log("template interface: eth0 (IPv4), eth0 (IPv6)");
+    assert_online(&world, &wire, 20_000);
+    translator.assert_alive();
+}
+
+#[test]
+fn sigusr1_logs_counters_drops_and_flows() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &[]);
+    let wire = Wire::new(translator.connect());
+    let echo = UdpEcho::start(&world.outside, (INTERNET4, 7));
+    wire.send(&[0xff; 20]);
+    let local = guest_addr(echo.addr(), 5000);
+    wire.send(&Udp::new(local, echo.addr(), b"hello").frame());
+    wire.expect("echo", Udp::of_frame);
+    let remote = SocketAddr::from((INTERNET4, 9));
+    let _listener = tcp_listener(&world.outside, remote);
+    let mut peer = Peer::connect(&wire, guest_addr(remote, 5001), remote);
+    peer.send_data(b"hello");
+    peer.expect_acked();
+    translator.signal(Signal::SIGUSR1);
+    translator.expect_log(" 1 established, 0 closing), 1 UDP, 0 echo");
+    translator.expect_log("Frames from guest: ");
+    translator.expect_log("Dropped: 1\n    ");
+    translator.assert_alive();
+}
+
+/// A client that could not be let in for want of descriptors does not have to knock again.
+#[test]
+fn a_client_waits_for_a_descriptor() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Setup::new(&[]).limit_files(20).start(&world.pod);
+    let first = Wire::new(translator.connect());
+    let echo = UdpEcho::start(&world.outside, (INTERNET4, 7));
+    for port in 5000..5030 {
+        let local = guest_addr(echo.addr(), port);
+        first.send(&Udp::new(local, echo.addr(), b"hello").frame());
+    }
+    let full = || translator.fd_count() >= 20;
+    assert!(wait_until(LONG, full), "{}", translator.fd_count());
+    let second = Wire::new(translator.connect());
+    translator.expect_log("Cannot accept a connection, will try again");
+    drop(first);
+    let local = guest_addr(echo.addr(), 6000);
+    second.send(&Udp::new(local, echo.addr(), b"hello").frame());
+    second.expect("echo", Udp::of_frame);
+    assert_eq!(translator.log().matches("will try again").count(), 1);
+    translator.assert_alive();
+}
+
+/// What the guest makes us say is bounded. Router solicitations are the cheapest way to try.
+#[test]
+fn a_guest_cannot_fill_the_log() {
+    let Some(world) = World::pod() else { return };
+    let translator = Translator::start(&world.pod, &[]);
+    let wire = Wire::new(translator.connect());
+    for _ in 0..200 {
+        lease(&wire);
+    }
+    translator.expect_log("(suppressing further similar messages)");
+    let said = translator.log().matches("DHCP: ack to request").count();
+    let periods = 1 + translator.log().matches("(suppressed ").count();
+    assert!(said <= 5 * periods, "{said} messages in {periods} periods");
+}
+
+/// libvirt's `virsh destroy` waits for this.
+#[test]
+fn one_off_ends_soon_after_its_client() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &["--one-off"]);
+    let wire = Wire::new(translator.connect());
+    lease(&wire);
+    let start = std::time::Instant::now();
+    drop(wire);
+    assert_eq!(translator.wait(LONG), 0);
+    let took = start.elapsed();
+    println!("ended {took:?} after its client");
+    assert!(took < Duration::from_secs(5));
+}

@@ -1,0 +1,237 @@
+//! What a running translator may no longer do, and what it does where the system will not let it be shut in.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod guest;
+mod lab;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use guest::{Guest, Udp, Wire, guest_addr};
+use lab::{
+    LONG, Setup, Translator, World, janitor,
+    servers::{TcpServer, UdpEcho},
+    translator::binary,
+    wait_until,
+    world::INTERNET4,
+};
+use nix::unistd::Uid;
+
+fn status(pid: u32, field: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap().trim().to_owned()
+}
+
+fn namespace(pid: u32, name: &str) -> String {
+    let link = fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+    link.to_str().unwrap().to_owned()
+}
+
+fn assert_shut_in(pid: u32) {
+    let none = "0000000000000000";
+    for field in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(pid, field), none, "{field}");
+    }
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    assert_eq!(status(pid, "Seccomp"), "2");
+    for name in ["user", "mnt", "ipc", "uts"] {
+        assert_ne!(
+            namespace(pid, name),
+            namespace(std::process::id(), name),
+            "{name}"
+        );
+    }
+    let root = format!("/proc/{pid}/root/");
+    assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    assert!(mounts.contains(" / / ro,"), "{mounts}");
+}
+
+/// A datagram and its echo, and a megabyte each way.
+fn assert_works(world: &World, translator: &Translator) {
+    let udp = UdpEcho::start(&world.outside, (INTERNET4, 7));
+    let tcp = TcpServer::echo(&world.outside, (INTERNET4, 7));
+    let wire = Wire::new(translator.connect());
+    let local = guest_addr(udp.addr(), 5000);
+    wire.send(&Udp::new(local, udp.addr(), b"hello").frame());
+    wire.expect("echo", Udp::of_frame);
+    drop(wire);
+    let mut guest = Guest::online(translator.connect(), 65_520);
+    let connection = guest.connect(tcp.addr());
+    guest.echo(connection, 1 << 20);
+}
+
+/// Regressions S08, S09, S14 and X15.
+#[test]
+fn a_running_translator_owns_nothing_but_its_descriptors_and_still_works() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &[]);
+    translator.idle_fd_count();
+    let pid = translator.pid();
+    assert_shut_in(pid);
+    if Uid::current().is_root() && status(std::process::id(), "CapEff") != status(pid, "CapEff") {
+        assert_eq!(status(pid, "Groups"), "");
+    }
+    // In the foreground its number is the caller's.
+    assert_eq!(namespace(pid, "pid"), namespace(std::process::id(), "pid"));
+    // Not dumpable: its own user may not look at its memory.
+    let owner = fs::metadata(format!("/proc/{pid}/mem")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&owner), 0);
+    assert_works(&world, &translator);
+    translator.assert_alive();
+    assert!(!translator.log().contains("continuing without"));
+    // Regression S06.
+    assert_eq!(translator.stop(), 0);
+}
+
+/// The PID namespace is the daemon's, its PID file names it as the caller sees it.
+#[test]
+fn a_daemon_has_a_pid_namespace_too() {
+    let Some(world) = World::pod() else { return };
+    let dir = janitor::TempDir::new();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (socket, pid_file, log) = (path("sock"), path("pid"), path("log"));
+    let setup = Setup::new(&["-s", &socket, "-P", &pid_file, "-l", &log]).background();
+    let (status_, _, stderr) = setup.run_to_end(&world.pod);
+    assert_eq!(status_.code(), Some(0), "{stderr}");
+    let pid: u32 = fs::read_to_string(&pid_file)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    janitor::watch_pid(pid);
+    assert_shut_in(pid);
+    assert_ne!(namespace(pid, "pid"), namespace(std::process::id(), "pid"));
+    assert_eq!(status(pid, "NSpid"), format!("{pid}\t1"));
+    assert_eq!(status(pid, "Name"), "passt");
+    let header = fs::read_to_string(&log).unwrap();
+    let header = header.lines().next().unwrap();
+    assert!(header.ends_with(&format!("({pid})")), "{header}");
+    // Regression S06: the first process of a namespace hears no signal it does not ask for.
+    let number = nix::unistd::Pid::from_raw(pid.cast_signed());
+    nix::sys::signal::kill(number, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(wait_until(LONG, || {
+        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+    }));
+    janitor::gone(pid);
+}
+
+/// The log file is known by its descriptor alone once the file system is gone. Regression S11.
+#[test]
+fn a_full_log_file_is_cut_from_inside_the_sandbox() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&["--trace", "--log-size", "40960"]);
+    let log = setup.dir().join("log");
+    let setup = setup.arg("-l").arg(log.to_str().unwrap());
+    let mut translator = setup.start(&world.pod);
+    let server = TcpServer::echo(&world.outside, (INTERNET4, 7));
+    let wire = Wire::new(translator.connect());
+    // Frames of nonsense are worth a line each.
+    let cut = || {
+        for _ in 0..100 {
+            wire.send(&[0xff; 20]);
+        }
+        fs::read_to_string(&log).is_ok_and(|text| text.contains("log truncated at"))
+    };
+    assert!(wait_until(LONG, cut), "{}", translator.log());
+    drop(wire);
+    let mut guest = Guest::online(translator.connect(), 65_520);
+    let connection = guest.connect(server.addr());
+    guest.echo(connection, 1 << 16);
+    translator.assert_alive();
+    let meta = fs::metadata(&log).unwrap();
+    assert!(meta.len() <= 40_960);
+    assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+}
+
+/// A shell script that becomes the binary in a world with fewer rights.
+fn confined(dir: &Path, script: &str) -> Setup {
+    let path = dir.join("confined");
+    let binary = binary();
+    let text = format!(
+        "#!/bin/sh\n{}\n",
+        script.replace("PASST", binary.to_str().unwrap())
+    );
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    Setup::new(&[]).binary(path)
+}
+
+/// No user namespaces at all, as on Talos, and no capabilities to go on without.
+const NO_NAMESPACES: &str = "exec unshare -Ur sh -c 'echo 0 >/proc/sys/user/max_user_namespaces && \
+    exec setpriv --bounding-set=-all --inh-caps=-all PASST \"$@\"' sh \"$@\"";
+
+/// Whether this machine lets us build the confined world.
+fn can_confine() -> bool {
+    let script = NO_NAMESPACES.replace("PASST", "true");
+    let status = Command::new("sh")
+        .args(["-c", &script])
+        .stderr(Stdio::null())
+        .status();
+    let can = status.is_ok_and(|status| status.success());
+    if !can {
+        println!("skipped: cannot build a world without user namespaces");
+    }
+    can
+}
+
+/// Regressions S16 and consumers' rows 2 and 3.
+#[test]
+fn layers_that_are_forbidden_are_left_out_with_a_word_each() {
+    let Some(world) = World::pod() else { return };
+    if !can_confine() {
+        return;
+    }
+    let dir = janitor::TempDir::new();
+    let mut translator = confined(dir.path(), NO_NAMESPACES).start(&world.pod);
+    translator.idle_fd_count();
+    let log = translator.log();
+    for layer in [
+        "Couldn't create user namespace: ",
+        "Couldn't create mount, IPC and UTS namespaces: ",
+    ] {
+        assert_eq!(log.matches(layer).count(), 1, "{log}");
+    }
+    assert_eq!(log.matches("continuing without").count(), 2, "{log}");
+    let pid = translator.pid();
+    assert_eq!(status(pid, "CapEff"), "0000000000000000");
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    assert_eq!(status(pid, "Seccomp"), "2");
+    assert_works(&world, &translator);
+    assert_eq!(translator.stop(), 0);
+}
+
+/// A privileged container without user namespaces still hides the file system.
+#[test]
+fn without_a_user_namespace_capabilities_still_buy_the_other_layers() {
+    let Some(world) = World::pod() else { return };
+    if !can_confine() {
+        return;
+    }
+    let dir = janitor::TempDir::new();
+    let script = "exec unshare -Ur sh -c 'echo 0 >/proc/sys/user/max_user_namespaces && \
+        exec PASST \"$@\"' sh \"$@\"";
+    let mut translator = confined(dir.path(), script).start(&world.pod);
+    translator.idle_fd_count();
+    let log = translator.log();
+    assert_eq!(log.matches("continuing without").count(), 1, "{log}");
+    let pid = translator.pid();
+    assert_eq!(
+        fs::read_dir(format!("/proc/{pid}/root/")).unwrap().count(),
+        0
+    );
+    // Nothing but the right to low ports is kept, bit 10.
+    for field in ["CapEff", "CapPrm", "CapBnd"] {
+        assert_eq!(status(pid, field), "0000000000000400", "{field}");
+    }
+    assert_works(&world, &translator);
+    assert_eq!(translator.stop(), 0);
+}

@@ -226,6 +226,8 @@ pub struct Serve {
     pub tcp: bool,
     pub udp: bool,
     pub icmp: bool,
+    /// Multicast and broadcast, besides what services answer.
+    pub multicast: bool,
     pub dhcp: bool,
     pub ndp: bool,
     pub dhcpv6: bool,
@@ -242,6 +244,7 @@ impl Default for Serve {
             tcp: true,
             udp: true,
             icmp: true,
+            multicast: true,
             dhcp: true,
             ndp: true,
             dhcpv6: true,

@@ -1,12 +1,13 @@
 //! What is remembered of a flow.
 
 use std::{
+    net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroU64},
     os::fd::OwnedFd,
 };
 
 use crate::{
-    flow::{Chain, Lent},
+    flow::{Chain, Id, Lent},
     host::socket::Manner,
     link::Slot,
     net::{Now, Seq, Span},
@@ -19,6 +20,7 @@ pub enum Flow {
     Tcp(TcpFlow),
     Udp(UdpFlow),
     Echo(EchoFlow),
+    Group(GroupFlow),
 }
 
 impl Flow {
@@ -27,6 +29,7 @@ impl Flow {
             Self::Tcp(flow) => flow.socket,
             Self::Udp(flow) => flow.socket,
             Self::Echo(flow) => flow.socket,
+            Self::Group(flow) => flow.socket,
         }
     }
 }
@@ -132,6 +135,37 @@ pub struct EchoFlow {
     pub manner: Option<Manner>,
     pub readable: bool,
     pub starved: bool,
+}
+
+/// A socket for a group.
+#[derive(Debug)]
+pub struct GroupFlow {
+    pub socket: OwnedFd,
+    /// As whom a sender is heard; none of a member.
+    pub own: Option<SocketAddr>,
+    /// Whether it only listens.
+    pub member: bool,
+    pub ttl: Option<u8>,
+    pub last: Now,
+    pub readable: bool,
+    pub starved: bool,
+}
+
+/// What is known of groups.
+#[derive(Debug, Default)]
+pub struct Groups {
+    pub joined: Vec<IpAddr>,
+    /// Ports the guest sends to or from, besides the usual ones.
+    pub ports: Vec<u16>,
+    pub members: Vec<Id>,
+    pub senders: Vec<Id>,
+}
+
+impl Groups {
+    /// Forgets all; the flows end by themselves.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
 }
 
 /// A packet of the guest, as far as an ICMP error about it has to quote what no socket returns.

@@ -31,6 +31,8 @@ mod udp_out;
 
 mod udp_in;
 
+mod groups;
+
 mod echo;
 
 mod neighbour;
@@ -111,8 +113,13 @@ impl Relay {
         if self.serve(read, frame.head, outbox, now)? {
             return Ok(());
         }
+        if let Some(message) = services::membership(&read.body) {
+            let octets = frame.head.get(message).ok_or(Why::Truncated)?;
+            let v4 = matches!(read.body, Body::Igmp(..));
+            return self.membership(octets, v4, now);
+        }
         let protocol = match &read.body {
-            Body::Arp => return Err(Why::Unanswered),
+            Body::Arp | Body::Igmp(..) => return Err(Why::Unanswered),
             Body::Tcp(..) => Protocol::Tcp,
             Body::Udp(..) => Protocol::Udp,
             Body::Icmp(..) => Protocol::Echo,
@@ -124,7 +131,7 @@ impl Relay {
             return Err(Why::Disabled);
         }
         match &read.body {
-            Body::Arp | Body::Fragment(..) => Err(Why::Unanswered),
+            Body::Arp | Body::Igmp(..) | Body::Fragment(..) => Err(Why::Unanswered),
             Body::Tcp(ip, segment) => {
                 self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
             }
@@ -143,6 +150,7 @@ impl Relay {
             Some(Flow::Tcp(_)) => self.tcp_ready(id, ready, outbox, now),
             Some(Flow::Udp(_)) => self.udp_ready(id, ready, outbox, now),
             Some(Flow::Echo(_)) => self.echo_ready(id, ready, outbox, now),
+            Some(Flow::Group(_)) => self.group_ready(id, ready, outbox, now),
             None => {}
         }
     }
@@ -172,6 +180,10 @@ impl Relay {
                 Some(Flow::Echo(flow)) => {
                     flow.starved = false;
                     self.echo_pull(id, outbox, now);
+                }
+                Some(Flow::Group(flow)) => {
+                    flow.starved = false;
+                    self.group_pull(id, outbox, now);
                 }
                 None => {}
             }
@@ -212,6 +224,9 @@ impl Relay {
                 }
                 Some(Flow::Udp(flow)) => flow.last + self.udp_timeout(flow),
                 Some(Flow::Echo(flow)) => flow.last + ECHO_TIMEOUT,
+                // Members stay until the guest leaves the group.
+                Some(Flow::Group(flow)) if flow.member => continue,
+                Some(Flow::Group(flow)) => flow.last + self.limits.udp_stream,
                 None => continue,
             };
             if idle_until <= now {
@@ -240,6 +255,7 @@ impl Relay {
         }
         self.starved.clear();
         self.reassembly.clear(&mut self.pool);
+        self.groups.clear();
         self.waiting.flows.clear();
         self.waiting.ask = None;
         self.guest.left();

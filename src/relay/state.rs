@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    flow::{Burst, Flow, UdpFlow},
+    flow::{Burst, Flow, Groups, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
     request::Request,
@@ -74,6 +74,7 @@ pub struct Relay {
     pub(super) disorders: Spare<Disorder>,
     pub(super) burst: Burst<Id>,
     pub(super) run: Run,
+    pub(super) groups: Groups,
     pub(super) reassembly: Reassembly,
     /// Tells packets apart that we fragment.
     pub(super) fragment_id: u32,
@@ -135,6 +136,7 @@ impl Relay {
             disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             run: Run::new(),
+            groups: Groups::default(),
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,

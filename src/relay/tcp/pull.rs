@@ -261,6 +261,7 @@ impl Relay {
             Some(Flow::Tcp(flow)) => &mut flow.state.starved,
             Some(Flow::Udp(flow)) => &mut flow.starved,
             Some(Flow::Echo(flow)) => &mut flow.starved,
+            Some(Flow::Group(flow)) => &mut flow.starved,
             None => return,
         };
         if !std::mem::replace(starved, true) {

@@ -93,9 +93,7 @@ pub struct Config {
 impl Config {
     /// The first option asked for that is understood and not served yet.
     pub fn unserved(&self) -> Option<&'static str> {
-        let asked = [
-            (self.conf_path.is_some(), "--conf-path"),
-        ];
+        let asked = [(self.conf_path.is_some(), "--conf-path")];
         asked
             .into_iter()
             .find_map(|(asked, option)| asked.then_some(option))

@@ -202,7 +202,7 @@ impl Relay {
         }
         match self.flows.get(id) {
             Some(Flow::Tcp(_)) => self.reset(id, outbox),
-            Some(Flow::Udp(_) | Flow::Echo(_)) => self.remove(id),
+            Some(Flow::Udp(_) | Flow::Echo(_) | Flow::Group(_)) => self.remove(id),
             None => {}
         }
     }

@@ -37,6 +37,10 @@ mod event;
 
 mod reactor;
 
+mod front_end;
+
+mod news;
+
 pub use reactor::{Ending, Entrance, Reactor};
 pub use sandbox::Report as Layers;
 
@@ -59,6 +63,7 @@ use crate::{
         conntrack, facts,
         listen::{self as ports, Ports},
         monitor::Monitor,
+        neighbours::Watch,
         socket::Features,
     },
     link::{
@@ -198,12 +203,23 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
     );
     let mut reactor = failed(
         "Failed to set up the event loop",
-        Reactor::new(relay, opened.entrance, config.one_off, capture),
+        Reactor::new(
+            relay,
+            opened.entrance,
+            config.vhost_user.then_some(config.vhost_features),
+            config.one_off,
+            capture,
+        ),
     )?;
     failed(
         "Failed to watch the network",
         reactor.follow(opened.changes),
     )?;
+    match Watch::open().and_then(|watch| reactor.follow_neighbours(watch)) {
+        Ok(()) => {}
+        // Then all are at our own link address.
+        Err(error) => ::log::warn!("Neighbours of the host will not be known: {error}"),
+    }
     reactor.set_stats(config.stats);
     if let Some(file) = &mut pid_file {
         failed("Couldn't write PID file", file.write(pid))?;

@@ -19,7 +19,9 @@ use super::{
     event::{Counts, Source},
 };
 use crate::{
-    link::{Capture, Flushed, Inbox, Outbox, Received},
+    config::VhostFeatures,
+    host::neighbours::Watch,
+    link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
     relay::{Ready, Relay, Request},
 };
@@ -76,33 +78,38 @@ pub fn hold_signals() -> io::Result<SigSet> {
 /// What one thread owns.
 #[derive(Debug)]
 pub struct Reactor {
-    poll: Poll,
-    relay: Relay,
-    inbox: Inbox,
-    outbox: Outbox,
+    pub(super) poll: Poll,
+    pub(super) relay: Relay,
+    pub(super) inbox: Inbox,
+    pub(super) outbox: Outbox,
+    /// What clients are offered, if they are vhost-user front-ends, and the one that is connected.
+    vhost: Option<VhostFeatures>,
+    pub(super) session: Option<Session>,
     listener: Option<OwnedFd>,
     client: Option<RawFd>,
     one_off: bool,
-    signals: SignalFd,
+    pub(super) signals: SignalFd,
     /// Edges seen and not worked off.
-    link_readable: bool,
+    pub(super) session_readable: bool,
+    pub(super) link_readable: bool,
     link_ended: bool,
     start: Instant,
     advertise: Now,
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
-    changes: Option<Changes>,
-    counts: Counts,
-    stats: Option<Stats>,
+    pub(super) changes: Option<Changes>,
+    pub(super) neighbours: Option<Watch>,
+    pub(super) counts: Counts,
+    pub(super) stats: Option<Stats>,
 }
 
 /// Reports of counters, as they were asked for.
 #[derive(Debug)]
-struct Stats {
-    every: Span,
-    next: Now,
+pub(super) struct Stats {
+    pub(super) every: Span,
+    pub(super) next: Now,
     /// What was said last.
-    last: String,
+    pub(super) last: String,
 }
 
 impl Reactor {
@@ -113,6 +120,7 @@ impl Reactor {
     pub fn new(
         relay: Relay,
         entrance: Entrance,
+        vhost: Option<VhostFeatures>,
         one_off: bool,
         capture: Option<Capture>,
     ) -> io::Result<Self> {
@@ -123,16 +131,20 @@ impl Reactor {
             relay,
             inbox: Inbox::new(),
             outbox: Outbox::new(),
+            vhost,
+            session: None,
             listener: None,
             client: None,
             one_off,
             signals,
+            session_readable: false,
             link_readable: false,
             link_ended: false,
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
             changes: None,
+            neighbours: None,
             counts: Counts::default(),
             stats: None,
         };
@@ -167,6 +179,16 @@ impl Reactor {
             }
         }
         self.changes = Some(changes);
+        Ok(())
+    }
+
+    /// Has the guest told of the host's neighbours from now on.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn follow_neighbours(&mut self, watch: Watch) -> io::Result<()> {
+        self.watch(watch.as_raw_fd(), Source::Neighbours, Interest::READABLE)?;
+        self.neighbours = Some(watch);
         Ok(())
     }
 
@@ -215,11 +237,14 @@ impl Reactor {
                             writable: event.is_writable(),
                             ended: event.is_read_closed(),
                             error: event.is_error(),
+                            urgent: event.is_priority(),
                         };
                         let now = self.now();
                         self.relay.from_host(id, ready, &mut self.outbox, now);
                         self.register();
                     }
+                    Source::Link if self.session.is_some() => self.session_readable = true,
+                    Source::Kick(queue) => self.kicked(usize::from(queue)),
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
@@ -237,6 +262,7 @@ impl Reactor {
                             changes.network_changed(now);
                         }
                     }
+                    Source::Neighbours => self.hear_of_neighbours(),
                     Source::Resolver => {
                         let now = self.now();
                         if let Some(changes) = &mut self.changes {
@@ -245,7 +271,9 @@ impl Reactor {
                     }
                 }
             }
+            self.talk();
             self.take_bursts();
+            self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
                 self.accept()?;
             }
@@ -264,79 +292,25 @@ impl Reactor {
             self.advertise = now + self.advertise_interval(now);
         }
         self.follow_host(now);
+        self.look_at_neighbours(now);
         self.report_stats(now);
-        let mut more = self.link_readable;
+        let mut more = self.link_readable || self.session_readable;
         if self.outbox.flush() == Flushed::Done {
             more |=
                 self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
         if self.outbox.flush() == Flushed::Blocked {
             // Writability is told by an edge, which comes when the guest reads.
-            more = self.link_readable;
+            more = self.link_readable || self.session_readable;
         }
         self.register();
         more
     }
 
-    /// Takes the signals that came; `true` for one that ends us.
-    fn signalled(&mut self) -> bool {
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            if info.ssi_signo != Signal::SIGUSR1 as u32 {
-                return true;
-            }
-            log::info!("{}", self.report());
-        }
-        false
-    }
-
-    /// Tells relay and guest what is new on the host.
-    fn follow_host(&mut self, now: Now) {
-        let Some(changes) = &mut self.changes else {
-            return;
-        };
-        let kept = self.relay.has_met_guest();
-        let resolved = changes.look(self.relay.net(), kept, now);
-        self.relay.follow_interfaces(|name| changes.index_of(name));
-        let Some(resolved) = resolved else {
-            return;
-        };
-        let name =
-            |template: &Option<String>| template.clone().unwrap_or_else(|| "none".to_owned());
-        log::info!(
-            "The host's network changed, template interface: {} (IPv4), {} (IPv6)",
-            name(&resolved.template4),
-            name(&resolved.template6)
-        );
-        for warning in &resolved.warnings {
-            log::warn!("{warning}");
-        }
-        self.relay.set_net(resolved.net);
-        // RFC 4861, section 6.2.4: what changed is told at once.
-        self.relay.advertise(&mut self.outbox);
-    }
-
-    /// Counters and flows as they are.
-    fn report(&self) -> String {
-        format!("{}\n{}", self.counts, self.relay.report())
-    }
-
-    fn report_stats(&mut self, now: Now) {
-        if self.stats.as_ref().is_none_or(|stats| stats.next > now) {
-            return;
-        }
-        let report = self.report();
-        if let Some(stats) = &mut self.stats {
-            stats.next = now + stats.every;
-            if report != stats.last {
-                log::info!("{report}");
-                stats.last = report;
-            }
-        }
-    }
-
     /// Takes what the guest has sent, a few bursts at most.
     fn take_bursts(&mut self) {
         for _ in 0..BURSTS {
+            self.link_readable &= self.session.is_none() || self.inbox.intake().is_some();
             if !self.link_readable {
                 return;
             }
@@ -345,6 +319,7 @@ impl Reactor {
             self.outbox.capture_burst(&self.inbox);
             self.relay.from_guest(&self.inbox, &mut self.outbox, now);
             self.register();
+            self.inbox.release();
             self.outbox.flush();
             match received {
                 Received::Burst => {}
@@ -356,46 +331,60 @@ impl Reactor {
                     log::warn!("Bad frame size from guest, resetting connection: {len}");
                     self.detach();
                 }
+                Received::Broken(broken) => self.refuse(&broken),
                 Received::Closed => self.detach(),
             }
         }
     }
 
-    /// Carries out what the relay asked for, in order.
+    /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
     fn register(&mut self) {
-        for request in self.relay.requests().drain(..) {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let registry = self.poll.registry();
-            let (done, source) = match request {
-                Request::Watch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
+        let mut failed = Vec::new();
+        loop {
+            for request in self.relay.requests().drain(..) {
+                // Reads stop at urgent data, so it has to be told of.
+                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+                let registry = self.poll.registry();
+                let (done, source) = match request {
+                    Request::Watch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Rewatch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done =
+                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Listen(fd, place) => {
+                        let source = Source::Port(place);
+                        let readable = Interest::READABLE;
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
+                        (done, source)
+                    }
+                    Request::Close(socket) => {
+                        drop(socket);
+                        continue;
+                    }
+                };
+                match (done, source) {
+                    (Ok(()), _) => {}
+                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
+                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
                 }
-                Request::Rewatch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
-                }
-                Request::Listen(fd, place) => {
-                    let source = Source::Port(place);
-                    let readable = Interest::READABLE;
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                    (done, source)
-                }
-                Request::Close(socket) => {
-                    drop(socket);
-                    continue;
-                }
-            };
-            if let Err(error) = done {
-                // Without events a flow is only ended by its timers and by the guest.
-                log::warn!("Cannot watch the socket of {source:?}: {error}");
             }
+            if failed.is_empty() {
+                return;
+            }
+            for (id, error) in failed.drain(..) {
+                self.relay.unwatched(id, &error, &mut self.outbox);
+            }
+            self.outbox.flush();
         }
     }
 
-    fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
+    pub(super) fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
         self.poll
             .registry()
             .register(&mut SourceFd(&fd), source.token(), interest)
@@ -419,8 +408,13 @@ impl Reactor {
             };
             let pid = getsockopt(&client, PeerCredentials).map_or(0, |peer| peer.pid());
             // A client that has left makes room for one that comes in the same moment, before any event tells.
-            (self.link_readable, self.link_ended) = (self.client.is_some(), true);
-            self.take_bursts();
+            if self.session.is_some() {
+                self.session_readable = true;
+                self.talk();
+            } else {
+                (self.link_readable, self.link_ended) = (self.client.is_some(), true);
+                self.take_bursts();
+            }
             if self.client.is_some() {
                 log::info!("discarding connection from PID {pid}");
                 continue;
@@ -440,6 +434,9 @@ impl Reactor {
 
     fn attach(&mut self, socket: OwnedFd) -> io::Result<()> {
         SockRef::from(&socket).set_nonblocking(true)?;
+        if let Some(features) = self.vhost {
+            return self.attach_front_end(socket, features);
+        }
         // Where the system allows less, it is less.
         let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
         self.watch(
@@ -455,8 +452,18 @@ impl Reactor {
         Ok(())
     }
 
+    fn attach_front_end(&mut self, socket: OwnedFd, features: VhostFeatures) -> io::Result<()> {
+        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.client = Some(socket.as_raw_fd());
+        self.session = Some(Session::new(socket, features));
+        self.session_readable = true;
+        (self.link_readable, self.link_ended) = (false, false);
+        self.outbox.attach_queue(true);
+        Ok(())
+    }
+
     /// The client is gone: its flows end with it.
-    fn detach(&mut self) {
+    pub(super) fn detach(&mut self) {
         log::info!(
             "Client connection closed{}",
             if self.one_off { ", exiting" } else { "" }
@@ -468,11 +475,12 @@ impl Reactor {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
             let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         }
+        self.end_session();
         self.inbox.attach(None);
         self.outbox.attach(None);
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 
@@ -483,6 +491,7 @@ impl Reactor {
             Some(self.advertise),
             self.accept_again,
             self.changes.as_ref().and_then(Changes::due),
+            self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),
         ];
         let spans = times.into_iter().flatten().map(|time| time.since(now));

@@ -369,3 +369,113 @@ fn a_bare_name_is_found_in_the_path() {
     let name = fs::read_to_string(format!("/proc/{}/comm", daemon.pid)).unwrap();
     assert_eq!(name, "passt\n");
 }
+
+/// Numbers that nobody opened are soon those of our own descriptors, and must not be taken for the caller's.
+#[test]
+fn a_descriptor_that_is_not_there_is_an_error() {
+    let Some(world) = World::pod() else { return };
+    for fd in ["3", "4", "5", "6", "9", "77"] {
+        let setup = Setup::new(&["--fd", fd]).background();
+        let (status, stdout, stderr) = setup.run_to_end(&world.pod);
+        assert_eq!((status.code(), stdout.as_str()), (Some(1), ""), "{fd}");
+        let why = "Could not move --fd descriptor: Bad file descriptor\n";
+        assert_eq!(stderr, why, "{fd}");
+    }
+}
+
+/// As in a container whose root has no capabilities: it has nothing to give up.
+#[test]
+fn a_root_that_cannot_become_nobody_stays() {
+    let Some(world) = World::pod() else { return };
+    if !is_machines_root() {
+        return;
+    }
+    let plain = "exec setpriv --bounding-set=-all --inh-caps=-all PASST \"$@\"";
+    let daemon = Daemon::start(&world, plain, &[]);
+    assert_works(&world, &daemon.socket());
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid)).unwrap();
+    for field in ["CapEff:\t0000000000000000", "Seccomp:\t2"] {
+        assert!(status.contains(field), "{status}");
+    }
+    drop(daemon);
+    // Another user was asked for, not just thought better.
+    let dir = TempDir::new();
+    let (status, _, stderr) = Setup::new(&["--runas", "4242", "-s", "/nowhere/socket"])
+        .binary(wrapper(dir.path(), plain))
+        .background()
+        .run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+}
+
+/// What a caller ignores is inherited, and would never be heard of.
+#[test]
+fn signals_that_the_caller_ignores_still_end_it() {
+    let Some(world) = World::pod() else { return };
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
+        let script = "trap '' TERM QUIT; exec PASST \"$@\"";
+        let daemon = Daemon::start(&world, script, &[]);
+        daemon.signal(signal);
+        daemon.expect_gone();
+    }
+}
+
+#[test]
+fn want_of_a_second_process_costs_the_news_of_resolvers_only() {
+    let Some(world) = World::pod() else { return };
+    if !is_machines_root() {
+        return;
+    }
+    // Not a user of any other test: processes are counted by user.
+    let script = "chown -R 4251 \"$(dirname \"$0\")\" \"$(dirname \"$3\")\"; \
+        exec setpriv --reuid 4251 --regid 4251 --clear-groups sh -c 'ulimit -p 0; exec PASST \"$@\"' sh \"$@\"";
+    let dir = TempDir::new();
+    let mut translator = Setup::new(&[])
+        .binary(wrapper(dir.path(), script))
+        .start(&world.pod);
+    translator.expect_log(
+        "Changes of the resolver configuration will not be noticed: Resource temporarily unavailable",
+    );
+    assert_works(&world, translator.socket());
+    translator.assert_alive();
+}
+
+#[test]
+fn a_log_that_may_not_grow_is_no_reason_to_end() {
+    let Some(world) = World::pod() else { return };
+    let dir = TempDir::new();
+    let log = dir.path().join("log");
+    let mut translator = Setup::new(&["-l", log.to_str().unwrap()])
+        .binary(wrapper(dir.path(), "ulimit -f 0; exec PASST \"$@\""))
+        .start(&world.pod);
+    assert_works(&world, translator.socket());
+    translator.assert_alive();
+    assert_eq!(fs::metadata(&log).unwrap().len(), 0);
+}
+
+#[test]
+fn where_no_port_can_be_forwarded_that_is_said() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Setup::new(&["-t", "all", "-u", "all"])
+        .limit_files(100)
+        .start(&world.pod);
+    translator.expect_log("No ports are forwarded: Too many open files\n");
+    assert_works(&world, translator.socket());
+    translator.assert_alive();
+}
+
+#[test]
+fn the_way_to_the_background_needs_dev_null_and_says_so() {
+    let Some(world) = World::pod() else { return };
+    let dir = TempDir::new();
+    let socket = dir.path().join("sock");
+    let script = "mount -t tmpfs none /dev && exec PASST \"$@\"";
+    let (status, _, stderr) = Setup::new(&["-s", socket.to_str().unwrap()])
+        .binary(wrapper(dir.path(), script))
+        .background()
+        .run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let last = stderr.lines().last().unwrap();
+    let why = "Failed to go to the background: No such file or directory";
+    assert_eq!(last, why);
+    assert!(!socket.exists());
+}

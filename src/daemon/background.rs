@@ -122,13 +122,28 @@ pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
     }
 }
 
-/// Whom to become: whom the caller wants; the machine's root becomes nobody unless told otherwise. `None`: nobody else.
-pub fn identity(wanted: Option<Identity>) -> Option<Identity> {
-    if wanted.is_some() || !(Uid::effective().is_root() && in_initial_namespace()) {
-        return wanted;
+/// Becomes whom the caller wants; unless told otherwise, the machine's root becomes nobody, where it may. To be called once
+/// everything that takes rights is open.
+///
+/// # Errors
+/// One line: the system would not let us be whom the caller wants.
+pub fn leave_root(wanted: Option<Identity>) -> Result<(), String> {
+    if let Some(identity) = wanted {
+        return assume(identity);
     }
+    if Uid::effective().is_root() && in_initial_namespace() {
+        log::warn!("Started as root, will change to nobody.");
+        // A root that may not do so is root over little, as in containers without capabilities.
+        if let Err(why) = assume(nobody()) {
+            log::warn!("{why}, continuing as root");
+        }
+    }
+    Ok(())
+}
+
+fn nobody() -> Identity {
     let nobody = User::from_name("nobody").ok().flatten();
-    Some(nobody.map_or(
+    nobody.map_or(
         Identity {
             uid: 65_534,
             gid: 65_534,
@@ -137,17 +152,11 @@ pub fn identity(wanted: Option<Identity>) -> Option<Identity> {
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
         },
-    ))
+    )
 }
 
-/// Becomes the given user and group, and leaves all others. To be called once everything that takes rights is open.
-///
-/// # Errors
-/// One line: the system would not let us.
-pub fn assume(identity: Option<Identity>) -> Result<(), String> {
-    let Some(identity) = identity else {
-        return Ok(());
-    };
+/// Becomes the given user and group, and leaves all others.
+fn assume(identity: Identity) -> Result<(), String> {
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     let groups = setgroups(&[]);
     if (uid, gid) == (Uid::effective(), Gid::effective()) {

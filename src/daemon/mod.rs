@@ -104,13 +104,22 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         LinkChoice::Fd(fd) => Some(fd),
         LinkChoice::Probe | LinkChoice::Socket(_) => None,
     });
+    process::settle_signals();
+    // Before anything else is opened, which could get its number if there is no such descriptor.
+    let inherited = match config.link {
+        LinkChoice::Fd(_) => Some(listen::open(&config.link)?),
+        LinkChoice::Probe | LinkChoice::Socket(_) => None,
+    };
     let descriptors = raise_descriptor_limit();
-    let reader = failed(
-        "Failed to start the resolver watcher",
-        watcher::start(config),
-    )?;
-    // Heard from before the tables are read. Where nobody tells of changes there are none.
     let mut warnings = Vec::new();
+    let reader = watcher::start(config).unwrap_or_else(|error| {
+        let why = reason(&error);
+        warnings.push(format!(
+            "Changes of the resolver configuration will not be noticed: {why}"
+        ));
+        None
+    });
+    // Heard from before the tables are read. Where nobody tells of changes there are none.
     let monitor = Monitor::open()
         .map_err(|error| {
             let why = reason(&error);
@@ -124,7 +133,8 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
     // Who sees the socket may count on the forwarded ports.
     let (ports, shortage) = forward(config, descriptors)?;
     warnings.extend(shortage);
-    let (entrance, path) = match listen::open(&config.link)? {
+    let opened = inherited.map_or_else(|| listen::open(&config.link), Ok)?;
+    let (entrance, path) = match opened {
         Opened::Listener { socket, path } => (Entrance::Listener(socket), Some(path)),
         Opened::Connected(socket) => (Entrance::Connected(socket), None),
     };
@@ -149,7 +159,7 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
 /// # Errors
 /// One line: a layer is missing, and all are required; or the system would not let us change identity.
 pub fn shut_in(config: &Config) -> Result<Layers, String> {
-    background::assume(background::identity(config.identity))?;
+    background::leave_root(config.identity)?;
     let mut sandbox = Sandbox::new(config.require_sandbox);
     sandbox.isolate_user()?;
     sandbox.isolate_child(config.foreground)?;
@@ -180,11 +190,7 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
     }
     let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
-    let identity = background::identity(config.identity);
-    if identity.is_some() && config.identity.is_none() {
-        ::log::warn!("Started as root, will change to nobody.");
-    }
-    background::assume(identity)?;
+    background::leave_root(config.identity)?;
 
     let mut sandbox = Sandbox::new(config.require_sandbox);
     sandbox.isolate_user()?;
@@ -192,7 +198,10 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
     let ready = if config.foreground {
         None
     } else {
-        Some(failed("Failed to fork", background::detach(leftovers))?)
+        Some(failed(
+            "Failed to go to the background",
+            background::detach(leftovers),
+        )?)
     };
     let pid = ready.as_ref().map_or_else(std::process::id, Ready::pid);
     let relay = relay(

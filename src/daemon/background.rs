@@ -11,8 +11,12 @@ use std::{
     process,
 };
 
-use nix::unistd::{
-    Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid,
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
+use nix::{
+    sys::prctl::set_keepcaps,
+    unistd::{
+        Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid,
+    },
 };
 
 use super::leftover::Leftovers;
@@ -165,17 +169,35 @@ fn assume(identity: Identity) -> Result<(), String> {
     // Who may not change groups may not change users either, but for one's own.
     let is_root = Uid::effective().is_root();
     let groups = groups.or_else(|error| if is_root { Err(error) } else { Ok(()) });
-    groups
-        .and_then(|()| setgid(gid))
-        .and_then(|()| setuid(uid))
-        .map_err(|error| {
-            format!(
-                "Can't change to user {} and group {}: {}",
-                identity.uid,
-                identity.gid,
-                error.desc()
-            )
-        })
+    // Where it fails, there is nothing to keep.
+    let _ = set_keepcaps(true);
+    let done = groups.and_then(|()| setgid(gid)).and_then(|()| setuid(uid));
+    let _ = keep_capabilities();
+    done.map_err(|error| {
+        format!(
+            "Can't change to user {} and group {}: {}",
+            identity.uid,
+            identity.gid,
+            error.desc()
+        )
+    })
+}
+
+/// Keeps what builds the sandbox where there are no user namespaces, and opens low ports anew; the sandbox takes it.
+fn keep_capabilities() -> Result<(), CapsError> {
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let kept = [
+        Capability::CAP_NET_BIND_SERVICE,
+        Capability::CAP_SETPCAP,
+        Capability::CAP_SYS_ADMIN,
+        Capability::CAP_SYS_CHROOT,
+    ];
+    let kept: CapsHashSet = kept
+        .into_iter()
+        .filter(|capability| permitted.contains(capability))
+        .collect();
+    caps::set(None, CapSet::Effective, &kept)?;
+    caps::set(None, CapSet::Permitted, &kept)
 }
 
 /// Whether everybody is themselves here (user_namespaces(7)): root of any other user namespace is root over little.

@@ -256,10 +256,15 @@ fn a_start_that_fails_late_leaves_no_files() {
 fn a_warning_from_before_the_log_is_not_lost() {
     let Some(world) = World::pod() else { return };
     // Only netlink's addresses have 12 octets.
-    let mut translator = Setup::new(&[])
+    let dir = TempDir::new();
+    let log = dir.path().join("log");
+    let mut translator = Setup::new(&["-l", log.to_str().unwrap()])
         .forbid(libc::SYS_bind, Some((2, 12)), Errno::EPERM)
         .start(&world.pod);
-    translator.expect_log("Changes of the network will not be noticed: Operation not permitted");
+    let warning = "Changes of the network will not be noticed: Operation not permitted\n";
+    translator.expect_log(warning);
+    let kept = || fs::read_to_string(&log).is_ok_and(|text| text.contains(warning));
+    assert!(wait_until(LONG, kept));
     assert_works(&world, translator.socket());
     translator.assert_alive();
 }

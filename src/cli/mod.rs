@@ -17,7 +17,7 @@ use std::{ffi::OsString, path::Path};
 use self::draft::{Draft, Show};
 use crate::config::Config;
 
-pub use self::summary::summary;
+pub use self::{getopt::command, summary::summary};
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]

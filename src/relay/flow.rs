@@ -52,16 +52,16 @@ pub struct TcpFlow {
     pub state: State,
 }
 
-/// Octets a socket can take, where none known takes no room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Octets a socket can take, in a form that leaves room to say that they are not known.
+#[derive(Debug, Clone, Copy)]
 pub struct Space(NonZeroU32);
 
 impl Space {
-    pub const fn new(octets: u32) -> Self {
+    pub fn new(octets: u32) -> Self {
         Self(NonZeroU32::MIN.saturating_add(octets))
     }
 
-    pub const fn octets(self) -> u32 {
+    pub fn octets(self) -> u32 {
         self.0.get() - 1
     }
 }
@@ -205,21 +205,20 @@ impl UdpFlow {
     }
 }
 
+/// A flow's payloads in a [`Burst`]: the places of the first and of the last, counted from 1.
+#[derive(Debug, Clone, Copy)]
+pub struct Pieces {
+    first: NonZeroU32,
+    last: NonZeroU32,
+}
+
 /// The payloads a burst brought, by flow: every flow's are chained, and written together when the burst is done.
 #[derive(Debug)]
 pub struct Burst<I> {
-    pieces: Vec<(Slot, u32)>,
+    /// Every payload, and the place of the next one of its flow.
+    pieces: Vec<(Slot, Option<NonZeroU32>)>,
     /// The flows that have something to do when the burst is done.
     pub touched: Vec<I>,
-}
-
-const END: u32 = u32::MAX;
-
-/// A flow's chain in a [`Burst`]: its first piece, counted from one, and its last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pieces {
-    first: NonZeroU32,
-    last: u32,
 }
 
 impl<I> Burst<I> {
@@ -232,25 +231,27 @@ impl<I> Burst<I> {
 
     /// Adds a payload to a flow's chain.
     pub fn push(&mut self, chain: &mut Option<Pieces>, slot: Slot) {
-        let at = self.pieces.len() as u32;
-        self.pieces.push((slot, END));
+        self.pieces.push((slot, None));
+        let Some(last) = NonZeroU32::new(self.pieces.len() as u32) else {
+            return;
+        };
         let first = match *chain {
-            None => NonZeroU32::MIN.saturating_add(at),
-            Some(Pieces { first, last }) => {
-                if let Some((_, next)) = self.pieces.get_mut(last as usize) {
-                    *next = at;
+            None => last,
+            Some(before) => {
+                if let Some((_, next)) = self.pieces.get_mut(before.last.get() as usize - 1) {
+                    *next = Some(last);
                 }
-                first
+                before.first
             }
         };
-        *chain = Some(Pieces { first, last: at });
+        *chain = Some(Pieces { first, last });
     }
 
     /// The payloads of a chain, in order.
     pub fn chain(&self, chain: Option<Pieces>) -> impl Iterator<Item = Slot> + Clone + '_ {
-        let mut at = chain.map_or(END, |chain| chain.first.get() - 1);
+        let mut at = chain.map(|chain| chain.first);
         std::iter::from_fn(move || {
-            let (slot, next) = *self.pieces.get(at as usize)?;
+            let (slot, next) = *self.pieces.get(at?.get() as usize - 1)?;
             at = next;
             Some(slot)
         })

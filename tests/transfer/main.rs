@@ -13,6 +13,8 @@ mod stream;
 
 mod bulk;
 
+mod delay;
+
 mod frozen;
 
 mod matrix;

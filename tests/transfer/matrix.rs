@@ -123,7 +123,7 @@ fn serve(case: Case, size: u64, gap: Duration, lossy: Duration) -> bool {
              route add default via 10.233.70.1 dev eth0");
     }
     // No IPv6 over links this small (RFC 8200, section 5); elsewhere the families take turns.
-    let v6 = mtu >= 1280 && (mtu / 4 + congestion.len() as u32) % 2 == 0;
+    let v6 = mtu >= 1280 && (mtu / 4 + congestion.len() as u32).is_multiple_of(2);
     let address: IpAddr = if v6 {
         INTERNET6.into()
     } else {

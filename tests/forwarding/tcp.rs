@@ -185,7 +185,7 @@ fn a_syn_that_is_not_answered_is_repeated_as_it_was() {
     assert_eq!(&got, b"welcome");
 }
 
-/// Regression T83: what the peer sends before the guest has answered arrives, and so does its end.
+/// Regressions T53 and T83: what the peer sends before the guest has answered arrives, and so does its end.
 #[test]
 fn what_a_peer_says_before_the_handshake_is_kept() {
     let Some(scene) = Scene::new(&["-t", "80"]) else {

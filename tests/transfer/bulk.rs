@@ -69,7 +69,7 @@ fn bulk_transfers_arrive_whole_at_an_ethernet_mtu_over_ipv6() {
     assert_eq!(guest.dropped_at_device(), 0);
 }
 
-/// No packet scheduler that loses is needed for it: the wire is ours.
+/// Regression T60. No packet scheduler that loses is needed for it: the wire is ours.
 #[test]
 fn a_wire_that_loses_one_frame_in_a_hundred_stalls_nobody() {
     for (mtu, address) in [

@@ -80,6 +80,7 @@ fn guests_with_small_links_are_served_without_a_pause() {
     run(&SMALL_LINKS);
 }
 
+/// Regression T65.
 #[test]
 fn guests_with_ethernet_links_are_served_without_a_pause() {
     run(&ETHERNETS);

@@ -273,3 +273,44 @@ fn old_timestamps_are_believed_after_long_silence_and_of_resets() {
     let rst = stamped(next(&conn, Flags::RST, 0), 1);
     assert!(conn.segment(&rst, None, NOW).abort);
 }
+
+/// A hundred thousand connections and their timers: each ends by the rule that is for it, and none outlives its timer.
+#[test]
+fn a_hundred_thousand_connections_all_come_to_their_end() {
+    const COUNT: u32 = 100_000;
+    let mut wheel = crate::flow::Wheel::new(COUNT as usize);
+    let mut conns: Vec<Conn> = (0..COUNT).map(|_| syn_received()).collect();
+    let mut ended = [0; 4];
+    for (slot, conn) in (0..).zip(&mut conns) {
+        let ack = segment(IRS + 1, ISS + 1, Flags::ACK, 0);
+        // Some never hear of the guest again, some have octets under way, some nothing, some are half closed.
+        if slot % 4 > 0 {
+            conn.segment(&ack, None, NOW);
+        }
+        match slot % 4 {
+            2 => conn.sent(1000, NOW),
+            3 => guest_ended(conn, 0),
+            _ => {}
+        }
+        wheel.arm(slot, conn.deadline().unwrap());
+    }
+    let mut now = NOW;
+    while let Some(span) = wheel.next(now) {
+        now = now + span;
+        while let Some(slot) = wheel.expired(now) {
+            let conn = &mut conns[slot as usize];
+            let todo = conn.expired(None, now);
+            if slot % 4 == 2 && todo.pull {
+                conn.sent(1000, now);
+            }
+            if todo.abort || todo.over {
+                ended[slot as usize % 4] += 1;
+            }
+            if let Some(due) = conn.deadline() {
+                wheel.arm(slot, due);
+            }
+        }
+    }
+    assert_eq!(ended, [COUNT / 4; 4]);
+    assert!(now.since(NOW) < Span::secs(3 * 3600));
+}

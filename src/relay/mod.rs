@@ -31,6 +31,8 @@ mod udp_out;
 
 mod udp_in;
 
+mod guest_errors;
+
 mod echo;
 
 mod neighbour;

@@ -4,8 +4,18 @@
 mod kernel_guest;
 mod lab;
 
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    thread,
+};
+
 use kernel_guest::KernelGuest;
-use lab::{Host, Translator, World, servers::TcpServer};
+use lab::{
+    Host, Translator, World,
+    servers::TcpServer,
+    traffic::{download, file_server},
+};
 
 /// The far end, three hops away, and an address nobody has behind it.
 const FAR4: &str = "192.0.2.130";
@@ -185,6 +195,45 @@ fn tracepath_finds_the_same_way_and_the_same_mtu() {
             // Hops back are counted by the TTL that answers come with.
             assert_eq!(found.as_deref(), Some("pmtu 1400 hops 3 back 3"), "{far}");
         }
+    }
+}
+
+/// The narrow links are the host kernel's business: the guest is told nothing, and keeps its large segments.
+#[test]
+fn connections_know_nothing_of_the_hosts_path_mtu() {
+    let Some(chain) = Chain::new(65_520, 1400) else {
+        return;
+    };
+    let guest = chain.guest.host();
+    for far in [FAR4, FAR6] {
+        let addr: std::net::IpAddr = far.parse().unwrap();
+        let _files = file_server(&chain.far, (addr, 80));
+        let _sink = TcpServer::echo(&chain.far, (addr, 7));
+        download(guest, (addr, 80));
+        let mut stream = guest.run(|| TcpStream::connect((addr, 7))).unwrap();
+        let reader = stream.try_clone().unwrap();
+        let sent = vec![7; 2 << 20];
+        let got = thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                let mut got = Vec::new();
+                reader.take(sent.len() as u64).read_to_end(&mut got)
+            });
+            stream.write_all(&sent).unwrap();
+            reading.join().unwrap().unwrap()
+        });
+        assert_eq!(got, sent.len());
+        let route = guest.command("ip", &["route", "get", far]);
+        assert!(!route.contains("mtu"), "{route}");
+    }
+    for (table, name) in [("snmp", "Icmp:"), ("snmp6", "Icmp6InPktTooBigs")] {
+        let table = guest.proc_net(table);
+        let row = table.iter().rfind(|line| line.starts_with(name)).unwrap();
+        let received = match name {
+            // InMsgs is the first.
+            "Icmp:" => row.split_whitespace().nth(1),
+            _ => row.split_whitespace().next_back(),
+        };
+        assert_eq!(received, Some("0"), "{row}");
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 use kernel_guest::KernelGuest;
 use lab::{
     Host, Translator, World,
+    path::{compare, has, hops, replies, said},
     servers::TcpServer,
     traffic::{download, file_server},
 };
@@ -81,57 +82,14 @@ impl Chain {
         })
     }
 
-    /// Runs a command on the host and in the guest, and returns what `read` makes of what each said.
     fn compare<T: PartialEq + std::fmt::Debug>(
         &self,
         program: &str,
         args: &[&str],
         read: impl Fn(&str) -> T,
     ) -> T {
-        let [host, guest] =
-            [&self.world.pod, self.guest.host()].map(|host| said(host, program, args));
-        let (from_host, from_guest) = (read(&host), read(&guest));
-        assert_eq!(
-            from_guest, from_host,
-            "{program} {args:?}\nhost:\n{host}\nguest:\n{guest}"
-        );
-        from_guest
+        compare([&self.world.pod, self.guest.host()], program, args, read)
     }
-}
-
-/// What a command says, whatever its end.
-fn said(host: &Host, program: &str, args: &[&str]) -> String {
-    host.run(|| {
-        let output = std::process::Command::new(program).args(args).output();
-        let output = output.expect(program);
-        let both = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&both).into_owned()
-    })
-}
-
-/// Whether a program is there; a word if it is not.
-fn has(program: &str) -> bool {
-    let found = std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
-    }) || std::path::Path::new("/usr/sbin").join(program).is_file();
-    if !found {
-        println!("skipped: no {program}");
-    }
-    found
-}
-
-/// Number and address of each hop: the first two words of its line.
-fn hops(said: &str) -> Vec<(String, String)> {
-    let mut hops: Vec<_> = said
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            Some((words.next()?.to_owned(), words.next()?.to_owned()))
-        })
-        .collect();
-    hops.dedup();
-    hops
 }
 
 /// U15, U16: by UDP, by echo and by TCP, to a port that is closed and one that is open.
@@ -235,18 +193,6 @@ fn connections_know_nothing_of_the_hosts_path_mtu() {
         };
         assert_eq!(received, Some("0"), "{row}");
     }
-}
-
-/// What ping says of each reply: size, sequence number and TTL.
-fn replies(said: &str) -> Vec<String> {
-    said.lines()
-        .filter(|line| line.contains("icmp_seq"))
-        .filter_map(|line| {
-            line.split_once(" time")
-                .map_or(Some(line), |(said, _)| Some(said))
-        })
-        .map(str::to_owned)
-        .collect()
 }
 
 #[test]

@@ -13,6 +13,7 @@
 pub mod capture;
 pub mod janitor;
 pub mod netns;
+pub mod path;
 pub mod servers;
 pub mod traffic;
 pub mod translator;

@@ -33,6 +33,8 @@ mod udp_in;
 
 mod groups;
 
+mod guest_errors;
+
 mod echo;
 
 mod neighbour;

@@ -28,7 +28,7 @@ pub(super) fn ours6() -> Ipv6Addr {
 }
 
 /// Both families, all services, two nameservers and search domains.
-pub(super) fn net() -> Net {
+pub(crate) fn net() -> Net {
     let search = ["one.test", "two.test"].map(str::to_owned);
     Net {
         mac: OUR_MAC,

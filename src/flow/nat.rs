@@ -204,7 +204,7 @@ fn is_directed_broadcast(net: &Net, addr: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dns, Net6, OUR_MAC, Outbound, Serve};
+    use crate::config::{Dns, Multicast, Net6, OUR_MAC, Outbound, Serve};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -227,6 +227,7 @@ mod tests {
                 dns_forward: None,
                 dns_host: None,
                 dns: Vec::new(),
+                scope: 7,
             }),
             v6: Some(Net6 {
                 addr: Some("2001:db8::50".parse().unwrap()),
@@ -243,6 +244,7 @@ mod tests {
             dns: Dns::default(),
             serve: Serve::default(),
             outbound: Outbound::default(),
+            multicast: Multicast::default(),
         }
     }
 

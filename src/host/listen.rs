@@ -15,6 +15,7 @@ use nix::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::group::keep_to_members;
 use crate::{config::Rule, net::Protocol, proto::tcp::SynRetries, sys::reason};
 
 /// Connections that may wait to be accepted.
@@ -369,9 +370,11 @@ fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
         socket.set_reuse_address(true)?;
         if at == At::Both || domain == Domain::IPV4 {
             setsockopt(&socket, Ipv4PacketInfo, &true)?;
+            keep_to_members(&socket, false)?;
         }
         if domain == Domain::IPV6 {
             setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
+            keep_to_members(&socket, true)?;
         }
     }
     Ok(socket)

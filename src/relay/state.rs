@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    flow::{Burst, Flow, Groups, UdpFlow},
+    audience::Groups,
+    flow::{Burst, Flow, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
     request::Request,
@@ -121,7 +122,7 @@ impl Relay {
             disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             run: Run::new(),
-            groups: Groups::default(),
+            groups: Groups::new(),
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,

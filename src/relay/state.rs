@@ -220,10 +220,15 @@ impl Relay {
         if self.flows.len() == self.flows.capacity() {
             self.evict();
         }
+        let streams = matches!(flow, Flow::Tcp(_));
         match self.flows.insert(key, flow) {
             Ok(id) => {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
-                self.requests.push(Request::Watch(raw, id));
+                self.requests.push(if streams {
+                    Request::Watch(raw, id)
+                } else {
+                    Request::Hear(raw, id)
+                });
                 Ok(id)
             }
             Err(flow) => {

@@ -169,6 +169,7 @@ fn build(
         udp_stream,
     };
     let mut relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
+    relay.set_fragment_timeouts(conntrack::fragment_timeouts());
     relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
     relay.forward(ports, ports::syn_retries());
     let mut reactor = failed(

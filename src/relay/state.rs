@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
     num::NonZeroU64,
-    os::fd::RawFd,
+    os::fd::{AsRawFd, RawFd},
 };
 
 use super::{
@@ -152,6 +152,12 @@ impl Relay {
         &mut self.requests
     }
 
+    /// How long a packet of the guest's may wait for its last part, over IPv4 and IPv6; `None` leaves it as it is.
+    pub fn set_fragment_timeouts(&mut self, (v4, v6): (Option<Span>, Option<Span>)) {
+        let patience = &mut self.reassembly.patience;
+        *patience = (v4.unwrap_or(patience.0), v6.unwrap_or(patience.1));
+    }
+
     /// Keeps connections from outside to the addresses given with `--address`.
     pub const fn pin_guest(&mut self, v4: bool, v6: bool) {
         self.guest.pin(v4, v6);
@@ -244,6 +250,23 @@ impl Relay {
         if let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
             log::debug!("flow {}: makes room", id.slot);
             self.remove(id);
+        }
+    }
+
+    /// The same, with its socket closed at once, where no request names its descriptor any more: the next one has that.
+    pub(super) fn evict_at_once(&mut self) {
+        self.evict();
+        let Some((Request::Close(socket), before)) = self.requests.split_last() else {
+            return;
+        };
+        let raw = socket.as_raw_fd();
+        let names = |request: &Request| match request {
+            Request::Watch(fd, _) | Request::Hear(fd, _) | Request::Rewatch(fd, _) => *fd == raw,
+            Request::Listen(fd, _) => *fd == raw,
+            Request::Close(_) => false,
+        };
+        if !before.iter().any(names) {
+            self.requests.pop();
         }
     }
 

@@ -71,7 +71,7 @@ fn version() -> String {
 }
 
 fn help() -> String {
-    getopt::command().render_help().to_string()
+    command().render_help().to_string()
 }
 
 /// Every option with its dashes: `-s`, `--socket`, `--socket-path` and so on; the manual page is held to it.

@@ -31,6 +31,9 @@ tools=(
   apparmor_parser:apparmor
   checkmodule:checkpolicy
   semodule_package:semodule-utils
+  ping:iputils-ping
+  tracepath:iputils-tracepath
+  traceroute:traceroute
 )
 
 # Debian 12 has libvirt 9.0, which starts passt in its own way; its backports have a libvirt, and a QEMU that reconnects.

@@ -35,6 +35,8 @@ mod changes;
 
 mod event;
 
+mod requests;
+
 mod reactor;
 
 mod front_end;
@@ -256,6 +258,7 @@ fn relay(config: &Config, net: Net, ports: Ports, descriptors: u64) -> Relay {
         udp_stream,
     };
     let mut relay = Relay::new(net, Features::probe(), limits);
+    relay.set_fragment_timeouts(conntrack::fragment_timeouts());
     relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
     relay.forward(ports, ports::syn_retries());
     relay

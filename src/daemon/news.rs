@@ -42,6 +42,7 @@ impl Reactor {
         if let Some(watch) = &mut self.neighbours {
             watch.ask_for_all(now);
         }
+        self.relay.renew_groups(now);
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.relay.advertise(&mut self.outbox);
     }

@@ -60,7 +60,7 @@ macro_rules! switch_off {
 }
 
 /// Options upstream does not have; they make no abbreviation of its options ambiguous.
-pub(super) const OURS: &[&str] = &["require-sandbox", "print-sandbox"];
+pub(super) const OURS: &[&str] = &["require-sandbox", "print-sandbox", "strict-source"];
 
 /// Every option, in the order of the help text, which leaves out those of pasta.
 pub(super) const OPTIONS: &[Opt] = &[
@@ -401,6 +401,12 @@ pub(super) const OPTIONS: &[Opt] = &[
         "ADDR",
         Draft::map_guest_addr,
         "Address that stands for the host at the guest's own address; 'none' for none (default: none)",
+    ),
+    flag(
+        "strict-source",
+        None,
+        switch_on!(strict_source),
+        "Serve the guest at no addresses but those it was given",
     ),
     flag(
         "ipv4-only",

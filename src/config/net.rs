@@ -22,6 +22,8 @@ pub struct Net {
     pub dns: Dns,
     pub serve: Serve,
     pub outbound: Outbound,
+    /// Whether the guest may use no addresses but those it was given.
+    pub strict_source: bool,
 }
 
 /// The guest's IPv4 network.

@@ -72,6 +72,7 @@ pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
         },
         serve: config.serve,
         outbound: config.outbound.clone(),
+        strict_source: config.strict_source,
     };
     if config.dns_servers != DnsServers::Given(Vec::new()) {
         warn_of_nameservers(&net, &mut said);

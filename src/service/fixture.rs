@@ -66,6 +66,7 @@ pub(super) fn net() -> Net {
         },
         serve: Serve::default(),
         outbound: Outbound::default(),
+        strict_source: false,
     }
 }
 

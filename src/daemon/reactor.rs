@@ -18,7 +18,7 @@ use super::{changes::Changes, event::Source};
 use crate::{
     link::{Capture, Flushed, Inbox, Outbox, Received},
     net::{Now, Span},
-    relay::{Ready, Relay, Report, Request},
+    relay::{RateLimit, Ready, Relay, Report, Request},
 };
 
 /// Events taken from the kernel at a time.
@@ -46,6 +46,9 @@ pub enum Entrance {
     /// One client, connected already.
     Connected(OwnedFd),
 }
+
+/// How long the link rests when the system has no memory for it.
+const LINK_AGAIN: Span = Span::millis(10);
 
 /// Why the loop came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +91,13 @@ pub struct Reactor {
     advertise: Now,
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
+    /// The link waits for the system to have memory.
+    link_again: Option<Now>,
     changes: Option<Changes>,
     stats: Option<Stats>,
+    /// Clients that come and go, and sockets that cannot be watched.
+    comings: RateLimit,
+    unwatched: RateLimit,
 }
 
 /// Reports of counters, as they were asked for.
@@ -127,8 +135,11 @@ impl Reactor {
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
+            link_again: None,
             changes: None,
             stats: None,
+            comings: RateLimit::default(),
+            unwatched: RateLimit::reminder(),
         };
         reactor.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
@@ -250,6 +261,9 @@ impl Reactor {
     /// Timers, flows in line, and what waits for the link. `true` if there is more to do at once.
     fn turn(&mut self) -> bool {
         let now = self.now();
+        if self.link_again.take_if(|at| *at <= now).is_some() {
+            self.link_readable = self.client.is_some();
+        }
         self.relay.expire(&mut self.outbox, now);
         if now >= self.advertise {
             self.relay.advertise(&mut self.outbox);
@@ -265,6 +279,9 @@ impl Reactor {
         if self.outbox.flush() == Flushed::Blocked {
             // Writability is told by an edge, which comes when the guest reads.
             more = self.link_readable;
+        }
+        if self.outbox.is_short() {
+            self.link_again.get_or_insert(now + LINK_AGAIN);
         }
         self.register();
         more
@@ -337,8 +354,14 @@ impl Reactor {
                 Received::Last if self.link_ended => {}
                 Received::Last => self.link_readable = false,
                 Received::Blocked => (self.link_readable, self.link_ended) = (false, false),
+                Received::Short => {
+                    self.link_readable = false;
+                    self.link_again.get_or_insert(now + LINK_AGAIN);
+                }
                 Received::BadLength(len) => {
-                    log::warn!("Bad frame size from guest, resetting connection: {len}");
+                    let said =
+                        format_args!("Bad frame size from guest, resetting connection: {len}");
+                    self.comings.log(log::Level::Warn, now, said);
                     self.detach();
                 }
                 Received::Closed => self.detach(),
@@ -346,38 +369,63 @@ impl Reactor {
         }
     }
 
-    /// Carries out what the relay asked for, in order.
+    /// Carries out what the relay asked for, in order. A flow whose socket cannot be watched ends.
     fn register(&mut self) {
-        for request in self.relay.requests().drain(..) {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let registry = self.poll.registry();
-            let (done, source) = match request {
-                Request::Watch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
-                }
-                Request::Rewatch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
-                }
-                Request::Listen(fd, place) => {
-                    let source = Source::Port(place);
-                    let readable = Interest::READABLE;
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                    (done, source)
-                }
-                Request::Close(socket) => {
-                    drop(socket);
-                    continue;
-                }
-            };
-            if let Err(error) = done {
-                // Without events a flow is only ended by its timers and by the guest.
-                log::warn!("Cannot watch the socket of {source:?}: {error}");
+        let mut failed = Vec::new();
+        let mut requests = std::mem::take(self.relay.requests());
+        for request in requests.drain(..) {
+            if let Err(failure) = self.carry_out(request) {
+                failed.push(failure);
             }
         }
+        *self.relay.requests() = requests;
+        if failed.is_empty() {
+            return;
+        }
+        let now = self.now();
+        for (source, error) in failed {
+            let said = format_args!("Cannot watch sockets of flows, which end: {error}");
+            self.unwatched.log(log::Level::Warn, now, said);
+            if let Source::Flow(id) = source {
+                self.relay.give_up(id, &mut self.outbox);
+            }
+        }
+        // Nothing but closing comes of that.
+        self.register();
+    }
+
+    fn carry_out(&self, request: Request) -> Result<(), (Source, io::Error)> {
+        let registry = self.poll.registry();
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let (done, source) = match request {
+            Request::Watch(fd, id) => {
+                let source = Source::Flow(id);
+                (
+                    registry.register(&mut SourceFd(&fd), source.token(), both),
+                    source,
+                )
+            }
+            Request::Rewatch(fd, id) => {
+                let source = Source::Flow(id);
+                (
+                    registry.reregister(&mut SourceFd(&fd), source.token(), both),
+                    source,
+                )
+            }
+            Request::Listen(fd, place) => {
+                let source = Source::Port(place);
+                let readable = Interest::READABLE;
+                (
+                    registry.register(&mut SourceFd(&fd), source.token(), readable),
+                    source,
+                )
+            }
+            Request::Close(socket) => {
+                drop(socket);
+                return Ok(());
+            }
+        };
+        done.map_err(|error| (source, error))
     }
 
     fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
@@ -406,11 +454,14 @@ impl Reactor {
             // A client that has left makes room for one that comes in the same moment, before any event tells.
             (self.link_readable, self.link_ended) = (self.client.is_some(), true);
             self.take_bursts();
-            if self.client.is_some() {
-                log::info!("discarding connection from PID {pid}");
+            let now = self.now();
+            let refused = self.client.is_some();
+            let done = if refused { "discarding" } else { "accepted" };
+            let said = format_args!("{done} connection from PID {pid}");
+            self.comings.log(log::Level::Info, now, said);
+            if refused {
                 continue;
             }
-            log::info!("accepted connection from PID {pid}");
             if let Err(error) = self.attach(client) {
                 log::warn!("Cannot serve the connection: {error}");
                 self.detach();
@@ -442,10 +493,10 @@ impl Reactor {
 
     /// The client is gone: its flows end with it.
     fn detach(&mut self) {
-        log::info!(
-            "Client connection closed{}",
-            if self.one_off { ", exiting" } else { "" }
-        );
+        let now = self.now();
+        let exiting = if self.one_off { ", exiting" } else { "" };
+        let said = format_args!("Client connection closed{exiting}");
+        self.comings.log(log::Level::Info, now, said);
         self.link_readable = false;
         self.relay.guest_left();
         self.register();
@@ -467,6 +518,7 @@ impl Reactor {
         let times = [
             Some(self.advertise),
             self.accept_again,
+            self.link_again,
             self.changes.as_ref().and_then(Changes::due),
             self.stats.as_ref().map(|stats| stats.next),
         ];

@@ -12,7 +12,7 @@ use super::{
     flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
     fragments,
     request::Ready,
-    state::Relay,
+    state::{Relay, is_shortage},
 };
 use crate::{
     flow::{self, Id, Key},
@@ -47,6 +47,9 @@ const QUOTED: usize = 1280;
 
 /// Octets of an echo message before its payload.
 const HEADER: usize = 8;
+
+/// Errors in a row, each of an earlier request, after which a socket is left alone for a while.
+const FAILURES: usize = 16;
 
 /// Replies one flow may hand to the guest before it is another's turn.
 const TURN: usize = 64;
@@ -159,6 +162,10 @@ impl Relay {
         ) {
             Ok(socket) => socket,
             Err(error) => {
+                if is_shortage(&error) {
+                    self.evict();
+                }
+                self.warn_exhausted(&error, now);
                 self.warn_echo(&error);
                 return Err(Why::Socket);
             }
@@ -172,7 +179,7 @@ impl Relay {
             readable: false,
             starved: false,
         };
-        self.insert(key, Flow::Echo(flow), raw)
+        self.insert(key, Flow::Echo(flow), raw, now)
             .inspect(|&id| self.wheel.arm(id.slot, now + ECHO_TIMEOUT))
     }
 
@@ -202,6 +209,7 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        let mut failures = 0;
         for _ in 0..TURN {
             let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
                 return;
@@ -221,7 +229,13 @@ impl Relay {
                     self.echo_reply(&key, received[0], outbox);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,
-                Err(_) => self.echo_errors(id, outbox),
+                Err(error) if is_shortage(&error) || failures == FAILURES => {
+                    return self.rest(id, now);
+                }
+                Err(_) => {
+                    failures += 1;
+                    self.echo_errors(id, outbox);
+                }
             }
         }
         self.starve(id);

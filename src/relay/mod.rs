@@ -84,12 +84,12 @@ impl Relay {
         self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
-            let level = if first {
-                log::Level::Info
+            let said = format_args!("New guest MAC address observed: {}", read.mac);
+            if first {
+                self.sighted.log(log::Level::Info, now, said);
             } else {
-                log::Level::Debug
-            };
-            log::log!(level, "New guest MAC address observed: {}", read.mac);
+                log::debug!("{said}");
+            }
         }
         self.packet(&read, frame, inbox, outbox, now)
     }
@@ -142,6 +142,15 @@ impl Relay {
         }
     }
 
+    /// A flow whose socket cannot be watched: without events it would hang, so it ends.
+    pub fn give_up(&mut self, id: Id, outbox: &mut Outbox) {
+        match self.flows.get(id) {
+            Some(Flow::Tcp(_)) => self.reset(id, outbox),
+            Some(Flow::Udp(_) | Flow::Echo(_)) => self.remove(id),
+            None => {}
+        }
+    }
+
     /// Lets flows go on that waited for room on the link, each for one turn. `true` if some still wait though there is room.
     pub fn resume(&mut self, outbox: &mut Outbox, now: Now) -> bool {
         let knocks = self.answer_knocks(outbox, now);
@@ -178,7 +187,7 @@ impl Relay {
     /// Carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
         self.expire_fragments(outbox, now);
-        self.wake_ports(now);
+        self.wake_rested(now);
         self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
             let Some(id) = self.flows.at(slot) else {
@@ -218,6 +227,7 @@ impl Relay {
             self.abort(id);
         }
         self.starved.clear();
+        self.weary.clear();
         self.reassembly.clear(&mut self.pool);
         self.waiting.flows.clear();
         self.waiting.ask = None;

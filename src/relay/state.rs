@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
+    io,
     num::NonZeroU64,
     os::fd::RawFd,
 };
@@ -73,10 +74,12 @@ pub struct Relay {
     last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
     pub(super) starved: VecDeque<Id>,
-    /// The host's ports that are forwarded; those with something to take, first come first; those that rest, and until when.
+    /// The host's ports that are forwarded; those with something to take, first come first; those that rest. Flows that
+    /// rest, and until when.
     pub(super) ports: Ports,
     pub(super) knocks: VecDeque<u32>,
     pub(super) resting: Vec<u32>,
+    pub(super) weary: Vec<Id>,
     pub(super) rested: Option<Now>,
     pub(super) syn_retries: SynRetries,
     /// What waits until the guest is found.
@@ -95,7 +98,11 @@ pub struct Relay {
     secret: RandomState,
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
-    pub(super) table_warned: bool,
+    /// Word that there is no room for more flows: in the table, or for want of what the system gives.
+    pub(super) table_full: RateLimit,
+    pub(super) exhausted: RateLimit,
+    /// Word of a client's MAC address.
+    pub(super) sighted: RateLimit,
     /// What services say, by [`Note::kind`](crate::service::Note::kind).
     pub(super) said: [RateLimit; Note::KINDS],
 }
@@ -127,6 +134,7 @@ impl Relay {
             ports: Ports::default(),
             knocks: VecDeque::new(),
             resting: Vec::new(),
+            weary: Vec::new(),
             rested: None,
             syn_retries: SynRetries::default(),
             waiting: Waiting::default(),
@@ -139,7 +147,9 @@ impl Relay {
             message: vec![0; 65_536].into_boxed_slice(),
             secret: RandomState::new(),
             echo_warned: false,
-            table_warned: false,
+            table_full: RateLimit::reminder(),
+            exhausted: RateLimit::reminder(),
+            sighted: RateLimit::default(),
             said: [RateLimit::default(); Note::KINDS],
         }
     }
@@ -213,29 +223,58 @@ impl Relay {
     }
 
     /// Adds a flow and has its socket watched.
-    pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
+    pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd, now: Now) -> Result<Id, Why> {
         if self.flows.len() == self.flows.capacity() {
             self.evict();
         }
         match self.flows.insert(key, flow) {
             Ok(id) => {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
+                self.idle.touch(id.slot);
                 self.requests.push(Request::Watch(raw, id));
                 Ok(id)
             }
             Err(flow) => {
                 self.requests.push(Request::Close(flow.into_socket()));
-                self.warn_table_full();
+                self.table_full.log(
+                    log::Level::Warn,
+                    now,
+                    format_args!(
+                        "Flow table full ({} flows): new flows are refused",
+                        self.flows.len()
+                    ),
+                );
                 Err(Why::NoFlow)
             }
         }
     }
 
-    /// Ends the datagram flow that was idle for longest, to make room for another.
+    /// Makes room for another flow: ends the datagram flow that was idle for longest, or the connection whose handshake is
+    /// the oldest, whichever was used less recently. So a flood of either pushes out itself.
     pub(super) fn evict(&mut self) {
-        if let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
+        while let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
+            match self.flows.get(id) {
+                Some(Flow::Tcp(flow)) if !flow.conn.phase().is_handshake() => {
+                    // It has come through since, and stays.
+                    self.idle.remove(id.slot);
+                    continue;
+                }
+                Some(Flow::Tcp(_)) => self.abort(id),
+                Some(Flow::Udp(_) | Flow::Echo(_)) | None => self.remove(id),
+            }
             log::debug!("flow {}: makes room", id.slot);
-            self.remove(id);
+            return;
+        }
+    }
+
+    /// Says that the system is short of something that flows need, if that is what the error means.
+    pub(super) fn warn_exhausted(&mut self, error: &io::Error, now: Now) {
+        if is_shortage(error) {
+            self.exhausted.log(
+                log::Level::Warn,
+                now,
+                format_args!("Cannot open more sockets for flows: {error}"),
+            );
         }
     }
 
@@ -247,14 +286,12 @@ impl Relay {
             self.limits.udp
         }
     }
+}
 
-    fn warn_table_full(&mut self) {
-        if !self.table_warned {
-            self.table_warned = true;
-            log::warn!(
-                "Flow table full ({} flows): new flows of the guest are refused",
-                self.flows.len()
-            );
-        }
-    }
+/// Whether an error means that the system, or what it allows this process, is exhausted.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
 }

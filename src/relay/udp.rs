@@ -10,7 +10,7 @@ use super::{
     errors::{Fault, Quote},
     flow::{Flow, Packet, UdpFlow},
     request::Ready,
-    state::Relay,
+    state::{Relay, is_shortage},
 };
 use crate::{
     flow::{self, Id, Key},
@@ -50,9 +50,10 @@ impl Relay {
         let socket = match socket::udp(peer, &self.net.outbound, key.guest.port) {
             Ok(socket) => socket,
             Err(error) => {
-                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                if is_shortage(&error) {
                     self.evict();
                 }
+                self.warn_exhausted(&error, now);
                 self.unreachable(&key, packet, &[], &error, outbox);
                 return Err(Why::Socket);
             }
@@ -60,7 +61,7 @@ impl Relay {
         let raw = socket.as_raw_fd();
         let flow = UdpFlow::new(socket, now);
         let timeout = self.udp_timeout(&flow);
-        self.insert(key, Flow::Udp(flow), raw)
+        self.insert(key, Flow::Udp(flow), raw, now)
             .inspect(|&id| self.wheel.arm(id.slot, now + timeout))
     }
 

@@ -10,7 +10,7 @@ use super::super::{
     errors::{Fault, Quote},
     flow::{Flow, State, Syn, TcpFlow},
     request::Ready,
-    state::Relay,
+    state::{Relay, is_shortage},
 };
 use crate::{
     flow::{self, Chain, Id, Key},
@@ -114,7 +114,10 @@ impl Relay {
         let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks, syn.manner) {
             Ok(opened) => opened,
             Err(error) => {
-                self.warn_exhausted(&error);
+                if is_shortage(&error) {
+                    self.evict();
+                }
+                self.warn_exhausted(&error, now);
                 self.refuse(&key, syn, &error, None, outbox);
                 return Err(Why::Socket);
             }
@@ -134,7 +137,7 @@ impl Relay {
             pieces: None,
             state: State::default(),
         };
-        let id = match self.insert(key, Flow::Tcp(flow), raw) {
+        let id = match self.insert(key, Flow::Tcp(flow), raw, now) {
             Ok(id) => id,
             Err(why) => {
                 self.say_to(&key, reset_for(segment), outbox);
@@ -261,13 +264,6 @@ impl Relay {
             .bare(|headers| template.tcp(headers, fields, 0, crate::wire::checksum::Sum::new()));
         if let Err(why) = queued {
             self.count(why);
-        }
-    }
-
-    pub(in super::super) fn warn_exhausted(&mut self, error: &io::Error) {
-        if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && !self.table_warned {
-            self.table_warned = true;
-            log::warn!("Cannot open more sockets for flows of the guest: {error}");
         }
     }
 }

@@ -16,7 +16,9 @@ use socket2::SockRef;
 
 use super::{changes::Changes, event::Source};
 use crate::{
-    link::{Capture, Flushed, Inbox, Outbox, Received},
+    config::VhostFeatures,
+    host::neighbours::Watch,
+    link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
     relay::{RateLimit, Ready, Relay, Report, Request},
 };
@@ -76,16 +78,20 @@ pub fn hold_signals() -> io::Result<SigSet> {
 /// What one thread owns.
 #[derive(Debug)]
 pub struct Reactor {
-    poll: Poll,
+    pub(super) poll: Poll,
     relay: Relay,
-    inbox: Inbox,
-    outbox: Outbox,
+    pub(super) inbox: Inbox,
+    pub(super) outbox: Outbox,
+    /// What clients are offered, if they are vhost-user front-ends, and the one that is connected.
+    vhost: Option<VhostFeatures>,
+    pub(super) session: Option<Session>,
     listener: Option<OwnedFd>,
     client: Option<RawFd>,
     one_off: bool,
     signals: SignalFd,
     /// Edges seen and not worked off.
-    link_readable: bool,
+    pub(super) session_readable: bool,
+    pub(super) link_readable: bool,
     link_ended: bool,
     start: Instant,
     advertise: Now,
@@ -94,10 +100,10 @@ pub struct Reactor {
     /// The link waits for the system to have memory.
     link_again: Option<Now>,
     changes: Option<Changes>,
+    neighbours: Option<Watch>,
     stats: Option<Stats>,
-    /// Clients that come and go, and sockets that cannot be watched.
+    /// Word of clients that come and go.
     comings: RateLimit,
-    unwatched: RateLimit,
 }
 
 /// Reports of counters, as they were asked for.
@@ -116,6 +122,7 @@ impl Reactor {
     pub fn new(
         relay: Relay,
         entrance: Entrance,
+        vhost: Option<VhostFeatures>,
         one_off: bool,
         capture: Option<Capture>,
     ) -> io::Result<Self> {
@@ -126,10 +133,13 @@ impl Reactor {
             relay,
             inbox: Inbox::new(),
             outbox: Outbox::new(),
+            vhost,
+            session: None,
             listener: None,
             client: None,
             one_off,
             signals,
+            session_readable: false,
             link_readable: false,
             link_ended: false,
             start: Instant::now(),
@@ -137,9 +147,9 @@ impl Reactor {
             accept_again: None,
             link_again: None,
             changes: None,
+            neighbours: None,
             stats: None,
             comings: RateLimit::default(),
-            unwatched: RateLimit::reminder(),
         };
         reactor.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
@@ -172,6 +182,16 @@ impl Reactor {
             }
         }
         self.changes = Some(changes);
+        Ok(())
+    }
+
+    /// Has the guest told of the host's neighbours from now on.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn follow_neighbours(&mut self, watch: Watch) -> io::Result<()> {
+        self.watch(watch.as_raw_fd(), Source::Neighbours, Interest::READABLE)?;
+        self.neighbours = Some(watch);
         Ok(())
     }
 
@@ -218,11 +238,14 @@ impl Reactor {
                             writable: event.is_writable(),
                             ended: event.is_read_closed(),
                             error: event.is_error(),
+                            urgent: event.is_priority(),
                         };
                         let now = self.now();
                         self.relay.from_host(id, ready, &mut self.outbox, now);
                         self.register();
                     }
+                    Source::Link if self.session.is_some() => self.session_readable = true,
+                    Source::Kick(queue) => self.kicked(usize::from(queue)),
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
@@ -240,6 +263,7 @@ impl Reactor {
                             changes.network_changed(now);
                         }
                     }
+                    Source::Neighbours => self.hear_of_neighbours(),
                     Source::Resolver => {
                         let now = self.now();
                         if let Some(changes) = &mut self.changes {
@@ -248,7 +272,9 @@ impl Reactor {
                     }
                 }
             }
+            self.talk();
             self.take_bursts();
+            self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
                 self.accept()?;
             }
@@ -270,15 +296,16 @@ impl Reactor {
             self.advertise = now + self.advertise_interval(now);
         }
         self.follow_host(now);
+        self.look_at_neighbours(now);
         self.report_stats(now);
-        let mut more = self.link_readable;
+        let mut more = self.link_readable || self.session_readable;
         if self.outbox.flush() == Flushed::Done {
             more |=
                 self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
         if self.outbox.flush() == Flushed::Blocked {
             // Writability is told by an edge, which comes when the guest reads.
-            more = self.link_readable;
+            more = self.link_readable || self.session_readable;
         }
         if self.outbox.is_short() {
             self.link_again.get_or_insert(now + LINK_AGAIN);
@@ -320,8 +347,26 @@ impl Reactor {
             log::warn!("{warning}");
         }
         self.relay.set_net(resolved.net);
+        if let Some(watch) = &mut self.neighbours {
+            watch.ask_for_all(now);
+        }
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.relay.advertise(&mut self.outbox);
+    }
+
+    /// Tells the relay what the kernel tells of neighbours.
+    fn hear_of_neighbours(&mut self) {
+        let now = self.now();
+        let events = self.neighbours.as_mut().map(|watch| watch.events(now));
+        for told in events.iter().flatten() {
+            self.relay.neighbour(told, &mut self.outbox);
+        }
+    }
+
+    fn look_at_neighbours(&mut self, now: Now) {
+        if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
+            self.relay.all_neighbours(&all, &mut self.outbox);
+        }
     }
 
     fn report_stats(&mut self, now: Now) {
@@ -339,6 +384,7 @@ impl Reactor {
     /// Takes what the guest has sent, a few bursts at most.
     fn take_bursts(&mut self) {
         for _ in 0..BURSTS {
+            self.link_readable &= self.session.is_none() || self.inbox.intake().is_some();
             if !self.link_readable {
                 return;
             }
@@ -347,6 +393,7 @@ impl Reactor {
             self.outbox.capture_burst(&self.inbox);
             self.relay.from_guest(&self.inbox, &mut self.outbox, now);
             self.register();
+            self.inbox.release();
             self.outbox.flush();
             match received {
                 Received::Burst => {}
@@ -364,71 +411,60 @@ impl Reactor {
                     self.comings.log(log::Level::Warn, now, said);
                     self.detach();
                 }
+                Received::Broken(broken) => self.refuse(&broken),
                 Received::Closed => self.detach(),
             }
         }
     }
 
-    /// Carries out what the relay asked for, in order. A flow whose socket cannot be watched ends.
+    /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
     fn register(&mut self) {
         let mut failed = Vec::new();
-        let mut requests = std::mem::take(self.relay.requests());
-        for request in requests.drain(..) {
-            if let Err(failure) = self.carry_out(request) {
-                failed.push(failure);
+        loop {
+            for request in self.relay.requests().drain(..) {
+                // Reads stop at urgent data, so it has to be told of.
+                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+                let registry = self.poll.registry();
+                let (done, source) = match request {
+                    Request::Watch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Rewatch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done =
+                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Listen(fd, place) => {
+                        let source = Source::Port(place);
+                        let readable = Interest::READABLE;
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
+                        (done, source)
+                    }
+                    Request::Close(socket) => {
+                        drop(socket);
+                        continue;
+                    }
+                };
+                match (done, source) {
+                    (Ok(()), _) => {}
+                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
+                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
+                }
             }
-        }
-        *self.relay.requests() = requests;
-        if failed.is_empty() {
-            return;
-        }
-        let now = self.now();
-        for (source, error) in failed {
-            let said = format_args!("Cannot watch sockets of flows, which end: {error}");
-            self.unwatched.log(log::Level::Warn, now, said);
-            if let Source::Flow(id) = source {
-                self.relay.give_up(id, &mut self.outbox);
+            if failed.is_empty() {
+                return;
             }
+            for (id, error) in failed.drain(..) {
+                self.relay.unwatched(id, &error, &mut self.outbox);
+            }
+            self.outbox.flush();
         }
-        // Nothing but closing comes of that.
-        self.register();
     }
 
-    fn carry_out(&self, request: Request) -> Result<(), (Source, io::Error)> {
-        let registry = self.poll.registry();
-        let both = Interest::READABLE | Interest::WRITABLE;
-        let (done, source) = match request {
-            Request::Watch(fd, id) => {
-                let source = Source::Flow(id);
-                (
-                    registry.register(&mut SourceFd(&fd), source.token(), both),
-                    source,
-                )
-            }
-            Request::Rewatch(fd, id) => {
-                let source = Source::Flow(id);
-                (
-                    registry.reregister(&mut SourceFd(&fd), source.token(), both),
-                    source,
-                )
-            }
-            Request::Listen(fd, place) => {
-                let source = Source::Port(place);
-                let readable = Interest::READABLE;
-                (
-                    registry.register(&mut SourceFd(&fd), source.token(), readable),
-                    source,
-                )
-            }
-            Request::Close(socket) => {
-                drop(socket);
-                return Ok(());
-            }
-        };
-        done.map_err(|error| (source, error))
-    }
-
-    fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
+    pub(super) fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
         self.poll
             .registry()
             .register(&mut SourceFd(&fd), source.token(), interest)
@@ -452,8 +488,13 @@ impl Reactor {
             };
             let pid = getsockopt(&client, PeerCredentials).map_or(0, |peer| peer.pid());
             // A client that has left makes room for one that comes in the same moment, before any event tells.
-            (self.link_readable, self.link_ended) = (self.client.is_some(), true);
-            self.take_bursts();
+            if self.session.is_some() {
+                self.session_readable = true;
+                self.talk();
+            } else {
+                (self.link_readable, self.link_ended) = (self.client.is_some(), true);
+                self.take_bursts();
+            }
             let now = self.now();
             let refused = self.client.is_some();
             let done = if refused { "discarding" } else { "accepted" };
@@ -476,6 +517,9 @@ impl Reactor {
 
     fn attach(&mut self, socket: OwnedFd) -> io::Result<()> {
         SockRef::from(&socket).set_nonblocking(true)?;
+        if let Some(features) = self.vhost {
+            return self.attach_front_end(socket, features);
+        }
         // Where the system allows less, it is less.
         let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
         self.watch(
@@ -491,8 +535,18 @@ impl Reactor {
         Ok(())
     }
 
+    fn attach_front_end(&mut self, socket: OwnedFd, features: VhostFeatures) -> io::Result<()> {
+        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.client = Some(socket.as_raw_fd());
+        self.session = Some(Session::new(socket, features));
+        self.session_readable = true;
+        (self.link_readable, self.link_ended) = (false, false);
+        self.outbox.attach_queue(true);
+        Ok(())
+    }
+
     /// The client is gone: its flows end with it.
-    fn detach(&mut self) {
+    pub(super) fn detach(&mut self) {
         let now = self.now();
         let exiting = if self.one_off { ", exiting" } else { "" };
         let said = format_args!("Client connection closed{exiting}");
@@ -504,6 +558,7 @@ impl Reactor {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
             let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         }
+        self.end_session();
         self.inbox.attach(None);
         self.outbox.attach(None);
     }
@@ -520,6 +575,7 @@ impl Reactor {
             self.accept_again,
             self.link_again,
             self.changes.as_ref().and_then(Changes::due),
+            self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),
         ];
         let spans = times.into_iter().flatten().map(|time| time.since(now));

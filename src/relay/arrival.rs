@@ -103,6 +103,7 @@ impl Relay {
         let waits = match self.flows.get_mut(id) {
             Some(Flow::Udp(flow)) => &mut flow.starved,
             Some(Flow::Echo(flow)) => &mut flow.starved,
+            Some(Flow::Group(flow)) => &mut flow.starved,
             Some(Flow::Tcp(_)) | None => return,
         };
         if !std::mem::replace(waits, true) {
@@ -162,8 +163,7 @@ impl Relay {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Taken::Empty,
             Err(error) if is_shortage(&error) => {
-                self.evict();
-                self.warn_exhausted(&error, now);
+                self.make_do(&error);
                 Taken::Exhausted
             }
             // accept(2): errors of the connection itself, which is gone; recvmsg(2): of an earlier reply.
@@ -209,7 +209,7 @@ impl Relay {
     fn is_peer(&self, key: &Key, peer: SocketAddr) -> bool {
         match self.flows.find(key).and_then(|id| self.flows.get(id)) {
             Some(Flow::Udp(flow)) => socket::peer(&flow.socket) == Some(peer),
-            Some(Flow::Tcp(_) | Flow::Echo(_)) | None => false,
+            Some(Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_)) | None => false,
         }
     }
 
@@ -260,7 +260,7 @@ impl Relay {
         let interface = self.ports.interface(place);
         let socket =
             socket::udp_reply(local, peer, interface, self.ports.freebind()).map_err(|error| {
-                self.warn_exhausted(&error, now);
+                self.make_do(&error);
                 Why::Socket
             })?;
         let raw = socket.as_raw_fd();
@@ -271,7 +271,7 @@ impl Relay {
             ..UdpFlow::new(socket, now)
         };
         let timeout = self.udp_timeout(&flow);
-        let id = self.insert(key, Flow::Udp(flow), raw, now)?;
+        let id = self.insert(key, Flow::Udp(flow), raw)?;
         self.wheel.arm(id.slot, now + timeout);
         if !known {
             self.wait_for_guest(id, now);

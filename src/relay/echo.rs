@@ -12,7 +12,7 @@ use super::{
     flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
     fragments,
     request::Ready,
-    state::{Relay, is_shortage},
+    state::{FAILURES, Relay, is_shortage},
 };
 use crate::{
     flow::{self, Id, Key},
@@ -47,9 +47,6 @@ const QUOTED: usize = 1280;
 
 /// Octets of an echo message before its payload.
 const HEADER: usize = 8;
-
-/// Errors in a row, each of an earlier request, after which a socket is left alone for a while.
-const FAILURES: usize = 16;
 
 /// Replies one flow may hand to the guest before it is another's turn.
 const TURN: usize = 64;
@@ -162,10 +159,7 @@ impl Relay {
         ) {
             Ok(socket) => socket,
             Err(error) => {
-                if is_shortage(&error) {
-                    self.evict();
-                }
-                self.warn_exhausted(&error, now);
+                self.make_do(&error);
                 self.warn_echo(&error);
                 return Err(Why::Socket);
             }
@@ -179,7 +173,7 @@ impl Relay {
             readable: false,
             starved: false,
         };
-        self.insert(key, Flow::Echo(flow), raw, now)
+        self.insert(key, Flow::Echo(flow), raw)
             .inspect(|&id| self.wheel.arm(id.slot, now + ECHO_TIMEOUT))
     }
 
@@ -244,6 +238,10 @@ impl Relay {
     /// Hands the guest the reply that was received.
     fn echo_reply(&mut self, key: &Key, received: Received, outbox: &mut Outbox) {
         let Received { len, marks } = received;
+        let ends = Ends {
+            src: self.mac_of(key.remote.addr),
+            dst: self.guest.mac,
+        };
         let v4 = key.remote.addr.is_ipv4();
         let message = self.message.get_mut(..len).unwrap_or_default();
         let wanted = if v4 { REPLY4 } else { REPLY6 };
@@ -262,10 +260,6 @@ impl Relay {
             tos: marks.tos.unwrap_or(0),
             id: 0,
             whole: true,
-        };
-        let ends = Ends {
-            src: self.net.mac,
-            dst: self.guest.mac,
         };
         self.fragment_id = self.fragment_id.wrapping_add(1);
         let packet = (&ip, if v4 { ICMP } else { ICMPV6 }, self.fragment_id);

@@ -10,30 +10,12 @@ use crate::net::{Now, Span};
 const BURST: u32 = 5;
 const PERIOD: Span = Span::secs(1);
 
-/// How often something is said that lasts.
-const REMINDER: Span = Span::secs(60);
-
 /// Keeps one kind of message from being repeated without end.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct RateLimit {
-    burst: u32,
-    period: Span,
     since: Now,
     said: u32,
     suppressed: u64,
-}
-
-impl Default for RateLimit {
-    /// For events, each of which may be of interest: five a second.
-    fn default() -> Self {
-        Self {
-            burst: BURST,
-            period: PERIOD,
-            since: Now(0),
-            said: 0,
-            suppressed: 0,
-        }
-    }
 }
 
 /// What may be said of an event.
@@ -48,16 +30,7 @@ enum Say {
 }
 
 impl RateLimit {
-    /// For a state that lasts: once a minute while it does.
-    pub fn reminder() -> Self {
-        Self {
-            burst: 1,
-            period: REMINDER,
-            ..Self::default()
-        }
-    }
-
-    /// Tells of an event at `now`, unless as many of the kind as may be were told within the period.
+    /// Tells of an event at `now`, unless five of the kind were told within the second.
     pub fn log(&mut self, level: Level, now: Now, message: fmt::Arguments<'_>) {
         let Say::Message { left_out, last } = self.admit(now) else {
             return;
@@ -73,18 +46,21 @@ impl RateLimit {
 
     fn admit(&mut self, now: Now) -> Say {
         let mut left_out = 0;
-        if now.since(self.since) >= self.period {
+        if now.since(self.since) >= PERIOD {
             left_out = self.suppressed;
-            (self.since, self.said, self.suppressed) = (now, 0, 0);
+            *self = Self {
+                since: now,
+                ..Self::default()
+            };
         }
-        if self.said >= self.burst {
+        if self.said >= BURST {
             self.suppressed += 1;
             return Say::Nothing;
         }
         self.said += 1;
         Say::Message {
             left_out,
-            last: self.said == self.burst,
+            last: self.said == BURST,
         }
     }
 }
@@ -104,17 +80,5 @@ mod tests {
         let later = start + Span::secs(1);
         assert_eq!(limit.admit(later), message(2, false));
         assert_eq!(limit.admit(later), message(0, false));
-    }
-
-    #[test]
-    fn what_lasts_is_said_once_a_minute() {
-        let mut limit = RateLimit::reminder();
-        let message = |left_out| Say::Message {
-            left_out,
-            last: true,
-        };
-        assert_eq!(limit.admit(Now(7)), message(0));
-        assert_eq!(limit.admit(Now(7) + Span::secs(59)), Say::Nothing);
-        assert_eq!(limit.admit(Now(8) + Span::secs(60)), message(1));
     }
 }

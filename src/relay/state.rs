@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    flow::{Burst, Flow, UdpFlow},
+    flow::{Burst, Flow, Groups, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
     request::Request,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Guest, Id, Key, Lru, Pool, Spare, Table, Wheel},
+    flow::{Guest, Id, Key, Lru, Neighbours, Pool, Spare, Table, Wheel},
     host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Span, Why},
     proto::tcp::{Disorder, SynRetries},
@@ -35,6 +35,15 @@ const SPILL_BLOCK: usize = 4096;
 
 /// Connections whose streams may have gaps at a time; the others do with less knowledge of what was lost.
 const DISORDERS: usize = 1024;
+
+/// Octets all connections together may send to the guest in a turn of the loop, before frames, timers and services have theirs.
+const BUDGET: usize = 1 << 20;
+
+/// How long nothing is said of what was warned of.
+const QUIET: Span = Span::secs(60);
+
+/// Errors that reading a socket of datagrams may bring, each of an earlier datagram, before it is left alone for a while.
+pub const FAILURES: usize = 16;
 
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +62,8 @@ pub struct Limits {
 pub struct Relay {
     pub(super) net: Net,
     pub(super) guest: Guest,
+    /// Who else is on the host's link.
+    pub(super) neighbours: Neighbours,
     /// Whether any frame has come from a guest.
     pub(super) met: bool,
     /// Frames taken from the guest.
@@ -67,6 +78,7 @@ pub struct Relay {
     pub(super) disorders: Spare<Disorder>,
     pub(super) burst: Burst<Id>,
     pub(super) run: Run,
+    pub(super) groups: Groups,
     pub(super) reassembly: Reassembly,
     /// Tells packets apart that we fragment.
     pub(super) fragment_id: u32,
@@ -98,11 +110,15 @@ pub struct Relay {
     secret: RandomState,
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
-    /// Word that there is no room for more flows: in the table, or for want of what the system gives.
-    pub(super) table_full: RateLimit,
-    pub(super) exhausted: RateLimit,
+    /// When it was last warned of want of descriptors or room in the table, and of sockets that cannot be watched.
+    pub(super) wanted: Option<Now>,
+    pub(super) unwatched: Option<Now>,
     /// Word of a client's MAC address.
     pub(super) sighted: RateLimit,
+    /// The time of the current turn of the loop.
+    pub(super) turn: Now,
+    /// Octets that connections may send to the guest in what is left of it.
+    pub(super) budget: usize,
     /// What services say, by [`Note::kind`](crate::service::Note::kind).
     pub(super) said: [RateLimit; Note::KINDS],
 }
@@ -116,6 +132,7 @@ impl Relay {
         Self {
             net,
             guest,
+            neighbours: Neighbours::default(),
             met: false,
             frames: 0,
             features,
@@ -127,6 +144,7 @@ impl Relay {
             disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             run: Run::new(),
+            groups: Groups::default(),
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,
@@ -147,9 +165,11 @@ impl Relay {
             message: vec![0; 65_536].into_boxed_slice(),
             secret: RandomState::new(),
             echo_warned: false,
-            table_full: RateLimit::reminder(),
-            exhausted: RateLimit::reminder(),
+            wanted: None,
+            unwatched: None,
             sighted: RateLimit::default(),
+            turn: Now(0),
+            budget: BUDGET,
             said: [RateLimit::default(); Note::KINDS],
         }
     }
@@ -181,7 +201,8 @@ impl Relay {
         } else {
             0
         };
-        Template::new(self.net.mac, self.guest_mac(), key.remote, key.guest, label)
+        let source = self.neighbours.source(&self.net, key.remote.addr);
+        Template::new(source, self.guest_mac(), key.remote, key.guest, label)
     }
 
     pub(super) const fn guest_mac(&self) -> Mac {
@@ -223,7 +244,7 @@ impl Relay {
     }
 
     /// Adds a flow and has its socket watched.
-    pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd, now: Now) -> Result<Id, Why> {
+    pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
         if self.flows.len() == self.flows.capacity() {
             self.evict();
         }
@@ -236,14 +257,12 @@ impl Relay {
             }
             Err(flow) => {
                 self.requests.push(Request::Close(flow.into_socket()));
-                self.table_full.log(
-                    log::Level::Warn,
-                    now,
-                    format_args!(
+                if is_news(&mut self.wanted, self.turn) {
+                    log::warn!(
                         "Flow table full ({} flows): new flows are refused",
                         self.flows.len()
-                    ),
-                );
+                    );
+                }
                 Err(Why::NoFlow)
             }
         }
@@ -259,6 +278,11 @@ impl Relay {
                     self.idle.remove(id.slot);
                     continue;
                 }
+                // The guest has asked for it to stay.
+                Some(Flow::Group(_)) => {
+                    self.idle.remove(id.slot);
+                    continue;
+                }
                 Some(Flow::Tcp(_)) => self.abort(id),
                 Some(Flow::Udp(_) | Flow::Echo(_)) | None => self.remove(id),
             }
@@ -267,14 +291,14 @@ impl Relay {
         }
     }
 
-    /// Says that the system is short of something that flows need, if that is what the error means.
-    pub(super) fn warn_exhausted(&mut self, error: &io::Error, now: Now) {
-        if is_shortage(error) {
-            self.exhausted.log(
-                log::Level::Warn,
-                now,
-                format_args!("Cannot open more sockets for flows: {error}"),
-            );
+    /// Where an error means that the system is short of what flows need, says so and gives up a flow for the next one.
+    pub(super) fn make_do(&mut self, error: &io::Error) {
+        if !is_shortage(error) {
+            return;
+        }
+        self.evict();
+        if is_news(&mut self.wanted, self.turn) {
+            log::warn!("Cannot open more sockets for flows: {error}");
         }
     }
 
@@ -286,12 +310,38 @@ impl Relay {
             self.limits.udp
         }
     }
+
+    /// Begins a turn of the loop.
+    pub(super) const fn begin_turn(&mut self, now: Now) {
+        (self.turn, self.budget) = (now, BUDGET);
+    }
 }
 
 /// Whether an error means that the system, or what it allows this process, is exhausted.
-pub(super) fn is_shortage(error: &io::Error) -> bool {
+pub fn is_shortage(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
     )
+}
+
+/// Whether something is to be warned of that was last at `last`: the guest can bring it about as often as it likes.
+pub fn is_news(last: &mut Option<Now>, now: Now) -> bool {
+    let news = last.is_none_or(|last| now.since(last) >= QUIET);
+    if news {
+        *last = Some(now);
+    }
+    news
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_is_warned_of_once_a_minute() {
+        let mut last = None;
+        let warned = (0..200).filter(|&n| is_news(&mut last, Now(0) + Span::secs(n)));
+        assert_eq!(warned.collect::<Vec<_>>(), [0, 60, 120, 180]);
+    }
 }

@@ -10,7 +10,7 @@ use super::{
     errors::{Fault, Quote},
     flow::{Flow, Packet, UdpFlow},
     request::Ready,
-    state::{Relay, is_shortage},
+    state::Relay,
 };
 use crate::{
     flow::{self, Id, Key},
@@ -50,10 +50,7 @@ impl Relay {
         let socket = match socket::udp(peer, &self.net.outbound, key.guest.port) {
             Ok(socket) => socket,
             Err(error) => {
-                if is_shortage(&error) {
-                    self.evict();
-                }
-                self.warn_exhausted(&error, now);
+                self.make_do(&error);
                 self.unreachable(&key, packet, &[], &error, outbox);
                 return Err(Why::Socket);
             }
@@ -61,7 +58,7 @@ impl Relay {
         let raw = socket.as_raw_fd();
         let flow = UdpFlow::new(socket, now);
         let timeout = self.udp_timeout(&flow);
-        self.insert(key, Flow::Udp(flow), raw, now)
+        self.insert(key, Flow::Udp(flow), raw)
             .inspect(|&id| self.wheel.arm(id.slot, now + timeout))
     }
 

@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd};
 use super::{
     flow::Flow,
     fragments,
-    state::{Relay, is_shortage},
+    state::{FAILURES, Relay, is_shortage},
     udp::HEADER,
 };
 use crate::{
@@ -27,9 +27,6 @@ use crate::{
 /// Octets that one flow may hand to the guest before it is another's turn, and datagrams.
 const TURN: usize = 256 * 1024;
 const TURN_DATAGRAMS: usize = 256;
-
-/// Errors in a row, each of an earlier datagram, after which a socket is left alone for a while.
-const FAILURES: usize = 16;
 
 /// The smallest MTU at which a datagram's fragments fit the room it was received in.
 const ROOMY_MTU: u16 = 1280;
@@ -125,9 +122,13 @@ impl Relay {
                 template.udp(headers, piece.len, piece.sum)
             });
         }
+        // Parts are written where the room lies, and would write over datagrams that are still to be cut.
+        let octets = outbox.received(rooms, at, 0..len);
+        let len = len.min(octets.len()).min(self.waste.len());
+        self.waste[..len].copy_from_slice(&octets[..len]);
         for start in (0..len).step_by(size) {
             let end = len.min(start + size);
-            let octets = outbox.received(rooms, at, start..end);
+            let octets = self.waste.get(start..end).unwrap_or_default();
             let whole = datagram(&mut self.message, key, octets);
             self.udp_packet(key, whole, marks, outbox);
         }
@@ -144,7 +145,7 @@ impl Relay {
             whole: true,
         };
         let ends = Ends {
-            src: self.net.mac,
+            src: self.mac_of(key.remote.addr),
             dst: self.guest_mac(),
         };
         self.fragment_id = self.fragment_id.wrapping_add(1);

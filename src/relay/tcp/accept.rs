@@ -63,7 +63,7 @@ impl Relay {
             pieces: None,
             state: State::default(),
         };
-        let id = self.insert(key, Flow::Tcp(flow), raw, now)?;
+        let id = self.insert(key, Flow::Tcp(flow), raw)?;
         if self.guest.is_at(guest.addr) {
             self.send_syn(id, outbox, now);
         } else {

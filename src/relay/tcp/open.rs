@@ -10,7 +10,7 @@ use super::super::{
     errors::{Fault, Quote},
     flow::{Flow, State, Syn, TcpFlow},
     request::Ready,
-    state::{Relay, is_shortage},
+    state::Relay,
 };
 use crate::{
     flow::{self, Chain, Id, Key},
@@ -114,10 +114,7 @@ impl Relay {
         let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks, syn.manner) {
             Ok(opened) => opened,
             Err(error) => {
-                if is_shortage(&error) {
-                    self.evict();
-                }
-                self.warn_exhausted(&error, now);
+                self.make_do(&error);
                 self.refuse(&key, syn, &error, None, outbox);
                 return Err(Why::Socket);
             }
@@ -137,7 +134,7 @@ impl Relay {
             pieces: None,
             state: State::default(),
         };
-        let id = match self.insert(key, Flow::Tcp(flow), raw, now) {
+        let id = match self.insert(key, Flow::Tcp(flow), raw) {
             Ok(id) => id,
             Err(why) => {
                 self.say_to(&key, reset_for(segment), outbox);

@@ -115,6 +115,8 @@ pub struct Relay {
     pub(super) unwatched: Option<Now>,
     /// Word of a client's MAC address.
     pub(super) sighted: RateLimit,
+    /// When a flow was last given up for want of what the system allows.
+    gave_up: Option<Now>,
     /// The time of the current turn of the loop.
     pub(super) turn: Now,
     /// Octets that connections may send to the guest in what is left of it.
@@ -167,6 +169,7 @@ impl Relay {
             echo_warned: false,
             wanted: None,
             unwatched: None,
+            gave_up: None,
             sighted: RateLimit::default(),
             turn: Now(0),
             budget: BUDGET,
@@ -296,7 +299,10 @@ impl Relay {
         if !is_shortage(error) {
             return;
         }
-        self.evict();
+        // Sockets are closed at the end of a turn: giving up more before would not help.
+        if self.gave_up.replace(self.turn) != Some(self.turn) {
+            self.evict();
+        }
         if is_news(&mut self.wanted, self.turn) {
             log::warn!("Cannot open more sockets for flows: {error}");
         }

@@ -35,6 +35,8 @@ mod event;
 
 mod requests;
 
+mod room;
+
 mod reactor;
 
 mod front_end;

@@ -201,9 +201,10 @@ impl Sandbox {
 /// Replaces the root folder by one that is empty and cannot be written to. For a mount namespace of our own only.
 fn empty_root() -> nix::Result<()> {
     let nothing = None::<&str>;
-    // Nothing of what follows may be seen outside.
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(nothing, "/", nothing, private, nothing)?;
+    // Nothing of what follows may be seen outside. That, and not just MS_PRIVATE, is what policies for passt have allowed
+    // (contrib/apparmor).
+    let apart = MsFlags::MS_REC | MsFlags::MS_UNBINDABLE;
+    mount(nothing, "/", nothing, apart, nothing)?;
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let mount_at = |place: &&str| mount(nothing, *place, Some("tmpfs"), flags, Some(EMPTY));
     let mut tried = PLACES

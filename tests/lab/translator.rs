@@ -17,10 +17,15 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
+};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
 };
 
 use super::{
@@ -61,6 +66,7 @@ pub struct Setup {
     private_tmp: bool,
     foreground: bool,
     files: Option<u32>,
+    forbidden: Vec<Forbidden>,
     fd: Option<OwnedFd>,
     env: Vec<(String, String)>,
     preparation: Option<Preparation>,
@@ -77,6 +83,7 @@ impl Setup {
             private_tmp: false,
             foreground: true,
             files: None,
+            forbidden: Vec::new(),
             fd: None,
             env: Vec::new(),
             preparation: None,
@@ -136,6 +143,13 @@ impl Setup {
     /// Lets nobody read what it says on stderr, a pipe.
     pub fn unheard(mut self) -> Self {
         self.unheard = true;
+        self
+    }
+
+    /// Has a system call fail with this error, as a container's filter would; with an argument's number and value, only
+    /// calls with that one.
+    pub fn forbid(mut self, call: i64, argument: Option<(u8, u64)>, error: Errno) -> Self {
+        self.forbidden.push((call, argument, error));
         self
     }
 
@@ -287,9 +301,27 @@ impl Setup {
             if let Some(Preparation(work)) = preparation {
                 work();
             }
+            self.forbidden.iter().for_each(forbid);
             command.spawn().expect("the binary under test")
         })
     }
+}
+
+type Forbidden = (i64, Option<(u8, u64)>, Errno);
+
+/// Binds this thread, and what it starts from now on.
+fn forbid(&(call, argument, error): &Forbidden) {
+    let rule = argument.map(|(number, value)| {
+        let length = SeccompCmpArgLen::Dword;
+        let condition = SeccompCondition::new(number, length, SeccompCmpOp::Eq, value);
+        SeccompRule::new(vec![condition.expect("a condition")]).expect("a rule")
+    });
+    let rules = [(call, rule.into_iter().collect())].into();
+    let refuse = SeccompAction::Errno(error as u32);
+    let arch = env::consts::ARCH.try_into().expect("a known architecture");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).expect("a filter");
+    let program: BpfProgram = filter.try_into().expect("a program");
+    seccompiler::apply_filter(&program).expect("seccomp");
 }
 
 /// A running translator; killed on drop.

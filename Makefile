@@ -63,7 +63,8 @@ fuzz: tools
 	CARGO=$(CARGO) fuzz/run $(FUZZ_SECONDS)
 
 bench:
-	$(CARGO) bench --bench compare -- $(BENCH_ARGS)
+	mkdir -p target/bench
+	$(CARGO) bench --bench compare -- --json $(CURDIR)/target/bench/compare.json --svg $(CURDIR)/target/bench/compare.svg $(BENCH_ARGS)
 
 install: build
 	install -D -m 755 $(passt) $(DESTDIR)$(PREFIX)/bin/passt

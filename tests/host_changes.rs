@@ -17,7 +17,6 @@ use guest::{
 use lab::{
     LONG, Setup, Translator, World,
     servers::{UdpEcho, accept, tcp_listener},
-    wait_until,
     world::{INTERNET4, INTERNET6, POD4},
 };
 use nix::sys::signal::Signal;
@@ -184,12 +183,13 @@ fn a_client_waits_for_a_descriptor() {
     let mut translator = Setup::new(&[]).limit_files(20).start(&world.pod);
     let first = Wire::new(translator.connect());
     let echo = UdpEcho::start(&world.outside, (INTERNET4, 7));
-    for port in 5000..5030 {
-        let local = guest_addr(echo.addr(), port);
-        first.send(&Udp::new(local, echo.addr(), b"hello").frame());
+    let remote = SocketAddr::from((INTERNET4, 9));
+    let _listener = tcp_listener(&world.outside, remote);
+    let mut port = 5000;
+    while translator.fd_count() < 20 {
+        let _ = Peer::connect(&first, guest_addr(remote, port), remote);
+        port += 1;
     }
-    let full = || translator.fd_count() >= 20;
-    assert!(wait_until(LONG, full), "{}", translator.fd_count());
     let second = Wire::new(translator.connect());
     translator.expect_log("Cannot accept a connection, will try again");
     drop(first);

@@ -19,6 +19,8 @@ pub enum Source {
     Flow(Id),
     /// A forwarded port, by its place.
     Port(u32),
+    /// A queue of the guest's driver.
+    Kick(u8),
 }
 
 /// The kind stands above the bits of a flow's handle.
@@ -34,6 +36,7 @@ impl Source {
             Self::Resolver => 5 << KIND,
             Self::Flow(id) => 3 << KIND | id.to_bits(),
             Self::Port(place) => 6 << KIND | u64::from(place),
+            Self::Kick(queue) => 7 << KIND | u64::from(queue),
         };
         Token(bits as usize)
     }
@@ -47,7 +50,8 @@ impl Source {
             3 => Self::Flow(Id::from_bits(bits)),
             4 => Self::Monitor,
             5 => Self::Resolver,
-            _ => Self::Port(bits as u32),
+            6 => Self::Port(bits as u32),
+            _ => Self::Kick(bits as u8),
         }
     }
 }
@@ -71,6 +75,8 @@ mod tests {
             Source::Flow(id),
             Source::Port(0),
             Source::Port(u32::MAX),
+            Source::Kick(0),
+            Source::Kick(1),
         ] {
             assert_eq!(Source::of(source.token()), source);
         }

@@ -1,6 +1,9 @@
 //! What is remembered of a flow.
 
-use std::{num::NonZeroU64, os::fd::OwnedFd};
+use std::{
+    num::{NonZeroU32, NonZeroU64},
+    os::fd::OwnedFd,
+};
 
 use crate::{
     flow::{Chain, Lent},
@@ -41,12 +44,26 @@ pub struct TcpFlow {
     /// Octets at the front of the receive queue that the guest has acknowledged.
     pub forget: u32,
     /// What the socket could take when it was last asked; nothing was written to it since.
-    pub space: Option<u32>,
+    pub space: Option<Space>,
     /// The earliest time the wheel will wake this flow, in microseconds as [`Now`] has them.
     pub armed: Option<NonZeroU64>,
     /// Payloads of the current burst, as a chain through [`Burst`].
-    pub pieces: Option<(u32, u32)>,
+    pub pieces: Option<Pieces>,
     pub state: State,
+}
+
+/// Octets a socket can take, in a form that leaves room to say that they are not known.
+#[derive(Debug, Clone, Copy)]
+pub struct Space(NonZeroU32);
+
+impl Space {
+    pub fn new(octets: u32) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(octets))
+    }
+
+    pub fn octets(self) -> u32 {
+        self.0.get() - 1
+    }
 }
 
 /// The guest's SYN, which an ICMP error about it has to quote.
@@ -186,15 +203,21 @@ impl UdpFlow {
     }
 }
 
+/// A flow's payloads in a [`Burst`]: the places of the first and of the last, counted from 1.
+#[derive(Debug, Clone, Copy)]
+pub struct Pieces {
+    first: NonZeroU32,
+    last: NonZeroU32,
+}
+
 /// The payloads a burst brought, by flow: every flow's are chained, and written together when the burst is done.
 #[derive(Debug)]
 pub struct Burst<I> {
-    pieces: Vec<(Slot, u32)>,
+    /// Every payload, and the place of the next one of its flow.
+    pieces: Vec<(Slot, Option<NonZeroU32>)>,
     /// The flows that have something to do when the burst is done.
     pub touched: Vec<I>,
 }
-
-const END: u32 = u32::MAX;
 
 impl<I> Burst<I> {
     pub fn new() -> Self {
@@ -205,25 +228,28 @@ impl<I> Burst<I> {
     }
 
     /// Adds a payload to a flow's chain.
-    pub fn push(&mut self, chain: &mut Option<(u32, u32)>, slot: Slot) {
-        let at = self.pieces.len() as u32;
-        self.pieces.push((slot, END));
-        *chain = match *chain {
-            None => Some((at, at)),
-            Some((first, last)) => {
-                if let Some((_, next)) = self.pieces.get_mut(last as usize) {
-                    *next = at;
+    pub fn push(&mut self, chain: &mut Option<Pieces>, slot: Slot) {
+        self.pieces.push((slot, None));
+        let Some(last) = NonZeroU32::new(self.pieces.len() as u32) else {
+            return;
+        };
+        let first = match *chain {
+            None => last,
+            Some(before) => {
+                if let Some((_, next)) = self.pieces.get_mut(before.last.get() as usize - 1) {
+                    *next = Some(last);
                 }
-                Some((first, at))
+                before.first
             }
         };
+        *chain = Some(Pieces { first, last });
     }
 
     /// The payloads of a chain, in order.
-    pub fn chain(&self, chain: Option<(u32, u32)>) -> impl Iterator<Item = Slot> + Clone + '_ {
-        let mut at = chain.map_or(END, |(first, _)| first);
+    pub fn chain(&self, chain: Option<Pieces>) -> impl Iterator<Item = Slot> + Clone + '_ {
+        let mut at = chain.map(|chain| chain.first);
         std::iter::from_fn(move || {
-            let (slot, next) = *self.pieces.get(at as usize)?;
+            let (slot, next) = *self.pieces.get(at?.get() as usize - 1)?;
             at = next;
             Some(slot)
         })

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::super::{
-    flow::{Flow, State, TcpFlow},
+    flow::{Flow, Space, State, TcpFlow},
     request::Request,
     state::Relay,
 };
@@ -241,7 +241,7 @@ pub(in super::super) fn window_space(
     requests: &mut Vec<Request>,
 ) -> u32 {
     if let Some(space) = flow.space {
-        return space;
+        return space.octets();
     }
     let memory = sockopt::send_memory(flow.socket.as_fd()).unwrap_or(SendMemory {
         limit: 0,
@@ -264,7 +264,7 @@ pub(in super::super) fn window_space(
         let rest = segment - usable(memory);
         usable(memory) + pool.reserve(&mut flow.spill, rest as usize) as u32
     };
-    flow.space = Some(space);
+    flow.space = Some(Space::new(space));
     space
 }
 

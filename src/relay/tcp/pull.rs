@@ -187,10 +187,11 @@ impl Relay {
             return Look::Nothing;
         };
         let cut = flow.conn.mss();
-        let room = match outbox.reserve(want, cut) {
+        let headers = template.tcp_len(flow.conn.options());
+        let room = match outbox.lend(want, cut, headers) {
             Some(room) => room,
             None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
-                match outbox.reserve(want, cut) {
+                match outbox.lend(want, cut, headers) {
                     Some(room) => room,
                     None => return self.starved(id),
                 }

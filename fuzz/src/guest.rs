@@ -196,6 +196,11 @@ pub fn repair(frame: &mut [u8]) {
     frame[start + at..start + at + 2].copy_from_slice(&sum);
 }
 
+/// The Internet checksum (RFC 1071).
+pub fn checksum(octets: &[u8]) -> [u8; 2] {
+    finish(add(0, octets))
+}
+
 fn add(sum: u32, octets: &[u8]) -> u32 {
     octets.chunks(2).fold(sum, |sum, pair| {
         let word = u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);

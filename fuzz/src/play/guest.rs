@@ -17,6 +17,9 @@ impl Play {
             "guest: {:?}",
             classify(frame, frame.len()).map(|read| read.body)
         );
+        if self.queue_frame(frame) {
+            return;
+        }
         kernel::with(|kernel| {
             kernel.from_guest.extend((frame.len() as u32).to_be_bytes());
             kernel.from_guest.extend(frame);
@@ -249,23 +252,32 @@ impl Play {
     /// The guest's frames are taken.
     pub(super) fn burst(&mut self) {
         for _ in 0..8 {
+            if self.queue.is_some() && self.inbox.intake().is_none() {
+                return;
+            }
             let received = self.inbox.receive();
             self.relay
                 .from_guest(&self.inbox, &mut self.outbox, self.now);
             self.settle();
+            self.inbox.release();
             self.outbox.flush();
             match received {
                 Received::Burst | Received::Last => {}
                 Received::Blocked => return,
+                Received::Broken(_) => {
+                    assert!(!self.is_sane(), "an honest driver is refused");
+                    self.detach_front_end();
+                    return self.attach_front_end();
+                }
                 Received::Closed | Received::BadLength(_) => {
                     self.relay.guest_left();
                     self.settle();
                     self.inbox.attach(None);
                     self.outbox.attach(None);
-                    self.attach();
-                    return;
+                    return self.attach();
                 }
             }
+            self.end_broken();
         }
     }
 }

@@ -377,6 +377,12 @@ pub(super) const OPTIONS: &[Opt] = &[
         },
         "Do not carry ICMP and ICMPv6; implies --no-ndp",
     ),
+    flag(
+        "no-multicast",
+        None,
+        switch_off!(multicast),
+        "Carry no multicast and broadcast",
+    ),
     flag("no-dhcp", None, switch_off!(dhcp), "No DHCP server"),
     flag("no-ndp", None, switch_off!(ndp), "No neighbour discovery"),
     flag("no-dhcpv6", None, switch_off!(dhcpv6), "No DHCPv6 server"),

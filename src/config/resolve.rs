@@ -146,6 +146,7 @@ fn resolve4(
         dns_forward: dns.forward,
         dns_host: dns.host,
         dns: dns.advertised,
+        interface: template.map_or(0, |template| template.interface.index),
     };
     (
         template.map(|template| template.interface.name.clone()),

@@ -58,6 +58,7 @@ use crate::{
         conntrack, facts,
         listen::{self as ports, Ports},
         monitor::Monitor,
+        neighbours::Watch,
         socket::Features,
     },
     link::{
@@ -201,6 +202,11 @@ fn build(
         ),
     )?;
     failed("Failed to watch the network", reactor.follow(changes))?;
+    match Watch::open().and_then(|watch| reactor.follow_neighbours(watch)) {
+        Ok(()) => {}
+        // Then all are at our own link address.
+        Err(error) => ::log::warn!("Neighbours of the host will not be known: {error}"),
+    }
     reactor.set_stats(config.stats);
     if let Some(file) = &mut pid_file {
         failed("Couldn't write PID file", file.write(pid))?;

@@ -134,7 +134,7 @@ impl Relay {
             whole: true,
         };
         let ends = Ends {
-            src: self.net.mac,
+            src: self.mac_of(key.remote.addr),
             dst: self.guest_mac(),
         };
         self.fragment_id = self.fragment_id.wrapping_add(1);

@@ -50,7 +50,14 @@ impl Relay {
         self.burst.clear();
     }
 
-    fn end_burst_of(&mut self, id: Id, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+    /// Hands one flow's payloads on, and answers.
+    pub(in super::super) fn end_burst_of(
+        &mut self,
+        id: Id,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) {
         self.deliver(id, inbox);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;

@@ -158,11 +158,16 @@ impl Relay {
             let _ = group::set_ttl(&flow.socket, v6, ttl);
             flow.ttl = Some(ttl);
         }
-        let mut sent = Err(io::ErrorKind::InvalidInput.into());
+        // In one piece: it may lie in several.
+        let mut len = 0;
         inbox.copy(payload, |octets| {
-            sent = group::send(&flow.socket, peer, octets);
+            if let Some(place) = self.message.get_mut(len..len + octets.len()) {
+                place.copy_from_slice(octets);
+                len += octets.len();
+            }
         });
-        match sent {
+        let octets = self.message.get(..len).unwrap_or_default();
+        match group::send(&flow.socket, peer, octets) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Why::HostFull),
             Err(_) => Err(Why::Socket),

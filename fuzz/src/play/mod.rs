@@ -222,6 +222,7 @@ impl Play {
             0xf1.. => self.leave(),
             0x80..=0xb0 => self.parts(script),
             0xb1..=0xd0 => self.host_changes(script),
+            0xd1..=0xf0 => self.group(script),
             count @ 0x40..=0x7f => self.row(count & 0x3f, script),
             _ => {}
         }
@@ -354,6 +355,7 @@ impl Play {
                         writable: true,
                         ended: socket.ended,
                         error: false,
+                        urgent: false,
                     })
                 });
                 self.ready(fd, ready.unwrap_or_default());

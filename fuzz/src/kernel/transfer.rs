@@ -149,22 +149,7 @@ pub(super) fn receive_from(
             return Err(libc::EBADF);
         };
         if kind == Kind::Tcp {
-            let peeks = flags & libc::MSG_PEEK != 0;
-            let start = socket.read + socket.peek.filter(|_| peeks).unwrap_or(0);
-            let octets = (want as u64).min(socket.sent_by_peer.saturating_sub(start));
-            if octets == 0 && want > 0 {
-                return if socket.ended { Ok(0) } else { Err(EAGAIN) };
-            }
-            if flags & libc::MSG_TRUNC == 0 {
-                stream(start, octets as usize).for_each(|piece| out.put(piece));
-            }
-            if peeks {
-                socket.peek = socket.peek.map(|at| at + octets);
-            } else {
-                socket.read += octets;
-                socket.peek = socket.peek.map(|at| at.saturating_sub(octets));
-            }
-            return Ok(octets as usize);
+            return give_stream(socket, &mut out, want, flags);
         }
         let waiting = socket.waiting.pop_front().ok_or(EAGAIN)?;
         let len = usize::from(waiting.len).min(want);
@@ -185,6 +170,35 @@ pub(super) fn receive_from(
         }
         Ok(len)
     })
+}
+
+/// Gives octets of the stream, or throws them away, or says that there are no more.
+fn give_stream(
+    socket: &mut Socket,
+    out: &mut Writer<'_>,
+    want: usize,
+    flags: c_int,
+) -> Result<usize, c_int> {
+    let peeks = flags & libc::MSG_PEEK != 0;
+    let start = socket.read + socket.peek.filter(|_| peeks).unwrap_or(0);
+    let octets = (want as u64).min(socket.sent_by_peer.saturating_sub(start));
+    if octets == 0 && want > 0 {
+        return if socket.ended {
+            Ok(0)
+        } else {
+            Err(libc::EAGAIN)
+        };
+    }
+    if flags & libc::MSG_TRUNC == 0 {
+        stream(start, octets as usize).for_each(|piece| out.put(piece));
+    }
+    if peeks {
+        socket.peek = socket.peek.map(|at| at + octets);
+    } else {
+        socket.read += octets;
+        socket.peek = socket.peek.map(|at| at.saturating_sub(octets));
+    }
+    Ok(octets as usize)
 }
 
 struct Writer<'a> {

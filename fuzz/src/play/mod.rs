@@ -102,25 +102,7 @@ impl Play {
             udp_stream: Span::secs(180),
         };
         let mut relay = Relay::new(net, features, limits);
-        let mut forwards = Forwards::default();
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let added = forwards.add(protocol, "22", &(32_768..=60_999));
-            added.expect("a specifier");
-        }
-        let all = Enabled {
-            v4: true,
-            v6: true,
-            tcp: true,
-            udp: true,
-        };
-        let (rules, _) = forwards.finish(all).expect("rules");
-        let options = Options {
-            v4: true,
-            v6: true,
-            freebind: false,
-            most: 8,
-        };
-        let (ports, _) = Ports::open(&rules, options).expect("ports");
+        let ports = forwarded();
         relay.forward(ports, SynRetries::default());
         let ports: Vec<_> = relay.forwarded().collect();
         kernel::with(|kernel| {
@@ -379,4 +361,28 @@ impl Play {
         let left = kernel::with(|kernel| kernel.flows());
         assert!(left.is_empty(), "{} sockets leak", left.len());
     }
+}
+
+/// A port of each protocol, for both families.
+fn forwarded() -> Ports {
+    let mut forwards = Forwards::default();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let added = forwards.add(protocol, "22", &(32_768..=60_999));
+        added.expect("a specifier");
+    }
+    let all = Enabled {
+        v4: true,
+        v6: true,
+        tcp: true,
+        udp: true,
+    };
+    let (rules, _) = forwards.finish(all).expect("rules");
+    let options = Options {
+        v4: true,
+        v6: true,
+        freebind: false,
+        most: 8,
+    };
+    let (ports, _) = Ports::open(&rules, options).expect("ports");
+    ports
 }

@@ -231,7 +231,7 @@ impl Play {
         let requests: Vec<Request> = self.relay.requests().drain(..).collect();
         for request in requests {
             match request {
-                Request::Watch(fd, id) | Request::Rewatch(fd, id) => {
+                Request::Watch(fd, id) | Request::Hear(fd, id) | Request::Rewatch(fd, id) => {
                     let open = kernel::with(|kernel| kernel.socket(fd).is_some());
                     assert!(open, "a descriptor that is closed is to be watched");
                     self.watched.insert(fd, id);

@@ -25,6 +25,7 @@ use nix::{
 
 use super::{
     Host, LONG,
+    front_end::{Driver, LINUX, bridge},
     janitor::{self, TempDir},
     wait_until,
 };
@@ -41,6 +42,11 @@ search lab.example pod.example
 /// The binary under test: `$PASST_BIN`, or what cargo built.
 pub fn binary() -> OsString {
     env::var_os("PASST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_passt").into())
+}
+
+/// Whether guests are to be plugged in by vhost-user: `TEST_LINK=vhost-user` puts every test to that link.
+fn by_vhost_user() -> bool {
+    env::var_os("TEST_LINK").is_some_and(|link| link == "vhost-user")
 }
 
 /// How a translator is to be started; [`Translator::start`] is the short way.
@@ -116,6 +122,11 @@ impl Setup {
         self.dir.path()
     }
 
+    /// Whether guests need a front-end before them that the test does not bring.
+    fn bridged(&self) -> bool {
+        by_vhost_user() && self.fd.is_none() && !self.args.iter().any(|arg| arg == "--vhost-user")
+    }
+
     /// Starts it in the foreground and waits until it listens (with [`Self::fd`]: until it runs).
     pub fn start(self, host: &Host) -> Translator {
         let socket = if self.fd.is_some() {
@@ -130,6 +141,7 @@ impl Setup {
 
     /// As [`Self::start`], where the socket to wait for is known to be another.
     pub fn start_at(mut self, host: &Host, socket: Option<PathBuf>) -> Translator {
+        let bridged = self.bridged();
         let mut command = self.command(socket.as_deref());
         let mut child = self.spawn(host, &mut command);
         drop(command);
@@ -143,6 +155,7 @@ impl Setup {
                 Some(path) => path.clone(),
                 None => PathBuf::new(),
             },
+            bridged,
             dir: self.dir,
             ended: None,
         };
@@ -205,6 +218,9 @@ impl Setup {
         if self.foreground {
             command.arg("-f");
         }
+        if self.bridged() {
+            command.arg("--vhost-user");
+        }
         if let Some(fd) = self.fd.take() {
             command.args(["--fd", "5"]).stdin(fd);
         } else {
@@ -248,6 +264,7 @@ pub struct Translator {
     child: Child,
     log: Log,
     socket: PathBuf,
+    bridged: bool,
     dir: TempDir,
     ended: Option<ExitStatus>,
 }
@@ -272,7 +289,12 @@ impl Translator {
 
     /// Becomes its client, as QEMU would.
     pub fn connect(&self) -> UnixStream {
-        UnixStream::connect(&self.socket).expect("connect to the translator")
+        let socket = UnixStream::connect(&self.socket).expect("connect to the translator");
+        if self.bridged {
+            bridge(socket, Driver::new(LINUX))
+        } else {
+            socket
+        }
     }
 
     /// Whether the process has ended by now.

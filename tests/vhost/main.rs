@@ -8,6 +8,7 @@ mod guest;
 mod lab;
 
 mod guests;
+mod offload;
 mod protocol;
 
 use guest::frame::{ETHERTYPE_ARP, GUEST_MAC, ethernet, of_type};

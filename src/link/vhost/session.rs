@@ -449,6 +449,7 @@ impl Session {
                 checksum: has(bits::GUEST_CSUM),
                 segments4: has(bits::GUEST_TSO4),
                 segments6: has(bits::GUEST_TSO6),
+                datagrams: has(bits::GUEST_USO4) && has(bits::GUEST_USO6),
             };
             *halves.outlet = Some(Outlet::new(ring, abilities));
         }

@@ -15,12 +15,13 @@ use std::{
 use super::{
     capture::Capture,
     inbox::{Inbox, PREFIX},
+    queued::{HEAD, Queued, fill, list},
     slot::Piece,
     vhost::{outlet::Outlet, ring::Broken},
 };
 use crate::{
     net::Why,
-    sys::{Gather, Iovecs, Scatter, msg, reason},
+    sys::{Iovecs, Scatter, msg, reason},
     wire::{
         checksum::Sum,
         headers::HEADERS_MAX,
@@ -54,12 +55,6 @@ const DATAGRAM_MAX: usize = 65_535 - 28;
 /// Queued octets from which a flush pays before more is fetched.
 const FULL: usize = 256 * 1024;
 
-/// Memory of one frame's prefix and headers, and of a payload that fits behind them.
-const HEAD: usize = 128;
-
-/// The shortest Ethernet frame without its checksum (IEEE 802.3); shorter ones are padded, some drivers insist.
-const PADDED: usize = 60;
-
 /// Room for payload; a value that is given back with `commit` or forgotten.
 #[derive(Debug)]
 pub struct Room {
@@ -84,17 +79,6 @@ pub enum Flushed {
     Done,
     /// The rest waits until the socket is writable, or the guest has buffers for it.
     Blocked,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Queued {
-    /// Octets in its head: prefix, headers, a short payload, padding.
-    head: usize,
-    /// Payload in the arena.
-    at: usize,
-    len: usize,
-    /// What is left to the guest of it.
-    left: Vnet,
 }
 
 /// The sending half of the link: of a stream socket, or of a queue.
@@ -547,64 +531,6 @@ fn capture(
     if let Err(error) = act(file, at) {
         log::warn!("Capture ends here: {}", reason(&error));
         *capture = None;
-    }
-}
-
-/// Writes prefix and headers of one frame; a payload that fits joins them. Returns the octets used, and whether the payload
-/// stays in the arena.
-fn fill(
-    head: &mut [u8; HEAD],
-    payload: &[u8],
-    stamp: impl FnOnce(&mut [u8; HEADERS_MAX]) -> usize,
-) -> (usize, bool) {
-    let (prefix, rest) = head.split_at_mut(PREFIX);
-    let mut headers = 0;
-    if let Some(space) = rest.first_chunk_mut() {
-        headers = stamp(space);
-    }
-    let inside = headers + payload.len() <= rest.len();
-    let mut used = headers;
-    if inside {
-        rest[headers..headers + payload.len()].copy_from_slice(payload);
-        used += payload.len();
-        if used < PADDED {
-            rest[used..PADDED].fill(0);
-            used = PADDED;
-        }
-    }
-    let frame = if inside {
-        used
-    } else {
-        headers + payload.len()
-    };
-    prefix.copy_from_slice(&(frame as u32).to_be_bytes());
-    (PREFIX + used, !inside)
-}
-
-/// Lists the frames from `first` on, less the octets of it that were sent, as far as the list takes them.
-fn list<'a>(
-    gather: &mut Gather<'_, 'a>,
-    heads: &'a [[u8; HEAD]],
-    arena: &'a [u8],
-    frames: &[Queued],
-    first: usize,
-    sent: usize,
-) {
-    let mut skip = sent;
-    for (frame, head) in frames.iter().zip(heads).skip(first) {
-        let parts = [
-            &head[..frame.head],
-            arena
-                .get(frame.at..frame.at + frame.len)
-                .unwrap_or_default(),
-        ];
-        for part in parts {
-            let (gone, part) = part.split_at(skip.min(part.len()));
-            skip -= gone.len();
-            if !part.is_empty() && !gather.push(part) {
-                return;
-            }
-        }
     }
 }
 

@@ -1,7 +1,5 @@
 //! Whole guests behind the link: their streams and datagrams arrive, whatever the driver can do.
 
-use std::net::SocketAddr;
-
 use crate::{
     Scene,
     guest::{Guest, both},

@@ -7,6 +7,7 @@ mod guest;
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod abuse;
 mod guests;
 mod offload;
 mod protocol;

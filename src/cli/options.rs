@@ -227,7 +227,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         "print-sandbox",
         None,
         switch_on!(print_sandbox),
-        "Show how the process would be sandboxed and quit (not served yet)",
+        "Show how the process would be sandboxed and quit",
     ),
     flag(
         "stderr",
@@ -376,6 +376,12 @@ pub(super) const OPTIONS: &[Opt] = &[
             draft.config.serve.ndp = false;
         },
         "Do not carry ICMP and ICMPv6; implies --no-ndp",
+    ),
+    flag(
+        "no-multicast",
+        None,
+        switch_off!(multicast),
+        "Carry no multicast and broadcast",
     ),
     flag("no-dhcp", None, switch_off!(dhcp), "No DHCP server"),
     flag("no-ndp", None, switch_off!(ndp), "No neighbour discovery"),

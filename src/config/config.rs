@@ -93,10 +93,7 @@ pub struct Config {
 impl Config {
     /// The first option asked for that is understood and not served yet.
     pub fn unserved(&self) -> Option<&'static str> {
-        let asked = [
-            (self.conf_path.is_some(), "--conf-path"),
-            (self.print_sandbox, "--print-sandbox"),
-        ];
+        let asked = [(self.conf_path.is_some(), "--conf-path")];
         asked
             .into_iter()
             .find_map(|(asked, option)| asked.then_some(option))
@@ -227,6 +224,8 @@ pub struct Serve {
     pub tcp: bool,
     pub udp: bool,
     pub icmp: bool,
+    /// Multicast and broadcast, besides what services answer.
+    pub multicast: bool,
     pub dhcp: bool,
     pub ndp: bool,
     pub dhcpv6: bool,
@@ -243,6 +242,7 @@ impl Default for Serve {
             tcp: true,
             udp: true,
             icmp: true,
+            multicast: true,
             dhcp: true,
             ndp: true,
             dhcpv6: true,

@@ -14,6 +14,8 @@ pub enum Source {
     Signal,
     /// The host's network changed.
     Monitor,
+    /// The kernel knows something new of the host's neighbours.
+    Neighbours,
     /// The watcher of the resolver configuration has something to say.
     Resolver,
     Flow(Id),
@@ -35,8 +37,9 @@ impl Source {
             Self::Monitor => 4 << KIND,
             Self::Resolver => 5 << KIND,
             Self::Flow(id) => 3 << KIND | id.to_bits(),
-            Self::Port(place) => 6 << KIND | u64::from(place),
-            Self::Kick(queue) => 7 << KIND | u64::from(queue),
+            Self::Neighbours => 6 << KIND,
+            Self::Port(place) => 7 << KIND | u64::from(place),
+            Self::Kick(queue) => 8 << KIND | u64::from(queue),
         };
         Token(bits as usize)
     }
@@ -50,7 +53,8 @@ impl Source {
             3 => Self::Flow(Id::from_bits(bits)),
             4 => Self::Monitor,
             5 => Self::Resolver,
-            6 => Self::Port(bits as u32),
+            6 => Self::Neighbours,
+            7 => Self::Port(bits as u32),
             _ => Self::Kick(bits as u8),
         }
     }
@@ -71,6 +75,7 @@ mod tests {
             Source::Link,
             Source::Signal,
             Source::Monitor,
+            Source::Neighbours,
             Source::Resolver,
             Source::Flow(id),
             Source::Port(0),

@@ -17,6 +17,7 @@ use socket2::SockRef;
 use super::{changes::Changes, event::Source};
 use crate::{
     config::VhostFeatures,
+    host::neighbours::Watch,
     link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
     relay::{Ready, Relay, Report, Request},
@@ -94,6 +95,7 @@ pub struct Reactor {
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
     changes: Option<Changes>,
+    neighbours: Option<Watch>,
     stats: Option<Stats>,
 }
 
@@ -137,6 +139,7 @@ impl Reactor {
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
             changes: None,
+            neighbours: None,
             stats: None,
         };
         reactor.outbox.set_capture(capture);
@@ -170,6 +173,16 @@ impl Reactor {
             }
         }
         self.changes = Some(changes);
+        Ok(())
+    }
+
+    /// Has the guest told of the host's neighbours from now on.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn follow_neighbours(&mut self, watch: Watch) -> io::Result<()> {
+        self.watch(watch.as_raw_fd(), Source::Neighbours, Interest::READABLE)?;
+        self.neighbours = Some(watch);
         Ok(())
     }
 
@@ -216,6 +229,7 @@ impl Reactor {
                             writable: event.is_writable(),
                             ended: event.is_read_closed(),
                             error: event.is_error(),
+                            urgent: event.is_priority(),
                         };
                         let now = self.now();
                         self.relay.from_host(id, ready, &mut self.outbox, now);
@@ -240,6 +254,7 @@ impl Reactor {
                             changes.network_changed(now);
                         }
                     }
+                    Source::Neighbours => self.hear_of_neighbours(),
                     Source::Resolver => {
                         let now = self.now();
                         if let Some(changes) = &mut self.changes {
@@ -269,6 +284,7 @@ impl Reactor {
             self.advertise = now + self.advertise_interval(now);
         }
         self.follow_host(now);
+        self.look_at_neighbours(now);
         self.report_stats(now);
         let mut more = self.link_readable || self.session_readable;
         if self.outbox.flush() == Flushed::Done {
@@ -316,8 +332,26 @@ impl Reactor {
             log::warn!("{warning}");
         }
         self.relay.set_net(resolved.net);
+        if let Some(watch) = &mut self.neighbours {
+            watch.ask_for_all(now);
+        }
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.relay.advertise(&mut self.outbox);
+    }
+
+    /// Tells the relay what the kernel tells of neighbours.
+    fn hear_of_neighbours(&mut self) {
+        let now = self.now();
+        let events = self.neighbours.as_mut().map(|watch| watch.events(now));
+        for told in events.iter().flatten() {
+            self.relay.neighbour(told, &mut self.outbox);
+        }
+    }
+
+    fn look_at_neighbours(&mut self, now: Now) {
+        if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
+            self.relay.all_neighbours(&all, &mut self.outbox);
+        }
     }
 
     fn report_stats(&mut self, now: Now) {
@@ -362,37 +396,50 @@ impl Reactor {
         }
     }
 
-    /// Carries out what the relay asked for, in order.
+    /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
     fn register(&mut self) {
-        for request in self.relay.requests().drain(..) {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let registry = self.poll.registry();
-            let (done, source) = match request {
-                Request::Watch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
+        let mut failed = Vec::new();
+        loop {
+            for request in self.relay.requests().drain(..) {
+                // Reads stop at urgent data, so it has to be told of.
+                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+                let registry = self.poll.registry();
+                let (done, source) = match request {
+                    Request::Watch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Rewatch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done =
+                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Listen(fd, place) => {
+                        let source = Source::Port(place);
+                        let readable = Interest::READABLE;
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
+                        (done, source)
+                    }
+                    Request::Close(socket) => {
+                        drop(socket);
+                        continue;
+                    }
+                };
+                match (done, source) {
+                    (Ok(()), _) => {}
+                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
+                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
                 }
-                Request::Rewatch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
-                }
-                Request::Listen(fd, place) => {
-                    let source = Source::Port(place);
-                    let readable = Interest::READABLE;
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                    (done, source)
-                }
-                Request::Close(socket) => {
-                    drop(socket);
-                    continue;
-                }
-            };
-            if let Err(error) = done {
-                // Without events a flow is only ended by its timers and by the guest.
-                log::warn!("Cannot watch the socket of {source:?}: {error}");
             }
+            if failed.is_empty() {
+                return;
+            }
+            for (id, error) in failed.drain(..) {
+                self.relay.unwatched(id, &error, &mut self.outbox);
+            }
+            self.outbox.flush();
         }
     }
 
@@ -503,6 +550,7 @@ impl Reactor {
             Some(self.advertise),
             self.accept_again,
             self.changes.as_ref().and_then(Changes::due),
+            self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),
         ];
         let spans = times.into_iter().flatten().map(|time| time.since(now));

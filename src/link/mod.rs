@@ -8,6 +8,8 @@ mod vhost;
 
 mod inbox;
 
+mod queued;
+
 mod outbox;
 
 pub mod listen;

@@ -141,9 +141,7 @@ impl Relay {
             Body::Tcp(ip, segment) => {
                 self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
             }
-            Body::Udp(ip, datagram) => {
-                self.udp_datagram(ip, datagram, frame.payload, inbox, outbox, now)
-            }
+            Body::Udp(ip, datagram) => self.udp_datagram(ip, datagram, frame, inbox, outbox, now),
             Body::Icmp(ip, message) => {
                 self.icmp_message(ip, message, frame.payload, inbox, outbox, now)
             }

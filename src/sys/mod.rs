@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)]
 
+mod vanish;
+
 pub mod guestmem;
 
 mod iovec;

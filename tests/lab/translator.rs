@@ -30,6 +30,7 @@ use seccompiler::{
 
 use super::{
     Host, LONG,
+    front_end::{Driver, LINUX, bridge},
     janitor::{self, TempDir},
     wait_until,
 };
@@ -55,6 +56,11 @@ impl fmt::Debug for Preparation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Preparation")
     }
+}
+
+/// Whether guests are to be plugged in by vhost-user: `TEST_LINK=vhost-user` puts every test to that link.
+fn by_vhost_user() -> bool {
+    env::var_os("TEST_LINK").is_some_and(|link| link == "vhost-user")
 }
 
 /// How a translator is to be started; [`Translator::start`] is the short way.
@@ -163,6 +169,11 @@ impl Setup {
         self.dir.path()
     }
 
+    /// Whether guests need a front-end before them that the test does not bring.
+    fn bridged(&self) -> bool {
+        by_vhost_user() && self.fd.is_none() && !self.args.iter().any(|arg| arg == "--vhost-user")
+    }
+
     /// Starts it in the foreground and waits until it listens (with [`Self::fd`]: until it runs).
     pub fn start(self, host: &Host) -> Translator {
         let socket = if self.fd.is_some() {
@@ -190,6 +201,7 @@ impl Setup {
     }
 
     fn try_start_at(mut self, host: &Host, socket: Option<PathBuf>) -> Translator {
+        let bridged = self.bridged();
         let mut command = self.command(socket.as_deref());
         let mut child = self.spawn(host, &mut command);
         drop(command);
@@ -207,6 +219,7 @@ impl Setup {
                 Some(path) => path.clone(),
                 None => PathBuf::new(),
             },
+            bridged,
             dir: self.dir,
             ended: None,
         };
@@ -263,6 +276,9 @@ impl Setup {
         }
         if self.foreground {
             command.arg("-f");
+        }
+        if self.bridged() {
+            command.arg("--vhost-user");
         }
         if let Some(fd) = self.fd.take() {
             command.args(["--fd", "5"]).stdin(fd);
@@ -330,6 +346,7 @@ pub struct Translator {
     child: Child,
     log: Log,
     socket: PathBuf,
+    bridged: bool,
     dir: TempDir,
     ended: Option<ExitStatus>,
 }
@@ -354,7 +371,12 @@ impl Translator {
 
     /// Becomes its client, as QEMU would.
     pub fn connect(&self) -> UnixStream {
-        UnixStream::connect(&self.socket).expect("connect to the translator")
+        let socket = UnixStream::connect(&self.socket).expect("connect to the translator");
+        if self.bridged {
+            bridge(socket, Driver::new(LINUX))
+        } else {
+            socket
+        }
     }
 
     /// Whether the process has ended by now.

@@ -124,6 +124,18 @@ impl Session {
         }
     }
 
+    /// Whether the memory is still what it was.
+    ///
+    /// # Errors
+    /// [`Refused::Vanished`].
+    pub fn check(&self) -> Result<(), Refused> {
+        let log = self.log.as_ref().is_some_and(|log| log.has_vanished());
+        if log || self.memory.has_vanished() {
+            return Err(Refused::Vanished);
+        }
+        Ok(())
+    }
+
     /// Takes messages, some at most, and answers them.
     ///
     /// # Errors
@@ -449,6 +461,7 @@ impl Session {
                 checksum: has(bits::GUEST_CSUM),
                 segments4: has(bits::GUEST_TSO4),
                 segments6: has(bits::GUEST_TSO6),
+                datagrams: has(bits::GUEST_USO4) && has(bits::GUEST_USO6),
             };
             *halves.outlet = Some(Outlet::new(ring, abilities));
         }

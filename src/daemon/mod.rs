@@ -23,6 +23,8 @@ mod seccomp;
 
 mod sandbox;
 
+pub mod helper;
+
 mod watcher;
 
 mod changes;

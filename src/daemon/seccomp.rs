@@ -101,6 +101,34 @@ const BY_PATH: &[c_long] = &[
     libc::SYS_statx,
 ];
 
+/// The calls of `passt-repair`, setsockopt(2) aside.
+const HELPER_CALLS: &[c_long] = &[
+    libc::SYS_close,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_ppoll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_write,
+    // Memory and the standard library.
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_restart_syscall,
+    libc::SYS_sigaltstack,
+    // The end.
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_tgkill,
+];
+
 /// What memory may not be from now on.
 const EXECUTABLE: u64 = libc::PROT_EXEC as u64;
 
@@ -119,12 +147,6 @@ const REQUESTS: [u64; 4] = [libc::FIONBIO, libc::FIOCLEX, libc::FIONREAD, libc::
 /// # Errors
 /// Those of seccomp(2); `Unsupported` on an architecture the filter's compiler does not know.
 pub(super) fn load() -> io::Result<()> {
-    let arch = TargetArch::try_from(ARCH).map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::Unsupported,
-            "not known for this architecture",
-        )
-    })?;
     // The gravest verdict counts: what the first lets pass with an error still has to pass the second.
     let refuse = SeccompAction::Errno(libc::ENOENT as u32);
     let refused = bare(BY_PATH);
@@ -134,23 +156,66 @@ pub(super) fn load() -> io::Result<()> {
         (refused, SeccompAction::Allow, refuse),
         (allowed, SeccompAction::KillProcess, SeccompAction::Allow),
     ] {
-        let filter = SeccompFilter::new(rules, other, listed, arch).map_err(io::Error::other)?;
-        let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
-        apply_filter(&program).map_err(io::Error::other)?;
+        apply(rules, other, listed)?;
     }
     Ok(())
+}
+
+/// Loads the filter of `passt-repair`: any call but its own is answered with an error, and of socket options there is one.
+///
+/// # Errors
+/// Those of [`load`].
+pub(super) fn load_for_helper() -> io::Result<()> {
+    apply(
+        allowed_to_helper()?,
+        SeccompAction::Errno(libc::EPERM as u32),
+        SeccompAction::Allow,
+    )
+}
+
+fn apply(rules: Rules, other: SeccompAction, listed: SeccompAction) -> io::Result<()> {
+    let arch = TargetArch::try_from(ARCH).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::Unsupported,
+            "not known for this architecture",
+        )
+    })?;
+    let filter = SeccompFilter::new(rules, other, listed, arch).map_err(io::Error::other)?;
+    let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
+    apply_filter(&program).map_err(io::Error::other)
 }
 
 fn bare(calls: &[c_long]) -> Rules {
     calls.iter().map(|&call| (call, Vec::new())).collect()
 }
 
-fn allowed() -> io::Result<Rules> {
-    let mut rules = bare(CALLS);
+fn allowed_to_helper() -> io::Result<Rules> {
+    let mut rules = bare(HELPER_CALLS);
+    no_new_code(&mut rules)?;
+    let (level, name) = (libc::SOL_TCP as u64, libc::TCP_REPAIR as u64);
+    let repair = [(1, level), (2, name)].map(|(argument, value)| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+    });
+    let repair = repair.into_iter().collect::<Result<_, _>>();
+    let repair = repair
+        .and_then(SeccompRule::new)
+        .map_err(io::Error::other)?;
+    rules.insert(libc::SYS_setsockopt, vec![repair]);
+    Ok(rules)
+}
+
+/// Memory may be had, but not such as can be executed.
+fn no_new_code(rules: &mut Rules) -> io::Result<()> {
     let not_executable = rule(2, SeccompCmpOp::MaskedEq(EXECUTABLE), 0)?;
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![not_executable.clone()]);
     }
+    Ok(())
+}
+
+fn allowed() -> io::Result<Rules> {
+    let mut rules = bare(CALLS);
+    no_new_code(&mut rules)?;
     let families = FAMILIES.map(|family| rule(0, SeccompCmpOp::Eq, family as u64));
     rules.insert(
         libc::SYS_socket,

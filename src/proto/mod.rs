@@ -3,3 +3,5 @@
 pub mod fragments;
 
 pub mod tcp;
+
+pub mod repair;

@@ -17,6 +17,12 @@ pub mod process;
 
 pub mod sockopt;
 
+pub mod rights;
+
+pub mod repair;
+
+pub mod landlock;
+
 pub use cmsg::Marks;
 pub use iovec::{Gather, Iovecs, Part, Scatter};
 pub use reason::reason;

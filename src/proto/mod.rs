@@ -5,3 +5,5 @@ pub mod fragments;
 pub mod tcp;
 
 pub mod repair;
+
+pub mod state;

@@ -14,6 +14,8 @@ mod todo;
 
 mod terms;
 
+mod saved;
+
 mod ranges;
 
 mod flight;
@@ -33,6 +35,7 @@ mod conn;
 pub use conn::Conn;
 pub use disorder::Disorder;
 pub use phase::{Half, Phase};
+pub use saved::{Saved, SavedReceiver, SavedSender, Stage};
 pub use syn::SynRetries;
 pub use terms::Terms;
 pub use todo::{Ack, Todo, reset_for};

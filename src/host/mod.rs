@@ -2,6 +2,10 @@
 
 pub mod socket;
 
+pub mod moving;
+
+pub mod helper;
+
 pub mod conntrack;
 
 pub mod listen;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    away::Away,
     flow::{Burst, Flow, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
@@ -96,6 +97,7 @@ pub struct Relay {
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
     pub(super) table_warned: bool,
+    pub(super) away: Away,
     /// What services say, by [`Note::kind`](crate::service::Note::kind).
     pub(super) said: [RateLimit; Note::KINDS],
 }
@@ -140,6 +142,7 @@ impl Relay {
             secret: RandomState::new(),
             echo_warned: false,
             table_warned: false,
+            away: Away::default(),
             said: [RateLimit::default(); Note::KINDS],
         }
     }

@@ -153,7 +153,9 @@ fn confine() -> Result<(), String> {
     set_no_new_privs().map_err(|error| failed("give up new privileges", error.into()))?;
     // Landlock is younger than the oldest kernel we serve, and seccomp allows no file to be opened either.
     let _ = landlock::deny_files();
-    seccomp::load_for_helper().map_err(|error| failed("load seccomp filter", error))
+    seccomp::load_for_helper()
+        .map(drop)
+        .map_err(|error| failed("load seccomp filter", error))
 }
 
 /// Does what comes over the socket, until it is closed.

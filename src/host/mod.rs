@@ -6,6 +6,8 @@ pub mod moving;
 
 pub mod helper;
 
+pub mod group;
+
 pub mod conntrack;
 
 pub mod listen;
@@ -22,3 +24,5 @@ mod ephemeral;
 
 pub use ephemeral::ephemeral_ports;
 pub mod monitor;
+
+pub mod neighbours;

@@ -50,8 +50,10 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
     let fd = socket.as_fd();
     let info = repair::info(fd)?;
     if info.state == CLOSE {
-        let (received, _) = repair::queued(fd)?;
-        let rest = received > 0 || !held.is_empty();
+        repair::choose(fd, Queue::Receive)?;
+        let received = peek(fd, 1)?;
+        repair::choose(fd, Queue::None)?;
+        let rest = !received.is_empty() || !held.is_empty();
         return if rest {
             Err(io::ErrorKind::NotConnected.into())
         } else {
@@ -100,7 +102,9 @@ const fn has_shut(state: u8) -> bool {
 
 /// Numbers and octets of both queues: the number behind what was received, that; the number of the first octet not
 /// acknowledged, those that were sent, those that were not.
-fn queues(socket: BorrowedFd<'_>, info: Info) -> io::Result<(u32, Vec<u8>, u32, Vec<u8>, Vec<u8>)> {
+type Queues = (u32, Vec<u8>, u32, Vec<u8>, Vec<u8>);
+
+fn queues(socket: BorrowedFd<'_>, info: Info) -> io::Result<Queues> {
     let (incoming, outgoing) = repair::queued(socket)?;
     repair::choose(socket, Queue::Receive)?;
     let receive_seq = repair::sequence(socket)?;
@@ -115,22 +119,24 @@ fn queues(socket: BorrowedFd<'_>, info: Info) -> io::Result<(u32, Vec<u8>, u32, 
     Ok((receive_seq, received, send_seq, unacked, unsent))
 }
 
-/// The octets of the queue chosen.
+/// The octets of the queue chosen, which are no more than `octets`.
 fn peek(socket: BorrowedFd<'_>, octets: usize) -> io::Result<Vec<u8>> {
     use std::os::fd::AsRawFd;
-    if octets > QUEUE_MAX {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut buffer = vec![0; octets];
+    // The memory of a queue is more than what is in it.
+    let mut buffer = vec![0; octets.min(QUEUE_MAX + 1)];
     if octets > 0 {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         let read = match recv(socket.as_raw_fd(), &mut buffer, flags) {
             // Nothing but a FIN.
-            Err(nix::Error::EAGAIN) => 0,
+            Err(nix::Error::EAGAIN | nix::Error::ENOTCONN) => 0,
             read => read?,
         };
         buffer.truncate(read);
     }
+    if buffer.len() > QUEUE_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    buffer.shrink_to_fit();
     Ok(buffer)
 }
 

@@ -230,6 +230,10 @@ impl Relay {
     /// Hands the guest the reply that was received.
     fn echo_reply(&mut self, key: &Key, received: Received, outbox: &mut Outbox) {
         let Received { len, marks } = received;
+        let ends = Ends {
+            src: self.mac_of(key.remote.addr),
+            dst: self.guest.mac,
+        };
         let v4 = key.remote.addr.is_ipv4();
         let message = self.message.get_mut(..len).unwrap_or_default();
         let wanted = if v4 { REPLY4 } else { REPLY6 };
@@ -248,10 +252,6 @@ impl Relay {
             tos: marks.tos.unwrap_or(0),
             id: 0,
             whole: true,
-        };
-        let ends = Ends {
-            src: self.net.mac,
-            dst: self.guest.mac,
         };
         self.fragment_id = self.fragment_id.wrapping_add(1);
         let packet = (&ip, if v4 { ICMP } else { ICMPV6 }, self.fragment_id);

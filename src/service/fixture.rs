@@ -46,6 +46,7 @@ pub(super) fn net() -> Net {
             dns_forward: None,
             dns_host: None,
             dns: vec![[198, 51, 100, 1].into(), [198, 51, 100, 2].into()],
+            interface: 2,
         }),
         v6: Some(Net6 {
             addr: Some(guest6()),

@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod guestmem;
+
 mod iovec;
 
 mod reason;
@@ -15,9 +17,9 @@ pub mod msg;
 
 pub mod process;
 
-pub mod sockopt;
-
 pub mod rights;
+
+pub mod sockopt;
 
 pub mod repair;
 

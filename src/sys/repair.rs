@@ -213,20 +213,15 @@ pub fn info(socket: BorrowedFd<'_>) -> io::Result<Info> {
     })
 }
 
-/// Octets in the receive queue (SIOCINQ) and in the send queue (SIOCOUTQ, a FIN included).
+/// Octets that the queues hold at most: the memory they take (SO_MEMINFO), of the receive queue and the send queue.
 ///
 /// # Errors
-/// Those of ioctl(2).
+/// Those of getsockopt(2).
 pub fn queued(socket: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
-    let mut counts = [0_i32; 2];
-    for (count, request) in counts.iter_mut().zip([libc::FIONREAD, libc::TIOCOUTQ]) {
-        // SAFETY: both requests write one integer, to where `count` is.
-        if unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut *count) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    let count = |at: usize| usize::try_from(counts[at]).unwrap_or(0);
-    Ok((count(0), count(1)))
+    // linux/sock_diag.h: SK_MEMINFO_RMEM_ALLOC is the first of the array, SK_MEMINFO_WMEM_QUEUED the sixth.
+    let mut info = [0_u32; 9];
+    get_at(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut info)?;
+    Ok((info[0] as usize, info[5] as usize))
 }
 
 /// Has the kernel size a socket's buffers again by itself, after SO_RCVBUF and SO_SNDBUF (SO_BUF_LOCK, Linux 5.15).
@@ -240,13 +235,22 @@ pub fn unlock_buffers(socket: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn get<T: Copy>(socket: BorrowedFd<'_>, name: c_int, value: &mut T) -> io::Result<()> {
+    get_at(socket, libc::SOL_TCP, name, value)
+}
+
+fn get_at<T: Copy>(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &mut T,
+) -> io::Result<()> {
     let mut len = size_of::<T>() as socklen_t;
     // SAFETY: the kernel writes at most `len` octets, the size of `value`; every caller passes integers or arrays of them,
     // for which any octets are valid.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
-            libc::SOL_TCP,
+            level,
             name,
             (&raw mut *value).cast::<c_void>(),
             &raw mut len,

@@ -22,4 +22,6 @@ pub mod icmp;
 
 pub mod ndp;
 
+pub mod vnet;
+
 pub mod pcap;

@@ -17,8 +17,11 @@ use std::{
     time::Duration,
 };
 
-use lab::{Host, LONG, janitor, wait_until};
-use nix::unistd::Uid;
+use lab::{
+    Host, LONG, Nodes, janitor,
+    nodes::{PEER, SERVICE},
+    wait_until,
+};
 use passt_rs::{
     host::{helper::Helper, moving},
     proto::{
@@ -27,73 +30,19 @@ use passt_rs::{
     },
 };
 
-/// Two hosts that share an address, one after the other, and a peer, all on one bridge.
-struct Nodes {
-    source: Host,
-    target: Host,
-    peer: Host,
-}
-
-const PEER: [&str; 2] = ["192.0.2.1", "2001:db8:7::1"];
-const SERVICE: [&str; 2] = ["192.0.2.7", "2001:db8:7::7"];
-
-impl Nodes {
-    fn new() -> Option<Self> {
-        if !Uid::current().is_root() {
-            println!("skipped: needs root");
-            return None;
-        }
-        let hosts = (Host::new(), Host::new(), Host::new());
-        let (Ok(source), Ok(target), Ok(peer)) = hosts else {
-            println!("skipped: needs root");
-            return None;
-        };
-        peer.ip("link add br0 type bridge
-             link set br0 up
-             addr add 192.0.2.1/24 dev br0
-             addr add 2001:db8:7::1/64 dev br0 nodad");
-        for (host, port) in [(&source, "p1"), (&target, "p2")] {
-            peer.wire(port, host, "eth0");
-            peer.ip(&format!("link set {port} master br0"));
-        }
-        let nodes = Self {
-            source,
-            target,
-            peer,
-        };
-        nodes.give(&nodes.source);
-        Some(nodes)
+/// A connection from the service address, and the peer's end of it.
+fn connection(nodes: &Nodes, family: usize) -> (TcpStream, TcpStream) {
+    let peer: IpAddr = PEER[family].parse().unwrap();
+    let listener = nodes.peer.run(|| TcpListener::bind((peer, 0)).unwrap());
+    let address = listener.local_addr().unwrap();
+    let ours = nodes.source.run(|| TcpStream::connect(address).unwrap());
+    let (theirs, from) = listener.accept().unwrap();
+    assert_eq!(from.ip(), SERVICE[family].parse::<IpAddr>().unwrap());
+    for stream in [&ours, &theirs] {
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.set_write_timeout(Some(LONG)).unwrap();
     }
-
-    fn give(&self, host: &Host) {
-        for (addr, len) in SERVICE.iter().zip([24, 64]) {
-            host.ip(&format!("addr add {addr}/{len} dev eth0 nodad"));
-        }
-    }
-
-    /// The address moves from one host to the other, and the neighbours know.
-    fn move_address(&self, from: &Host, to: &Host) {
-        for (addr, len) in SERVICE.iter().zip([24, 64]) {
-            from.ip(&format!("addr del {addr}/{len} dev eth0"));
-        }
-        self.give(to);
-        self.peer.ip("neigh flush dev br0");
-    }
-
-    /// A connection from the service address, and the peer's end of it.
-    fn connection(&self, family: usize) -> (TcpStream, TcpStream) {
-        let peer: IpAddr = PEER[family].parse().unwrap();
-        let listener = self.peer.run(|| TcpListener::bind((peer, 0)).unwrap());
-        let address = listener.local_addr().unwrap();
-        let ours = self.source.run(|| TcpStream::connect(address).unwrap());
-        let (theirs, from) = listener.accept().unwrap();
-        assert_eq!(from.ip(), SERVICE[family].parse::<IpAddr>().unwrap());
-        for stream in [&ours, &theirs] {
-            stream.set_read_timeout(Some(LONG)).unwrap();
-            stream.set_write_timeout(Some(LONG)).unwrap();
-        }
-        (ours, theirs)
-    }
+    (ours, theirs)
 }
 
 /// A helper at work on a host, and our end of its connection.
@@ -220,7 +169,7 @@ fn stuff(stream: &TcpStream) -> Vec<u8> {
 fn a_connection_moves_with_all_that_is_in_its_queues() {
     let Some(nodes) = Nodes::new() else { return };
     for family in [0, 1] {
-        let (ours, theirs) = nodes.connection(family);
+        let (ours, theirs) = connection(&nodes, family);
         exchange(&ours, &theirs);
         let (up, down) = (stuff(&ours), stuff(&theirs));
         let (new, carried, _old) = migrate(&nodes, ours);
@@ -244,7 +193,7 @@ fn a_connection_moves_with_all_that_is_in_its_queues() {
 #[test]
 fn a_peer_that_sends_during_the_move_loses_nothing() {
     let Some(nodes) = Nodes::new() else { return };
-    let (ours, theirs) = nodes.connection(0);
+    let (ours, theirs) = connection(&nodes, 0);
     exchange(&ours, &theirs);
     ours.set_nonblocking(true).unwrap();
     let old = OwnedFd::from(ours);
@@ -263,7 +212,7 @@ fn a_peer_that_sends_during_the_move_loses_nothing() {
 fn half_closed_connections_stay_half_closed() {
     let Some(nodes) = Nodes::new() else { return };
     // The peer has ended its stream.
-    let (ours, theirs) = nodes.connection(0);
+    let (ours, theirs) = connection(&nodes, 0);
     (&theirs).write_all(b"last words").unwrap();
     theirs.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(wait_until(LONG, || ours.peek(&mut [0; 16]).unwrap() == 10));
@@ -276,7 +225,7 @@ fn half_closed_connections_stay_half_closed() {
     assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
     nodes.move_address(&nodes.target, &nodes.source);
     // We have, and the peer has acknowledged it.
-    let (ours, theirs) = nodes.connection(1);
+    let (ours, theirs) = connection(&nodes, 1);
     (&ours).write_all(b"request").unwrap();
     ours.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(read(&theirs, 7), b"request");
@@ -293,7 +242,7 @@ fn half_closed_connections_stay_half_closed() {
 #[test]
 fn a_connection_that_stays_after_all_goes_on() {
     let Some(nodes) = Nodes::new() else { return };
-    let (ours, theirs) = nodes.connection(0);
+    let (ours, theirs) = connection(&nodes, 0);
     let down = stuff(&theirs);
     ours.set_nonblocking(true).unwrap();
     let socket = OwnedFd::from(ours);
@@ -326,7 +275,7 @@ fn a_listener_at_the_port_is_no_obstacle() {
 #[test]
 fn a_host_without_the_address_refuses() {
     let Some(nodes) = Nodes::new() else { return };
-    let (ours, _theirs) = nodes.connection(0);
+    let (ours, _theirs) = connection(&nodes, 0);
     ours.set_nonblocking(true).unwrap();
     let old = OwnedFd::from(ours);
     let carried = take(&nodes, &old);

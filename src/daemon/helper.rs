@@ -21,10 +21,10 @@ use nix::{
     },
 };
 
-use super::{sandbox::drop_capabilities, seccomp};
+use super::{landlock, sandbox::drop_capabilities, seccomp};
 use crate::{
     proto::repair::Command,
-    sys::{landlock, reason, repair, rights},
+    sys::{reason, repair, rights},
 };
 
 /// Between bind(2), which shows in the folder, and listen(2) nobody answers at a socket. This often it is tried again.
@@ -152,7 +152,7 @@ fn confine() -> Result<(), String> {
     set_dumpable(false).map_err(|error| failed("forbid core dumps", error.into()))?;
     set_no_new_privs().map_err(|error| failed("give up new privileges", error.into()))?;
     // Landlock is younger than the oldest kernel we serve, and seccomp allows no file to be opened either.
-    let _ = landlock::deny_files();
+    let _ = landlock::confine(&[]);
     seccomp::load_for_helper()
         .map(drop)
         .map_err(|error| failed("load seccomp filter", error))

@@ -35,9 +35,13 @@ mod changes;
 
 mod event;
 
+mod migration;
+
 mod reactor;
 
 mod front_end;
+
+mod transfer;
 
 pub use reactor::{Ending, Entrance, Reactor};
 pub use sandbox::Report as Layers;
@@ -120,21 +124,31 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         Opened::Listener { socket, path } => (Entrance::Listener(socket), Some(path)),
         Opened::Connected(socket) => (Entrance::Connected(socket), None),
     };
+    let repair_path = config.repair_path(path.as_deref());
+    let repair = repair_path.as_deref().map(listen::repair).transpose();
     // A socket nobody will answer at is taken away again.
-    build(
-        config,
-        resolved,
-        changes,
-        descriptors,
-        ports,
-        entrance,
-        path.clone(),
-    )
-    .inspect_err(|_| {
-        if let Some(path) = &path {
-            let _ = fs::remove_file(path);
-        }
-    })
+    repair
+        .and_then(|repair| {
+            let path = path.clone();
+            build(
+                config,
+                resolved,
+                changes,
+                descriptors,
+                ports,
+                entrance,
+                path,
+            )
+            .map(|mut prepared| {
+                prepared.reactor.set_repair(repair);
+                prepared
+            })
+        })
+        .inspect_err(|_| {
+            for path in path.iter().chain(&repair_path) {
+                let _ = fs::remove_file(path);
+            }
+        })
 }
 
 /// Shuts this process in as the configuration says, and tells which layers stand.

@@ -14,7 +14,7 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::{changes::Changes, event::Source};
+use super::{changes::Changes, event::Source, migration::Migration};
 use crate::{
     config::VhostFeatures,
     host::neighbours::Watch,
@@ -76,7 +76,7 @@ pub fn hold_signals() -> io::Result<SigSet> {
 #[derive(Debug)]
 pub struct Reactor {
     pub(super) poll: Poll,
-    relay: Relay,
+    pub(super) relay: Relay,
     pub(super) inbox: Inbox,
     pub(super) outbox: Outbox,
     /// What clients are offered, if they are vhost-user front-ends, and the one that is connected.
@@ -97,6 +97,7 @@ pub struct Reactor {
     changes: Option<Changes>,
     neighbours: Option<Watch>,
     stats: Option<Stats>,
+    pub(super) migration: Migration,
 }
 
 /// Reports of counters, as they were asked for.
@@ -141,6 +142,7 @@ impl Reactor {
             changes: None,
             neighbours: None,
             stats: None,
+            migration: Migration::default(),
         };
         reactor.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
@@ -264,6 +266,7 @@ impl Reactor {
                 }
             }
             self.talk();
+            self.transfer();
             self.take_bursts();
             self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
@@ -397,7 +400,7 @@ impl Reactor {
     }
 
     /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
-    fn register(&mut self) {
+    pub(super) fn register(&mut self) {
         let mut failed = Vec::new();
         loop {
             for request in self.relay.requests().drain(..) {
@@ -529,6 +532,7 @@ impl Reactor {
         );
         self.link_readable = false;
         self.relay.guest_left();
+        self.migration.over();
         self.register();
         if let Some(fd) = self.client.take() {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
@@ -539,7 +543,7 @@ impl Reactor {
         self.outbox.attach(None);
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 

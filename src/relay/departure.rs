@@ -60,6 +60,11 @@ impl Relay {
         state.encode()
     }
 
+    /// Whether the guest stands still, and it is not decided where it will go on.
+    pub const fn is_leaving(&self) -> bool {
+        self.away.on_the_way
+    }
+
     /// The guest stays after all: connections go on from where they were. Those that cannot are reset.
     pub fn stay(&mut self, helper: Option<&Helper>, now: Now) {
         if !std::mem::take(&mut self.away.on_the_way) {

@@ -23,8 +23,6 @@ pub mod sockopt;
 
 pub mod repair;
 
-pub mod landlock;
-
 pub use cmsg::Marks;
 pub use iovec::{Gather, Iovecs, Part, Scatter};
 pub use reason::reason;

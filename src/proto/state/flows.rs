@@ -2,12 +2,11 @@
 
 use std::net::SocketAddr;
 
-use super::octets::{Reader, Writer};
-use crate::{
-    flow::Key,
-    net::Protocol,
-    proto::tcp::{Half, Saved, SavedReceiver, SavedSender, Stage, Terms},
+use super::{
+    super::tcp::{Half, Saved, SavedReceiver, SavedSender, Stage, Terms},
+    octets::{Reader, Writer},
 };
+use crate::{flow::Key, net::Protocol};
 
 /// Octets of one queue of a connection, at most.
 pub const QUEUE_MAX: usize = 16 << 20;

@@ -31,15 +31,18 @@ const CLOSING: u8 = 11;
 /// meet a reset.
 ///
 /// # Errors
-/// Those of setsockopt(2), SO_ATTACH_FILTER.
+/// Those of setsockopt(2).
 pub fn silence(socket: &impl AsFd) -> io::Result<()> {
-    // BPF_RET of no octet.
-    SockRef::from(socket).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)])
+    // BPF_RET of no octet. Some kernels want privileges for a filter.
+    let _ = SockRef::from(socket).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]);
+    // The rest of the world sends with 64, 128, or has come through a router at least.
+    sockopt::set_least_ttl(socket.as_fd(), u8::MAX)
 }
 
 /// Undoes [`silence`].
 pub fn listen(socket: &impl AsFd) {
     let _ = SockRef::from(socket).detach_filter();
+    let _ = sockopt::set_least_ttl(socket.as_fd(), 0);
 }
 
 /// What the kernel knows of a silent connection in repair mode. `held` are octets of the guest's that it would not take.

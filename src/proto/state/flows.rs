@@ -2,10 +2,8 @@
 
 use std::net::SocketAddr;
 
-use super::{
-    super::tcp::{Half, Saved, SavedReceiver, SavedSender, Stage, Terms},
-    octets::{Reader, Writer},
-};
+use super::super::tcp::{Half, Saved, SavedReceiver, SavedSender, Stage, Terms};
+use super::octets::{Reader, Writer};
 use crate::{flow::Key, net::Protocol};
 
 /// Octets of one queue of a connection, at most.

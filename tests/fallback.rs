@@ -23,6 +23,7 @@ use passt_rs::{
 /// Octets echoed by a connection: more than a socket's buffer holds.
 const BULK: usize = 2 << 20;
 
+/// Regression T61: the families are probed apart.
 #[test]
 fn without_a_peek_offset_streams_arrive_whole() {
     let Some(world) = World::pod() else { return };
@@ -40,7 +41,7 @@ fn without_a_peek_offset_streams_arrive_whole() {
         let relay = Relay::new(net, Features::none(), limits);
         thread::spawn(move || {
             let entrance = Entrance::Connected(theirs.into());
-            Reactor::new(relay, entrance, true, None)
+            Reactor::new(relay, entrance, None, true, None)
                 .expect("a reactor")
                 .run()
         })

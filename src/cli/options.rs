@@ -8,7 +8,7 @@ use super::{
     values,
 };
 use crate::{
-    config::{LinkChoice, Verbosity},
+    config::{LinkChoice, Verbosity, VhostFeatures},
     net::Protocol,
 };
 
@@ -96,7 +96,18 @@ pub(super) const OPTIONS: &[Opt] = &[
         "vhost-user",
         None,
         switch_on!(vhost_user),
-        "Be a vhost-user back end at the socket (not served yet)",
+        "Be a vhost-user back end at the socket",
+    ),
+    text(
+        "vhost-features",
+        None,
+        "LIST",
+        |draft, text| {
+            draft.config.vhost_features = VhostFeatures::parse(text)
+                .map_err(|word| format!("Invalid vhost-user feature: {word}"))?;
+            Ok(())
+        },
+        "Offer these virtio features only, or all but those behind a ~ (default: all)",
     ),
     path(
         "repair-path",
@@ -221,7 +232,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         "print-sandbox",
         None,
         switch_on!(print_sandbox),
-        "Show how the process would be sandboxed and quit (not served yet)",
+        "Show how the process would be sandboxed and quit",
     ),
     flag(
         "stderr",

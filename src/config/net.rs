@@ -61,8 +61,8 @@ pub struct Net4 {
     pub dns_host: Option<Ipv4Addr>,
     /// Nameservers announced to the guest, three at most.
     pub dns: Vec<Ipv4Addr>,
-    /// The host interface that groups are reached through; 0 where there is none.
-    pub scope: u32,
+    /// Index of the host interface whose network this is; 0 where there is none.
+    pub interface: u32,
 }
 
 /// The guest's IPv6 network; its prefix length is [`PREFIX6`].

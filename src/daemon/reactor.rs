@@ -14,9 +14,11 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::{changes::Changes, event::Source};
+use super::{changes::Changes, event::Source, room::Room};
 use crate::{
-    link::{Capture, Flushed, Inbox, Outbox, Received},
+    config::VhostFeatures,
+    host::neighbours::Watch,
+    link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
     relay::{Ready, Relay, Report, Request},
 };
@@ -73,16 +75,20 @@ pub fn hold_signals() -> io::Result<SigSet> {
 /// What one thread owns.
 #[derive(Debug)]
 pub struct Reactor {
-    poll: Poll,
+    pub(super) poll: Poll,
     relay: Relay,
-    inbox: Inbox,
-    outbox: Outbox,
+    pub(super) inbox: Inbox,
+    pub(super) outbox: Outbox,
+    /// What clients are offered, if they are vhost-user front-ends, and the one that is connected.
+    vhost: Option<VhostFeatures>,
+    pub(super) session: Option<Session>,
     listener: Option<OwnedFd>,
     client: Option<RawFd>,
     one_off: bool,
     signals: SignalFd,
     /// Edges seen and not worked off.
-    link_readable: bool,
+    pub(super) session_readable: bool,
+    pub(super) link_readable: bool,
     link_ended: bool,
     link_room: Room,
     start: Instant,
@@ -90,22 +96,9 @@ pub struct Reactor {
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
     changes: Option<Changes>,
+    neighbours: Option<Watch>,
     stats: Option<Stats>,
 }
-
-/// Whether we hear of room on the link. Every frame the guest takes makes some, and that is worth waking up for only while
-/// something waits.
-#[derive(Debug, Default)]
-struct Room {
-    watched: bool,
-    /// Whether something waits.
-    wanted: bool,
-    /// How often in a row room was told of that nobody wanted.
-    idle: u8,
-}
-
-/// So often is cheaper than to unwatch and watch again.
-const IDLE_MOST: u8 = 16;
 
 /// Reports of counters, as they were asked for.
 #[derive(Debug)]
@@ -123,6 +116,7 @@ impl Reactor {
     pub fn new(
         relay: Relay,
         entrance: Entrance,
+        vhost: Option<VhostFeatures>,
         one_off: bool,
         capture: Option<Capture>,
     ) -> io::Result<Self> {
@@ -133,10 +127,13 @@ impl Reactor {
             relay,
             inbox: Inbox::new(),
             outbox: Outbox::new(),
+            vhost,
+            session: None,
             listener: None,
             client: None,
             one_off,
             signals,
+            session_readable: false,
             link_readable: false,
             link_ended: false,
             link_room: Room::default(),
@@ -144,6 +141,7 @@ impl Reactor {
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
             changes: None,
+            neighbours: None,
             stats: None,
         };
         reactor.outbox.set_capture(capture);
@@ -177,6 +175,16 @@ impl Reactor {
             }
         }
         self.changes = Some(changes);
+        Ok(())
+    }
+
+    /// Has the guest told of the host's neighbours from now on.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn follow_neighbours(&mut self, watch: Watch) -> io::Result<()> {
+        self.watch(watch.as_raw_fd(), Source::Neighbours, Interest::READABLE)?;
+        self.neighbours = Some(watch);
         Ok(())
     }
 
@@ -223,16 +231,19 @@ impl Reactor {
                             writable: event.is_writable(),
                             ended: event.is_read_closed(),
                             error: event.is_error(),
+                            urgent: event.is_priority(),
                         };
                         let now = self.now();
                         self.relay.from_host(id, ready, &mut self.outbox, now);
                         self.register();
                     }
+                    Source::Link if self.session.is_some() => self.session_readable = true,
+                    Source::Kick(queue) => self.kicked(usize::from(queue)),
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
-                        if event.is_writable() {
-                            self.room_told();
+                        if event.is_writable() && self.link_room.told() {
+                            self.watch_room(false);
                         }
                     }
                     Source::Port(place) => self.relay.knock(place),
@@ -248,6 +259,7 @@ impl Reactor {
                             changes.network_changed(now);
                         }
                     }
+                    Source::Neighbours => self.hear_of_neighbours(),
                     Source::Resolver => {
                         let now = self.now();
                         if let Some(changes) = &mut self.changes {
@@ -256,7 +268,9 @@ impl Reactor {
                     }
                 }
             }
+            self.talk();
             self.take_bursts();
+            self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
                 self.accept()?;
             }
@@ -275,17 +289,21 @@ impl Reactor {
             self.advertise = now + self.advertise_interval(now);
         }
         self.follow_host(now);
+        self.look_at_neighbours(now);
         self.report_stats(now);
-        let mut more = self.link_readable;
+        let mut more = self.link_readable || self.session_readable;
         if self.outbox.flush() == Flushed::Done {
             more |=
                 self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
-        self.link_room.wanted = self.outbox.flush() == Flushed::Blocked;
-        if self.link_room.wanted {
-            self.watch_room();
+        let blocked = self.outbox.flush() == Flushed::Blocked;
+        // Rings tell of room by themselves.
+        if self.link_room.want(blocked && self.session.is_none()) {
+            self.watch_room(true);
+        }
+        if blocked {
             // Writability is told by an edge, which comes when the guest reads.
-            more = self.link_readable;
+            more = self.link_readable || self.session_readable;
         }
         self.register();
         more
@@ -325,37 +343,40 @@ impl Reactor {
         }
         self.relay.set_net(resolved.net);
         self.relay.renew_groups(now);
+        if let Some(watch) = &mut self.neighbours {
+            watch.ask_for_all(now);
+        }
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.relay.advertise(&mut self.outbox);
     }
 
-    /// Hears of room on the link from now on, at once if there is some.
-    fn watch_room(&mut self) {
-        self.link_room.idle = 0;
-        if !self.link_room.watched {
-            self.link_room.watched = self.rewatch_link(Interest::READABLE | Interest::WRITABLE);
+    /// Has room on the link told of, at once if there is some, or not.
+    fn watch_room(&self, watch: bool) {
+        let token = Source::Link.token();
+        let interest = if watch {
+            Interest::READABLE | Interest::WRITABLE
+        } else {
+            Interest::READABLE
+        };
+        if let Some(fd) = self.client {
+            // It is registered, so that can be changed.
+            let _ = (self.poll.registry()).reregister(&mut SourceFd(&fd), token, interest);
         }
     }
 
-    /// There is room on the link.
-    fn room_told(&mut self) {
-        if self.link_room.wanted {
-            return;
-        }
-        self.link_room.idle = self.link_room.idle.saturating_add(1);
-        if self.link_room.idle > IDLE_MOST {
-            self.link_room.watched = !self.rewatch_link(Interest::READABLE);
+    /// Tells the relay what the kernel tells of neighbours.
+    fn hear_of_neighbours(&mut self) {
+        let now = self.now();
+        let events = self.neighbours.as_mut().map(|watch| watch.events(now));
+        for told in events.iter().flatten() {
+            self.relay.neighbour(told, &mut self.outbox);
         }
     }
 
-    fn rewatch_link(&self, interest: Interest) -> bool {
-        self.client.is_some_and(|fd| {
-            let token = Source::Link.token();
-            let registry = self.poll.registry();
-            registry
-                .reregister(&mut SourceFd(&fd), token, interest)
-                .is_ok()
-        })
+    fn look_at_neighbours(&mut self, now: Now) {
+        if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
+            self.relay.all_neighbours(&all, &mut self.outbox);
+        }
     }
 
     fn report_stats(&mut self, now: Now) {
@@ -373,6 +394,7 @@ impl Reactor {
     /// Takes what the guest has sent, a few bursts at most.
     fn take_bursts(&mut self) {
         for _ in 0..BURSTS {
+            self.link_readable &= self.session.is_none() || self.inbox.intake().is_some();
             if !self.link_readable {
                 return;
             }
@@ -381,6 +403,7 @@ impl Reactor {
             self.outbox.capture_burst(&self.inbox);
             self.relay.from_guest(&self.inbox, &mut self.outbox, now);
             self.register();
+            self.inbox.release();
             self.outbox.flush();
             match received {
                 Received::Burst => {}
@@ -392,52 +415,66 @@ impl Reactor {
                     log::warn!("Bad frame size from guest, resetting connection: {len}");
                     self.detach();
                 }
+                Received::Broken(broken) => self.refuse(&broken),
                 Received::Closed => self.detach(),
             }
         }
     }
 
-    /// Carries out what the relay asked for, in order.
+    /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
     fn register(&mut self) {
-        for request in self.relay.requests().drain(..) {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let registry = self.poll.registry();
-            let (done, source) = match request {
-                Request::Watch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
+        let mut failed = Vec::new();
+        loop {
+            for request in self.relay.requests().drain(..) {
+                // Reads stop at urgent data, so it has to be told of.
+                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+                let registry = self.poll.registry();
+                let (done, source) = match request {
+                    Request::Watch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Hear(fd, id) => {
+                        let source = Source::Flow(id);
+                        let readable = Interest::READABLE;
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
+                        (done, source)
+                    }
+                    Request::Rewatch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done =
+                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Listen(fd, place) => {
+                        let source = Source::Port(place);
+                        let readable = Interest::READABLE;
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
+                        (done, source)
+                    }
+                    Request::Close(socket) => {
+                        drop(socket);
+                        continue;
+                    }
+                };
+                match (done, source) {
+                    (Ok(()), _) => {}
+                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
+                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
                 }
-                Request::Hear(fd, id) => {
-                    let source = Source::Flow(id);
-                    let readable = Interest::READABLE;
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                    (done, source)
-                }
-                Request::Rewatch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
-                }
-                Request::Listen(fd, place) => {
-                    let source = Source::Port(place);
-                    let readable = Interest::READABLE;
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                    (done, source)
-                }
-                Request::Close(socket) => {
-                    drop(socket);
-                    continue;
-                }
-            };
-            if let Err(error) = done {
-                // Without events a flow is only ended by its timers and by the guest.
-                log::warn!("Cannot watch the socket of {source:?}: {error}");
             }
+            if failed.is_empty() {
+                return;
+            }
+            for (id, error) in failed.drain(..) {
+                self.relay.unwatched(id, &error, &mut self.outbox);
+            }
+            self.outbox.flush();
         }
     }
 
-    fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
+    pub(super) fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
         self.poll
             .registry()
             .register(&mut SourceFd(&fd), source.token(), interest)
@@ -461,8 +498,13 @@ impl Reactor {
             };
             let pid = getsockopt(&client, PeerCredentials).map_or(0, |peer| peer.pid());
             // A client that has left makes room for one that comes in the same moment, before any event tells.
-            (self.link_readable, self.link_ended) = (self.client.is_some(), true);
-            self.take_bursts();
+            if self.session.is_some() {
+                self.session_readable = true;
+                self.talk();
+            } else {
+                (self.link_readable, self.link_ended) = (self.client.is_some(), true);
+                self.take_bursts();
+            }
             if self.client.is_some() {
                 log::info!("discarding connection from PID {pid}");
                 continue;
@@ -482,6 +524,9 @@ impl Reactor {
 
     fn attach(&mut self, socket: OwnedFd) -> io::Result<()> {
         SockRef::from(&socket).set_nonblocking(true)?;
+        if let Some(features) = self.vhost {
+            return self.attach_front_end(socket, features);
+        }
         // Where the system allows less, it is less.
         let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
         self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
@@ -494,8 +539,18 @@ impl Reactor {
         Ok(())
     }
 
+    fn attach_front_end(&mut self, socket: OwnedFd, features: VhostFeatures) -> io::Result<()> {
+        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.client = Some(socket.as_raw_fd());
+        self.session = Some(Session::new(socket, features));
+        self.session_readable = true;
+        (self.link_readable, self.link_ended) = (false, false);
+        self.outbox.attach_queue(true);
+        Ok(())
+    }
+
     /// The client is gone: its flows end with it.
-    fn detach(&mut self) {
+    pub(super) fn detach(&mut self) {
         log::info!(
             "Client connection closed{}",
             if self.one_off { ", exiting" } else { "" }
@@ -507,6 +562,7 @@ impl Reactor {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
             let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         }
+        self.end_session();
         self.inbox.attach(None);
         self.outbox.attach(None);
     }
@@ -522,6 +578,7 @@ impl Reactor {
             Some(self.advertise),
             self.accept_again,
             self.changes.as_ref().and_then(Changes::due),
+            self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),
         ];
         let spans = times.into_iter().flatten().map(|time| time.since(now));

@@ -127,6 +127,23 @@ pub fn error_source(
     inbound_source(net, offender, guest).filter(|addr| addr.is_ipv4() == asked.is_ipv4())
 }
 
+/// Whether we ourselves stand behind this address, or the guest does: no neighbour of the host can have it.
+pub fn is_stand_in(net: &Net, addr: IpAddr) -> bool {
+    let Some(family) = Family::of(net, addr) else {
+        return false;
+    };
+    // Router advertisements come from ours, with our MAC address; whoever has it on the host's link, the guest means us.
+    let router = Some(family.ours).filter(IpAddr::is_ipv6);
+    [
+        family.assigned,
+        family.map_host_loopback,
+        family.map_guest_addr,
+        family.dns_forward,
+        router,
+    ]
+    .contains(&Some(addr))
+}
+
 /// One family's part of [`Net`], so that the rules are written once for both.
 struct Family {
     assigned: Option<IpAddr>,
@@ -227,7 +244,7 @@ mod tests {
                 dns_forward: None,
                 dns_host: None,
                 dns: Vec::new(),
-                scope: 7,
+                interface: 0,
             }),
             v6: Some(Net6 {
                 addr: Some("2001:db8::50".parse().unwrap()),

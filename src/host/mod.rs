@@ -20,3 +20,5 @@ mod ephemeral;
 
 pub use ephemeral::ephemeral_ports;
 pub mod monitor;
+
+pub mod neighbours;

@@ -53,8 +53,10 @@ reasons! {
     OutOfWindow,
     /// A TCP segment ahead of a gap.
     OutOfOrder,
-    /// A guest ICMP message that is no echo request.
+    /// A guest ICMP message that is neither echo request nor error.
     IcmpType,
+    /// An ICMP error of the guest, which no socket passes on.
+    GuestError,
     /// The flow table or the descriptors are exhausted.
     NoFlow,
     /// The socket could not be opened, bound or connected.

@@ -91,6 +91,8 @@ pub struct State {
     pub readable: bool,
     /// The host's stream has ended behind what is in the socket.
     pub ended: bool,
+    /// There was urgent data: a short read need not have emptied the socket, as reads stop at it.
+    pub urgent: bool,
     /// Writing to the socket failed: once what it holds is read, the guest hears of it.
     pub failed: bool,
     /// We have asked to hear when the socket takes more.

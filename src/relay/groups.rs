@@ -153,7 +153,7 @@ impl Relay {
         let scope = if endpoint.addr.is_ipv6() {
             self.net.v6.as_ref().map(|v6| v6.scope)
         } else {
-            self.net.v4.as_ref().map(|v4| v4.scope)
+            self.net.v4.as_ref().map(|v4| v4.interface)
         };
         let scope = scope.unwrap_or(0);
         Peer { endpoint, scope }

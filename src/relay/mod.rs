@@ -35,9 +35,13 @@ mod udp_in;
 
 mod groups;
 
+mod guest_errors;
+
 mod echo;
 
 mod neighbour;
+
+mod lan;
 
 mod arrival;
 
@@ -46,7 +50,10 @@ pub use report::Report;
 pub use request::{Ready, Request};
 pub use state::{Limits, Relay};
 
+use std::io;
+
 use flow::{ECHO_TIMEOUT, Flow};
+use state::is_news;
 
 use crate::{
     flow::Id,
@@ -158,6 +165,9 @@ impl Relay {
     pub fn resume(&mut self, outbox: &mut Outbox, now: Now) -> bool {
         let knocks = self.answer_knocks(outbox, now);
         for _ in 0..self.starved.len() {
+            if self.budget == 0 {
+                break;
+            }
             let Some(id) = self.starved.pop_front() else {
                 break;
             };
@@ -191,8 +201,21 @@ impl Relay {
         knocks || !self.starved.is_empty()
     }
 
-    /// Carries out what is due by now.
+    /// A flow's socket cannot be watched: nothing would ever be heard of it, so the flow ends.
+    pub fn unwatched(&mut self, id: Id, error: &io::Error, outbox: &mut Outbox) {
+        if is_news(&mut self.unwatched, self.turn) {
+            log::warn!("Cannot watch more sockets, flows are refused: {error}");
+        }
+        match self.flows.get(id) {
+            Some(Flow::Tcp(_)) => self.reset(id, outbox),
+            Some(Flow::Udp(_) | Flow::Echo(_) | Flow::Group(_)) => self.remove(id),
+            None => {}
+        }
+    }
+
+    /// Begins a turn of the loop: carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
+        self.begin_turn(now);
         self.expire_fragments(outbox, now);
         self.wake_ports(now);
         self.ask_for_groups(outbox, now);

@@ -38,8 +38,9 @@ impl Relay {
     ) -> Result<bool, Why> {
         self.learn(frame, head);
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
+        let neighbours = &self.neighbours;
         let answer = match &frame.body {
-            Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, out),
+            Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, neighbours, out),
             Body::Arp => return Err(Why::Disabled),
             Body::Udp(ip, datagram)
                 if is_dhcp(ip, datagram) && net.serve.dhcp && net.v4.is_some() =>
@@ -66,7 +67,9 @@ impl Relay {
                     return Err(Why::Disabled);
                 }
                 let octets = head.get(message.octets.clone()).unwrap_or_default();
-                ndp::answer(frame.mac, src, dst, ip.ttl, octets, net, guest, out)
+                ndp::answer(
+                    frame.mac, src, dst, ip.ttl, octets, net, guest, neighbours, out,
+                )
             }
             Body::Udp(..)
             | Body::Icmp(..)
@@ -181,4 +184,26 @@ fn is_neighbour_discovery(ip: &Ip, message: &Message) -> bool {
             message.kind,
             ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::Limits;
+    use super::*;
+    use crate::{host::socket::Features, net::Span, service::fixture};
+
+    /// Regression N02: nobody is there to hear it, and nothing is wrong with that.
+    #[test]
+    fn without_a_guest_no_advertisement_is_missed() {
+        let net = fixture::net();
+        let limits = Limits {
+            flows: 16,
+            spill: 4096,
+            udp: Span::secs(30),
+            udp_stream: Span::secs(120),
+        };
+        let mut relay = Relay::new(net, Features::none(), limits);
+        relay.advertise(&mut Outbox::new());
+        assert_eq!(relay.drops().seen().count(), 0);
+    }
 }

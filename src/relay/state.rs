@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Guest, Id, Key, Lru, Pool, Spare, Table, Wheel},
+    flow::{Guest, Id, Key, Lru, Neighbours, Pool, Spare, Table, Wheel},
     host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Span, Why},
     proto::tcp::{Disorder, SynRetries},
@@ -35,6 +35,12 @@ const SPILL_BLOCK: usize = 4096;
 
 /// Connections whose streams may have gaps at a time; the others do with less knowledge of what was lost.
 const DISORDERS: usize = 1024;
+
+/// Octets all connections together may send to the guest in a turn of the loop, before frames, timers and services have theirs.
+const BUDGET: usize = 1 << 20;
+
+/// How long nothing is said of what was warned of.
+const QUIET: Span = Span::secs(60);
 
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +59,8 @@ pub struct Limits {
 pub struct Relay {
     pub(super) net: Net,
     pub(super) guest: Guest,
+    /// Who else is on the host's link.
+    pub(super) neighbours: Neighbours,
     /// Whether any frame has come from a guest.
     pub(super) met: bool,
     /// Frames taken from the guest.
@@ -97,7 +105,13 @@ pub struct Relay {
     secret: RandomState,
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
-    pub(super) table_warned: bool,
+    /// When it was last warned of want of descriptors or room in the table, and of sockets that cannot be watched.
+    pub(super) wanted: Option<Now>,
+    pub(super) unwatched: Option<Now>,
+    /// The time of the current turn of the loop.
+    pub(super) turn: Now,
+    /// Octets that connections may send to the guest in what is left of it.
+    pub(super) budget: usize,
     /// What services say, by [`Note::kind`](crate::service::Note::kind).
     pub(super) said: [RateLimit; Note::KINDS],
 }
@@ -111,6 +125,7 @@ impl Relay {
         Self {
             net,
             guest,
+            neighbours: Neighbours::default(),
             met: false,
             frames: 0,
             features,
@@ -142,7 +157,10 @@ impl Relay {
             message: vec![0; 65_536].into_boxed_slice(),
             secret: RandomState::new(),
             echo_warned: false,
-            table_warned: false,
+            wanted: None,
+            unwatched: None,
+            turn: Now(0),
+            budget: BUDGET,
             said: [RateLimit::default(); Note::KINDS],
         }
     }
@@ -180,7 +198,8 @@ impl Relay {
         } else {
             0
         };
-        Template::new(self.net.mac, self.guest_mac(), key.remote, key.guest, label)
+        let source = self.neighbours.source(&self.net, key.remote.addr);
+        Template::new(source, self.guest_mac(), key.remote, key.guest, label)
     }
 
     pub(super) const fn guest_mac(&self) -> Mac {
@@ -279,13 +298,38 @@ impl Relay {
         }
     }
 
+    /// Begins a turn of the loop.
+    pub(super) const fn begin_turn(&mut self, now: Now) {
+        (self.turn, self.budget) = (now, BUDGET);
+    }
+
     fn warn_table_full(&mut self) {
-        if !self.table_warned {
-            self.table_warned = true;
+        if is_news(&mut self.wanted, self.turn) {
             log::warn!(
                 "Flow table full ({} flows): new flows of the guest are refused",
                 self.flows.len()
             );
         }
+    }
+}
+
+/// Whether something is to be warned of that was last at `last`: the guest can bring it about as often as it likes.
+pub fn is_news(last: &mut Option<Now>, now: Now) -> bool {
+    let news = last.is_none_or(|last| now.since(last) >= QUIET);
+    if news {
+        *last = Some(now);
+    }
+    news
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_is_warned_of_once_a_minute() {
+        let mut last = None;
+        let warned = (0..200).filter(|&n| is_news(&mut last, Now(0) + Span::secs(n)));
+        assert_eq!(warned.collect::<Vec<_>>(), [0, 60, 120, 180]);
     }
 }

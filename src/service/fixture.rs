@@ -28,7 +28,7 @@ pub(super) fn ours6() -> Ipv6Addr {
 }
 
 /// Both families, all services, two nameservers and search domains.
-pub(super) fn net() -> Net {
+pub(crate) fn net() -> Net {
     let search = ["one.test", "two.test"].map(str::to_owned);
     Net {
         mac: OUR_MAC,
@@ -46,7 +46,7 @@ pub(super) fn net() -> Net {
             dns_forward: None,
             dns_host: None,
             dns: vec![[198, 51, 100, 1].into(), [198, 51, 100, 2].into()],
-            scope: 2,
+            interface: 2,
         }),
         v6: Some(Net6 {
             addr: Some(guest6()),

@@ -5,7 +5,7 @@
 //! The relay is the wire: it never drops unless told to, never reorders and never looks into a frame.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
-mod tap;
+pub mod tap;
 
 mod relay;
 

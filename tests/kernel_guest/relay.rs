@@ -10,7 +10,7 @@ use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -43,9 +43,18 @@ pub struct Counters {
     pub loss: AtomicU64,
     /// Frames the guest's kernel would not take.
     pub refused_by_guest: AtomicU64,
+    /// Nothing passes, and nobody reads: the machine that the wire runs in stands still.
+    pub frozen: AtomicBool,
 }
 
 impl Counters {
+    /// Waits until the wire is not frozen.
+    fn thaw(&self) {
+        while self.frozen.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Whether the wire loses this frame, by a number that looks random (xorshift64).
     fn loses(&self, dice: &mut u64) -> bool {
         *dice ^= *dice << 13;
@@ -178,6 +187,7 @@ fn carry_up(tap: &Tap, mut socket: &UnixStream, counters: &Counters) -> io::Resu
             wait_for_frame(tap, socket)?;
             continue;
         }
+        counters.thaw();
         socket.write_all(&burst[..filled])?;
         counters
             .frames_from_guest
@@ -214,6 +224,7 @@ fn carry_down(tap: &Tap, mut socket: &UnixStream, counters: &Counters) -> io::Re
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             more => filled += more,
         }
+        counters.thaw();
         let mut at = 0;
         while let Some(length) = length_at(&buffer[at..filled])? {
             let frame = at + LENGTH;

@@ -19,7 +19,10 @@ while read -r verb what; do
     case $verb in
         pid) pids="$pids $what " ;;
         dir) dirs="$dirs $what " ;;
-        gone) pids="${pids%% $what *} ${pids#* $what }" ;;
+        gone)
+            case $pids in
+                *" $what "*) pids="${pids%% $what *} ${pids#* $what }" ;;
+            esac ;;
     esac
 done
 [ -z "${pids# }" ] || kill -9 $pids

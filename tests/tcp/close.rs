@@ -66,6 +66,21 @@ fn the_host_closes_first_and_still_receives() {
     scene.translator.expect_fd_count(idle);
 }
 
+/// Regression T16: nothing else would tell the guest that it need not send again.
+#[test]
+fn a_fin_acknowledges_all_that_came_before() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    peer.send_data(b"a question");
+    server.read_exact(&mut [0; 10]).unwrap();
+    drop(server);
+    let fin = peer.expect("FIN", |s| s.has(FIN));
+    assert_eq!(fin.ack, peer.snd_nxt);
+}
+
 #[test]
 fn both_close_at_once() {
     let Some(scene) = Scene::new(&[]) else { return };
@@ -165,7 +180,7 @@ fn a_reset_of_the_host_reaches_the_guest() {
 #[test]
 fn writes_after_the_hosts_close_are_reset() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let remote = (INTERNET4, 9).into();
     let listener = tcp_listener(&scene.world.outside, remote);
     let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
@@ -181,6 +196,32 @@ fn writes_after_the_hosts_close_are_reset() {
     });
     assert!(reset, "the guest never hears that its octets go nowhere");
     scene.translator.expect_fd_count(idle);
+}
+
+/// A guest forgets a connection some time after it has closed both ways, or starts anew: what it sent was acknowledged, so
+/// the host gets all of it, and its end.
+#[test]
+fn what_a_guest_sent_before_its_fin_survives_its_reset() {
+    const SENT: usize = 4 << 20;
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.fd_count();
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    server.write_all(b"never read").unwrap();
+    peer.expect("data", |s| !s.payload.is_empty());
+    // As much as the host's buffers take while nobody reads.
+    let (sent, _) = peer.upload(0, SENT, QUIET);
+    assert!(sent > 100_000, "{sent}");
+    peer.fin();
+    peer.expect_acked();
+    peer.rst();
+    scene.translator.expect_fd_count(idle);
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).unwrap();
+    assert_eq!(got.len(), sent);
+    assert_pattern(0, &got);
 }
 
 /// Regression T69: both in one burst.

@@ -10,7 +10,9 @@ mod close;
 mod data;
 mod disorder;
 mod handshake;
+mod quiet;
 mod refusal;
+mod scarce;
 mod validity;
 
 /// Octets of a bulk transfer.

@@ -85,6 +85,8 @@ pub struct Config {
     pub map_guest_addr6: Option<Ipv6Addr>,
     /// Whom to become after start (`--runas`).
     pub identity: Option<Identity>,
+    /// Whether the guest may use no addresses but those it was given (`--strict-source`).
+    pub strict_source: bool,
     /// The socket at which forwards can be changed at run time.
     pub conf_path: Option<PathBuf>,
     /// Whether chroot(2) will do where pivot_root(2) fails.
@@ -150,6 +152,7 @@ impl Default for Config {
             map_guest_addr4: None,
             map_guest_addr6: None,
             identity: None,
+            strict_source: false,
             conf_path: None,
             chroot_fallback: false,
             require_sandbox: false,

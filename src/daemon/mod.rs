@@ -33,6 +33,8 @@ mod changes;
 
 mod event;
 
+mod requests;
+
 mod room;
 
 mod reactor;

@@ -14,13 +14,13 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::{changes::Changes, event::Source, room::Room};
+use super::{changes::Changes, event::Source, requests, room::Room};
 use crate::{
     config::VhostFeatures,
     host::neighbours::Watch,
     link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
-    relay::{Ready, Relay, Report, Request},
+    relay::{RateLimit, Ready, Relay, Report},
 };
 
 /// Events taken from the kernel at a time.
@@ -48,6 +48,9 @@ pub enum Entrance {
     /// One client, connected already.
     Connected(OwnedFd),
 }
+
+/// How long the link rests when the system has no memory for it.
+const LINK_AGAIN: Span = Span::millis(10);
 
 /// Why the loop came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,9 +98,13 @@ pub struct Reactor {
     advertise: Now,
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
+    /// The link waits for the system to have memory.
+    link_again: Option<Now>,
     changes: Option<Changes>,
     neighbours: Option<Watch>,
     stats: Option<Stats>,
+    /// Word of clients that come and go.
+    comings: RateLimit,
 }
 
 /// Reports of counters, as they were asked for.
@@ -140,9 +147,11 @@ impl Reactor {
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
+            link_again: None,
             changes: None,
             neighbours: None,
             stats: None,
+            comings: RateLimit::default(),
         };
         reactor.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
@@ -242,8 +251,8 @@ impl Reactor {
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
-                        if event.is_writable() && self.link_room.told() {
-                            self.watch_room(false);
+                        if event.is_writable() {
+                            self.link_room.told(self.poll.registry(), self.client);
                         }
                     }
                     Source::Port(place) => self.relay.knock(place),
@@ -283,6 +292,9 @@ impl Reactor {
     /// Timers, flows in line, and what waits for the link. `true` if there is more to do at once.
     fn turn(&mut self) -> bool {
         let now = self.now();
+        if self.link_again.take_if(|at| *at <= now).is_some() {
+            self.link_readable = self.client.is_some();
+        }
         self.relay.expire(&mut self.outbox, now);
         if now >= self.advertise {
             self.relay.advertise(&mut self.outbox);
@@ -297,13 +309,14 @@ impl Reactor {
                 self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
         let blocked = self.outbox.flush() == Flushed::Blocked;
-        // Rings tell of room by themselves.
-        if self.link_room.want(blocked && self.session.is_none()) {
-            self.watch_room(true);
-        }
+        self.link_room
+            .want(blocked, self.poll.registry(), self.client);
         if blocked {
             // Writability is told by an edge, which comes when the guest reads.
             more = self.link_readable || self.session_readable;
+        }
+        if self.outbox.is_short() {
+            self.link_again.get_or_insert(now + LINK_AGAIN);
         }
         self.register();
         more
@@ -342,26 +355,12 @@ impl Reactor {
             log::warn!("{warning}");
         }
         self.relay.set_net(resolved.net);
-        self.relay.renew_groups(now);
         if let Some(watch) = &mut self.neighbours {
             watch.ask_for_all(now);
         }
+        self.relay.renew_groups(now);
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.relay.advertise(&mut self.outbox);
-    }
-
-    /// Has room on the link told of, at once if there is some, or not.
-    fn watch_room(&self, watch: bool) {
-        let token = Source::Link.token();
-        let interest = if watch {
-            Interest::READABLE | Interest::WRITABLE
-        } else {
-            Interest::READABLE
-        };
-        if let Some(fd) = self.client {
-            // It is registered, so that can be changed.
-            let _ = (self.poll.registry()).reregister(&mut SourceFd(&fd), token, interest);
-        }
     }
 
     /// Tells the relay what the kernel tells of neighbours.
@@ -411,8 +410,14 @@ impl Reactor {
                 Received::Last if self.link_ended => {}
                 Received::Last => self.link_readable = false,
                 Received::Blocked => (self.link_readable, self.link_ended) = (false, false),
+                Received::Short => {
+                    self.link_readable = false;
+                    self.link_again.get_or_insert(now + LINK_AGAIN);
+                }
                 Received::BadLength(len) => {
-                    log::warn!("Bad frame size from guest, resetting connection: {len}");
+                    let said =
+                        format_args!("Bad frame size from guest, resetting connection: {len}");
+                    self.comings.log(log::Level::Warn, now, said);
                     self.detach();
                 }
                 Received::Broken(broken) => self.refuse(&broken),
@@ -426,42 +431,12 @@ impl Reactor {
         let mut failed = Vec::new();
         loop {
             for request in self.relay.requests().drain(..) {
-                // Reads stop at urgent data, so it has to be told of.
-                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-                let registry = self.poll.registry();
-                let (done, source) = match request {
-                    Request::Watch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
+                match requests::carry_out(self.poll.registry(), request) {
+                    Ok(()) => {}
+                    Err((Source::Flow(id), error)) => failed.push((id, error)),
+                    Err((source, error)) => {
+                        log::warn!("Cannot watch the socket of {source:?}: {error}");
                     }
-                    Request::Hear(fd, id) => {
-                        let source = Source::Flow(id);
-                        let readable = Interest::READABLE;
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                        (done, source)
-                    }
-                    Request::Rewatch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done =
-                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
-                    }
-                    Request::Listen(fd, place) => {
-                        let source = Source::Port(place);
-                        let readable = Interest::READABLE;
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                        (done, source)
-                    }
-                    Request::Close(socket) => {
-                        drop(socket);
-                        continue;
-                    }
-                };
-                match (done, source) {
-                    (Ok(()), _) => {}
-                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
-                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
                 }
             }
             if failed.is_empty() {
@@ -505,11 +480,14 @@ impl Reactor {
                 (self.link_readable, self.link_ended) = (self.client.is_some(), true);
                 self.take_bursts();
             }
-            if self.client.is_some() {
-                log::info!("discarding connection from PID {pid}");
+            let now = self.now();
+            let refused = self.client.is_some();
+            let done = if refused { "discarding" } else { "accepted" };
+            let said = format_args!("{done} connection from PID {pid}");
+            self.comings.log(log::Level::Info, now, said);
+            if refused {
                 continue;
             }
-            log::info!("accepted connection from PID {pid}");
             if let Err(error) = self.attach(client) {
                 log::warn!("Cannot serve the connection: {error}");
                 self.detach();
@@ -551,10 +529,10 @@ impl Reactor {
 
     /// The client is gone: its flows end with it.
     pub(super) fn detach(&mut self) {
-        log::info!(
-            "Client connection closed{}",
-            if self.one_off { ", exiting" } else { "" }
-        );
+        let now = self.now();
+        let exiting = if self.one_off { ", exiting" } else { "" };
+        let said = format_args!("Client connection closed{exiting}");
+        self.comings.log(log::Level::Info, now, said);
         self.link_readable = false;
         self.relay.guest_left();
         self.register();
@@ -577,6 +555,7 @@ impl Reactor {
         let times = [
             Some(self.advertise),
             self.accept_again,
+            self.link_again,
             self.changes.as_ref().and_then(Changes::due),
             self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),

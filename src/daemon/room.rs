@@ -1,57 +1,53 @@
-//! Whether to hear of room on the link's socket. Every frame the guest takes makes some, and that is worth waking up for only
+//! Whether we hear of room on the guest's link. Every frame the guest takes makes some, and that is worth waking up for only
 //! while something waits.
 
-/// What is known of it; the default is that nothing waits and nothing is watched.
+use std::os::fd::RawFd;
+
+use mio::{Interest, Registry, unix::SourceFd};
+
+use super::event::Source;
+
+/// So often is cheaper than to unwatch and watch again.
+const IDLE_MOST: u8 = 16;
+
 #[derive(Debug, Default)]
-pub(super) struct Room {
+pub struct Room {
     watched: bool,
+    /// Whether something waits.
     wanted: bool,
     /// How often in a row room was told of that nobody wanted.
     idle: u8,
 }
 
-/// So often is cheaper than to unwatch and to watch again.
-const IDLE_MOST: u8 = 16;
-
 impl Room {
-    /// Notes whether something waits; `true` if room is to be watched from now on.
-    pub(super) const fn want(&mut self, wanted: bool) -> bool {
+    /// Says whether something waits for room on this link. If so it will be told, at once if there is some.
+    pub fn want(&mut self, wanted: bool, registry: &Registry, link: Option<RawFd>) {
         self.wanted = wanted;
         if !wanted {
-            return false;
+            return;
         }
         self.idle = 0;
-        !std::mem::replace(&mut self.watched, true)
+        if !self.watched {
+            self.watched = rewatch(registry, link, Interest::READABLE | Interest::WRITABLE);
+        }
     }
 
-    /// Notes that there is room; `true` if it is not to be watched any more.
-    pub(super) const fn told(&mut self) -> bool {
-        if self.wanted || !self.watched {
-            return false;
+    /// There is room on the link.
+    pub fn told(&mut self, registry: &Registry, link: Option<RawFd>) {
+        if self.wanted {
+            return;
         }
-        self.idle += 1;
-        if self.idle <= IDLE_MOST {
-            return false;
+        self.idle = self.idle.saturating_add(1);
+        if self.idle > IDLE_MOST {
+            self.watched = !rewatch(registry, link, Interest::READABLE);
         }
-        self.idle = 0;
-        std::mem::replace(&mut self.watched, false)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn room_is_watched_while_it_is_wanted_and_a_little_longer() {
-        let mut room = Room::default();
-        assert!(!room.told());
-        assert!(room.want(true));
-        assert!(!room.want(true) && !room.told());
-        assert!(!room.want(false));
-        let told = (0..IDLE_MOST).filter(|_| room.told()).count();
-        assert_eq!((told, room.told()), (0, true));
-        assert!(!room.told());
-        assert!(room.want(true));
-    }
+fn rewatch(registry: &Registry, link: Option<RawFd>, interest: Interest) -> bool {
+    link.is_some_and(|fd| {
+        registry
+            .reregister(&mut SourceFd(&fd), Source::Link.token(), interest)
+            .is_ok()
+    })
 }

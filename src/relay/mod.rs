@@ -98,12 +98,12 @@ impl Relay {
         self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
-            let level = if first {
-                log::Level::Info
+            let said = format_args!("New guest MAC address observed: {}", read.mac);
+            if first {
+                self.sighted.log(log::Level::Info, now, said);
             } else {
-                log::Level::Debug
-            };
-            log::log!(level, "New guest MAC address observed: {}", read.mac);
+                log::debug!("{said}");
+            }
         }
         self.packet(&read, frame, inbox, outbox, now)
     }
@@ -217,7 +217,7 @@ impl Relay {
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
         self.begin_turn(now);
         self.expire_fragments(outbox, now);
-        self.wake_ports(now);
+        self.wake_rested(now);
         self.ask_for_groups(outbox, now);
         self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
@@ -261,6 +261,7 @@ impl Relay {
             self.abort(id);
         }
         self.starved.clear();
+        self.weary.clear();
         self.reassembly.clear(&mut self.pool);
         self.groups.clear();
         self.waiting.flows.clear();

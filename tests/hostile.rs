@@ -7,7 +7,7 @@ mod lab;
 use std::{
     env,
     io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
     thread,
 };
 
@@ -15,7 +15,7 @@ use guest::{
     Guest, Icmp, Tcp, Udp, both,
     dhcp::{DISCOVER, Dhcp, REQUEST},
     dhcpv6::{Dhcpv6, GUEST_LL, SOLICIT},
-    fragment::parts,
+    fragment::{parts, raw_part},
     frame::{ACK, FIN, Ip, PSH, SYN, ethernet},
     guest_addr, pattern,
     tcp::syn_options,
@@ -157,8 +157,63 @@ fn frame(dice: &mut Dice, seeds: &[Vec<u8>]) -> Vec<u8> {
     frame
 }
 
-/// Sends `count` hostile frames, and throws away what comes back.
-fn bombard(translator: &Translator, dice: &mut Dice, count: usize) {
+/// A packet as the usual tools of attack make them, its checksums right: any protocol, options and chains of headers of any
+/// kind, whole or a part that fits, overlaps or stands alone.
+fn crafted(dice: &mut Dice) -> Vec<u8> {
+    let remote = both(INTERNET4, INTERNET6, 7)[dice.below(2)];
+    let local = guest_addr(remote, 5000 + dice.byte() as u16);
+    let body = if dice.below(4) == 0 { 4000 } else { 40 };
+    let body = dice.bytes(8 + body);
+    let kinds = [0, 1, 8, 128, 130, 131, 132, 133, 134, 135, 136, 137, 143];
+    let mut ip = match dice.below(4) {
+        0 => Icmp::new(local.ip(), remote.ip(), kinds[dice.below(13)], 0, &body).ip(),
+        1 => Tcp {
+            payload: body,
+            ..Tcp::new(local, remote, dice.byte())
+        }
+        .ip(),
+        _ => Udp::new(local, remote, &body).ip(),
+    };
+    if dice.below(4) == 0 {
+        ip.dst = if remote.is_ipv4() {
+            Ipv4Addr::new([224, 239, 255][dice.below(3)], 0, 0, dice.byte()).into()
+        } else {
+            Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, dice.byte().into()).into()
+        };
+    }
+    if remote.is_ipv6() {
+        for _ in 0..dice.below(8).saturating_sub(3) {
+            let next = [0, 43, 44, 60, 51, 59, 135][dice.below(7)];
+            let units = if next == 44 { 0 } else { dice.below(3) };
+            let mut header = dice.bytes(8 * (units + 1));
+            (header[0], header[1]) = (ip.protocol, units as u8);
+            if next == 60 || next == 0 {
+                // Options nobody minds, as a rule.
+                header[2..].fill(0);
+                header[2 + dice.below(4)] = dice.byte() & 0x3f;
+            }
+            ip.payload.splice(..0, header);
+            ip.protocol = next;
+        }
+    }
+    if dice.below(3) == 0 {
+        return ip.frame();
+    }
+    let units = ip.payload.len() / 8;
+    let at = 8 * dice.below(units + 1);
+    let len = (8 * dice.below(200)).min(ip.payload.len() - at);
+    let place = if dice.below(16) == 0 { 65_528 } else { at };
+    let (id, more) = (dice.below(100) as u32, dice.below(3) > 0);
+    raw_part(&ip, id, place, &ip.payload[at..at + len], more)
+}
+
+/// Sends so many hostile frames as `make` makes them, and throws away what comes back.
+fn bombard(
+    translator: &Translator,
+    count: usize,
+    dice: &mut Dice,
+    make: impl Fn(&mut Dice) -> Vec<u8>,
+) {
     let mut stream = translator.connect();
     stream.set_write_timeout(Some(LONG)).unwrap();
     let mut back = stream.try_clone().unwrap();
@@ -166,13 +221,10 @@ fn bombard(translator: &Translator, dice: &mut Dice, count: usize) {
         let mut bytes = vec![0; 1 << 18];
         while let Ok(1..) = back.read(&mut bytes) {}
     });
-    let seeds = seeds();
     let mut left = count;
     while left > 0 {
         let batch = left.min(1 + dice.below(200));
-        let bytes: Vec<u8> = (0..batch)
-            .flat_map(|_| framed(&frame(dice, &seeds)))
-            .collect();
+        let bytes: Vec<u8> = (0..batch).flat_map(|_| framed(&make(dice))).collect();
         stream.write_all(&bytes).expect("the link is open");
         left -= batch;
     }
@@ -194,11 +246,13 @@ fn random_and_mutated_frames_leave_the_process_as_it_was() {
     let mut translator = Setup::new(&["--quiet"]).limit_files(512).start(&world.pod);
     let idle = translator.idle_fd_count();
     let mut dice = Dice(0x5eed_1234_5678_9abc);
-    bombard(&translator, &mut dice, count / 5);
+    let seeds = seeds();
+    let make = |dice: &mut Dice| frame(dice, &seeds);
+    bombard(&translator, count / 5, &mut dice, make);
     translator.assert_alive();
     translator.expect_fd_count(idle);
     let warm = translator.rss();
-    bombard(&translator, &mut dice, count - count / 5);
+    bombard(&translator, count - count / 5, &mut dice, make);
     translator.assert_alive();
     translator.expect_fd_count(idle);
     let grown = translator.rss().saturating_sub(warm);
@@ -209,6 +263,28 @@ fn random_and_mutated_frames_leave_the_process_as_it_was() {
         guest.echo(connection, 1 << 20);
         guest.close(connection);
     }
+}
+
+/// Chains of extension headers, options and fragments, as thc-ipv6 and scapy send them; count is 50,000 or `$HOSTILE_FRAMES`.
+#[test]
+fn malformed_and_fragmented_packets_leave_memory_unchanged() {
+    let Some(world) = World::pod() else { return };
+    let count = env::var("HOSTILE_FRAMES").ok();
+    let count = count.map_or(50_000, |text| text.parse().expect("HOSTILE_FRAMES"));
+    let mut translator = Setup::new(&["--quiet"]).limit_files(512).start(&world.pod);
+    let idle = translator.idle_fd_count();
+    let mut dice = Dice(0xbad_f00d_5eed);
+    let mut warm = None;
+    for _ in 0..3 {
+        bombard(&translator, count / 3, &mut dice, crafted);
+        translator.assert_alive();
+        translator.expect_fd_count(idle);
+        let rss = translator.rss();
+        let grown = rss.saturating_sub(*warm.get_or_insert(rss));
+        assert!(grown <= 1024, "{grown} KiB more than {warm:?} KiB");
+    }
+    let mut guest = Guest::new(translator.connect(), 1500, false);
+    assert_eq!(guest.lease().address, POD4);
 }
 
 #[test]

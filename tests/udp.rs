@@ -33,6 +33,7 @@ fn assert_echo(scene: &Scene, local: SocketAddr, server: SocketAddr, payload: &[
     assert_eq!(expect(scene, server, local), payload);
 }
 
+/// Regression U29: an empty one too.
 #[test]
 fn datagrams_of_any_length_come_back_in_both_families() {
     let Some(scene) = Scene::new(&[]) else { return };
@@ -101,6 +102,7 @@ fn one_port_talks_to_many_and_many_ports_to_one() {
     }
 }
 
+/// Regression U26.
 #[test]
 fn a_burst_arrives_in_order_and_none_is_lost() {
     let Some(scene) = Scene::new(&[]) else { return };

@@ -23,15 +23,19 @@ reasons! {
     Malformed,
     /// The IPv4 header, ICMP, DHCP or ND checksum is wrong.
     Checksum,
-    /// An EtherType or LLC frame we do not serve.
+    /// An EtherType we do not serve.
     EtherType,
+    /// A frame of a VLAN: the guest's link has none.
+    Vlan,
+    /// A frame with a length where the EtherType is, as spanning tree and old protocols have it (IEEE 802.3, LLC).
+    Llc,
     /// An IP protocol we do not serve.
     IpProtocol,
     /// A fragment that contradicts others of its packet, or a packet some of which never came.
     Fragment,
     /// No memory was left to hold it.
     NoMemory,
-    /// An IPv6 extension header we cannot pass.
+    /// An IPv4 option or IPv6 extension header that asks for what we cannot do.
     Extension,
     /// Not addressed to us: another host's MAC.
     NotForUs,

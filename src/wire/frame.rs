@@ -17,6 +17,10 @@ use crate::net::{Endpoint, Mac, Seq, Why};
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// Customer's and provider's VLAN tags (IEEE 802.1Q).
+const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
+/// Below this it is a length (IEEE 802.3).
+const ETHERTYPE_LEAST: u16 = 0x0600;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -138,7 +142,9 @@ pub fn classify(head: &[u8], len: usize) -> Result<Frame, Why> {
         ETHERTYPE_ARP => Body::Arp,
         ETHERTYPE_IPV4 => ipv4(head, len)?,
         ETHERTYPE_IPV6 => ipv6(head, len)?,
-        _ => return Err(Why::EtherType),
+        vlan if ETHERTYPES_VLAN.contains(&vlan) => return Err(Why::Vlan),
+        ETHERTYPE_LEAST.. => return Err(Why::EtherType),
+        _ => return Err(Why::Llc),
     };
     Ok(Frame { mac, body })
 }
@@ -156,6 +162,7 @@ fn ipv4(head: &[u8], len: usize) -> Result<Body, Why> {
     if !Sum::new().bytes(header.slice()).is_valid() {
         return Err(Why::Checksum);
     }
+    check_options4(header.options())?;
     let total = usize::from(header.total_len());
     if total < header_len {
         return Err(Why::Malformed);
@@ -188,6 +195,48 @@ fn ipv4(head: &[u8], len: usize) -> Result<Body, Why> {
         header.protocol().0,
         ETHERNET + header_len..ETHERNET + total,
     )
+}
+
+/// Options (RFC 791, section 3.1) are let go, but for routes that do not end yet: the packet is meant for somebody else than
+/// its destination then.
+fn check_options4(mut options: &[u8]) -> Result<(), Why> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE_ROUTE: u8 = 131;
+    const STRICT_ROUTE: u8 = 137;
+    loop {
+        match *options {
+            [] | [END, ..] => return Ok(()),
+            [NO_OPERATION, ref rest @ ..] => options = rest,
+            [kind, len @ (2..), ref rest @ ..] if usize::from(len) <= options.len() => {
+                // The route ends once the pointer is behind it.
+                let ends = rest.first().is_some_and(|&pointer| pointer > len);
+                if matches!(kind, LOOSE_ROUTE | STRICT_ROUTE) && !ends {
+                    return Err(Why::Extension);
+                }
+                options = options.get(usize::from(len)..).unwrap_or_default();
+            }
+            _ => return Err(Why::Malformed),
+        }
+    }
+}
+
+/// Options of hop-by-hop and destination headers (RFC 8200, section 4.2) are let go, but for those that say whoever does not
+/// know them must not: the jumbo payload is one.
+fn check_options6(mut options: &[u8]) -> Result<(), Why> {
+    const PAD1: u8 = 0;
+    const ACTION: u8 = 0xc0;
+    loop {
+        match *options {
+            [] => return Ok(()),
+            [PAD1, ref rest @ ..] => options = rest,
+            [kind, _, ..] if kind & ACTION != 0 => return Err(Why::Extension),
+            [_, len, ref rest @ ..] => {
+                options = rest.get(usize::from(len)..).ok_or(Why::Malformed)?;
+            }
+            _ => return Err(Why::Malformed),
+        }
+    }
 }
 
 fn ipv6(head: &[u8], len: usize) -> Result<Body, Why> {
@@ -254,11 +303,14 @@ fn skip_extensions(head: &[u8], mut next: u8, mut at: usize, end: usize) -> Resu
                 if next == ROUTING && head.get(at + 3).is_none_or(|&left| left != 0) {
                     return Err(Why::Extension);
                 }
-                next = following;
-                at += 8 * (usize::from(units) + 1);
-                if at > end {
+                let behind = at + 8 * (usize::from(units) + 1);
+                if behind > end {
                     return Err(Why::Malformed);
                 }
+                if next != ROUTING {
+                    check_options6(head.get(at + 2..behind).ok_or(Why::Truncated)?)?;
+                }
+                (next, at) = (following, behind);
             }
             FRAGMENT => {
                 let &[following, _, high, low, id @ ..] = head

@@ -15,6 +15,7 @@ use crate::{
     tcp::introduce,
 };
 
+/// Regressions U22 and U29: a port that is another's in the guest, and empty datagrams.
 #[test]
 fn datagrams_of_any_length_go_in_and_answers_come_back_from_where_they_were_sent() {
     let Some(world) = World::pod() else { return };

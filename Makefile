@@ -8,6 +8,7 @@ FUZZ_SECONDS ?= 20
 
 target := $(or $(CARGO_TARGET_DIR),target)
 passt := $(target)/release/passt
+repair := $(target)/release/passt-repair
 
 # What the longer variants ask for: frames of nonsense, MiB through the scripted guest, MiB through each guest of the matrix,
 # all long ways, connections held and connections made, MiB through the QEMU guest.
@@ -32,10 +33,10 @@ help:
 	@echo 'make miri              the pure layers under Miri, where a nightly toolchain has it'
 	@echo 'make bench             the comparison bench; BENCH_ARGS="--peer PATH" puts another binary beside ours'
 	@echo 'make build             release build'
-	@echo 'make install           binary and man page below PREFIX (/usr/local), staged in DESTDIR'
+	@echo 'make install           binaries and man pages below PREFIX (/usr/local), staged in DESTDIR'
 
 build:
-	$(CARGO) build --release --bin passt
+	$(CARGO) build --release --bin passt --bin passt-repair
 
 demo:
 	contrib/setup.sh
@@ -62,7 +63,7 @@ unit: tools lint
 test-all: test long fuzz supply
 
 long: test
-	mandoc -T lint -W warning man/passt.1
+	mandoc -T lint -W warning man/passt.1 man/passt-repair.1
 	$(long_sizes) $(CARGO) test --no-fail-fast $(addprefix --test ,$(long_tests))
 	$(CARGO) test --test labs -- --ignored
 
@@ -86,7 +87,9 @@ bench:
 
 install: build
 	install -D -m 755 $(passt) $(DESTDIR)$(PREFIX)/bin/passt
+	install -D -m 755 $(repair) $(DESTDIR)$(PREFIX)/bin/passt-repair
 	install -D -m 644 man/passt.1 $(DESTDIR)$(PREFIX)/share/man/man1/passt.1
+	install -D -m 644 man/passt-repair.1 $(DESTDIR)$(PREFIX)/share/man/man1/passt-repair.1
 
 clean:
 	$(CARGO) clean

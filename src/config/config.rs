@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::RawFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{forward::Rule, vhost::VhostFeatures};
@@ -104,6 +104,22 @@ impl Config {
         asked
             .into_iter()
             .find_map(|(asked, option)| asked.then_some(option))
+    }
+}
+
+impl Config {
+    /// Where `passt-repair` is to find us, given where the guest's socket is.
+    pub fn repair_path(&self, socket: Option<&Path>) -> Option<PathBuf> {
+        match &self.repair_path {
+            _ if !self.vhost_user => None,
+            RepairPath::Off => None,
+            RepairPath::At(path) => Some(path.clone()),
+            RepairPath::Default => {
+                let mut path = socket?.as_os_str().to_owned();
+                path.push(".repair");
+                Some(path.into())
+            }
+        }
     }
 }
 

@@ -29,6 +29,8 @@ mod landlock;
 
 mod sandbox;
 
+pub mod helper;
+
 mod watcher;
 
 mod changes;
@@ -39,17 +41,22 @@ mod requests;
 
 mod room;
 
+mod migration;
+
 mod reactor;
 
 mod front_end;
 
 mod news;
 
+mod transfer;
+
 pub use reactor::{Ending, Entrance, Reactor};
 pub use sandbox::Report as Layers;
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -155,7 +162,14 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         path,
         warnings,
     };
-    build(config, opened, &mut leftovers).inspect_err(|_| leftovers.remove())
+    let repair_path = config.repair_path(opened.path.as_deref());
+    open_repair(repair_path.as_deref(), &mut leftovers)
+        .and_then(|repair| {
+            let mut prepared = build(config, opened, &mut leftovers)?;
+            prepared.reactor.set_repair(repair);
+            Ok(prepared)
+        })
+        .inspect_err(|_| leftovers.remove())
 }
 
 /// Shuts this process in as the configuration says, and tells which layers stand.
@@ -168,6 +182,14 @@ pub fn shut_in(config: &Config) -> Result<Layers, String> {
     sandbox.isolate_user()?;
     sandbox.isolate_child(config.foreground)?;
     sandbox.close()
+}
+
+/// Where the helper of a migration is to come in, if it may.
+fn open_repair(path: Option<&Path>, leftovers: &mut Leftovers) -> Result<Option<OwnedFd>, String> {
+    let Some(path) = path else { return Ok(None) };
+    let socket = listen::repair(path)?;
+    leftovers.add(path);
+    Ok(Some(socket))
 }
 
 /// What is there by the time the way in is open.

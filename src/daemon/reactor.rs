@@ -17,6 +17,7 @@ use socket2::SockRef;
 use super::{
     changes::Changes,
     event::{Counts, Source},
+    migration::Migration,
     requests,
     room::Room,
 };
@@ -111,6 +112,7 @@ pub struct Reactor {
     pub(super) stats: Option<Stats>,
     /// Word of clients that come and go.
     comings: RateLimit,
+    pub(super) migration: Migration,
 }
 
 /// Reports of counters, as they were asked for.
@@ -160,6 +162,7 @@ impl Reactor {
             counts: Counts::default(),
             stats: None,
             comings: RateLimit::default(),
+            migration: Migration::default(),
         };
         reactor.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
@@ -288,6 +291,7 @@ impl Reactor {
                 }
             }
             self.talk();
+            self.transfer();
             self.take_bursts();
             self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
@@ -369,7 +373,7 @@ impl Reactor {
     }
 
     /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
-    fn register(&mut self) {
+    pub(super) fn register(&mut self) {
         let mut failed = Vec::new();
         loop {
             for request in self.relay.requests().drain(..) {
@@ -477,6 +481,7 @@ impl Reactor {
         self.comings.log(log::Level::Info, now, said);
         self.link_readable = false;
         self.relay.guest_left();
+        self.migration.over();
         self.register();
         if let Some(fd) = self.client.take() {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.

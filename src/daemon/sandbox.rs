@@ -226,7 +226,7 @@ fn empty_root() -> nix::Result<()> {
 
 /// Drops every capability but `keep`, from all sets. Without the right to it the bounding set stays, which then matters
 /// as little: nothing new can be had by exec.
-fn drop_capabilities(keep: Option<Capability>) -> Result<(), io::Error> {
+pub(super) fn drop_capabilities(keep: Option<Capability>) -> Result<(), io::Error> {
     let held = |set, capability| caps::has_cap(None, set, capability).unwrap_or(false);
     let kept: caps::CapsHashSet = keep
         .into_iter()

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     audience::Groups,
+    away::Away,
     flow::{Burst, Flow, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
@@ -111,6 +112,7 @@ pub struct Relay {
     secret: RandomState,
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
+    pub(super) away: Away,
     /// When it was last warned of want of descriptors or room in the table, and of sockets that cannot be watched.
     pub(super) wanted: Option<Now>,
     pub(super) unwatched: Option<Now>,
@@ -168,6 +170,7 @@ impl Relay {
             message: vec![0; 65_536].into_boxed_slice(),
             secret: RandomState::new(),
             echo_warned: false,
+            away: Away::default(),
             wanted: None,
             unwatched: None,
             gave_up: None,

@@ -255,7 +255,7 @@ impl Relay {
     }
 
     /// Sends a segment without payload outside of any flow.
-    fn say_to(&mut self, key: &Key, fields: TcpFields, outbox: &mut Outbox) {
+    pub(in super::super) fn say_to(&mut self, key: &Key, fields: TcpFields, outbox: &mut Outbox) {
         let template = self.template(key);
         let queued = outbox
             .bare(|headers| template.tcp(headers, fields, 0, crate::wire::checksum::Sum::new()));

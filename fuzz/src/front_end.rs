@@ -353,11 +353,15 @@ impl FrontEnd {
     fn open(&self, octets: &[u8]) -> (Offload, Vec<u8>) {
         let (header, frame) = octets.split_at(self.header() as usize);
         let field = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-        let wanted = [(1, bits::GUEST_TSO4), (4, bits::GUEST_TSO6)];
+        let wanted = [
+            (1, bits::GUEST_TSO4),
+            (4, bits::GUEST_TSO6),
+            (5, bits::GUEST_USO4 | bits::GUEST_USO6),
+        ];
         let allowed = header[1] == 0
             || wanted
                 .iter()
-                .any(|(kind, bit)| header[1] == *kind && self.features & bit != 0);
+                .any(|(kind, bit)| header[1] == *kind && self.features & bit == *bit);
         assert!(allowed, "cut as {} is not for this driver", header[1]);
         assert!(header[0] == 0 || self.features & bits::GUEST_CSUM != 0);
         let offload = Offload {

@@ -283,7 +283,7 @@ impl Play {
             self.inbox.release();
             self.outbox.flush();
             match received {
-                Received::Burst | Received::Last => {}
+                Received::Burst | Received::Last | Received::Short => {}
                 Received::Blocked => return,
                 Received::Broken(_) => {
                     assert!(!self.is_sane(), "an honest driver is refused");

@@ -185,10 +185,10 @@ impl Play {
 
     /// What the reactor does before it sleeps.
     fn turn(&mut self) {
-        self.relay.expire(&mut self.outbox, self.now);
-        self.settle();
         for turn in 0.. {
             assert!(turn < 10_000, "never comes to rest");
+            self.relay.expire(&mut self.outbox, self.now);
+            self.settle();
             let done = self.outbox.flush() == Flushed::Done;
             let more = done && self.relay.resume(&mut self.outbox, self.now);
             self.settle();
@@ -270,7 +270,7 @@ impl Play {
     /// The guest takes a frame; of more than one segment if it cuts it itself, into `cut` octets each.
     fn hear_frame(&mut self, frame: &[u8], cut: u16) {
         let mtu = if cut == 0 { self.mtu } else { u16::MAX };
-        if let Some(segment) = self.ear.hear(frame, mtu) {
+        if let Some(segment) = self.ear.hear(frame, mtu, cut) {
             trace!("ours: {segment:?}");
             let headers = segment.payload.start - 14;
             assert!(usize::from(cut) + headers <= usize::from(self.mtu.max(1280)));

@@ -19,6 +19,7 @@ tools=(
   unshare:util-linux
   perl:perl-base
   cc:gcc
+  c++:g++
   make:make
   dhclient:isc-dhcp-client
   dhcpcd:dhcpcd-base

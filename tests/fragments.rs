@@ -4,7 +4,7 @@
 mod guest;
 mod lab;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, os::fd::AsFd};
 
 use guest::{
     Icmp, Scene, Udp, both,
@@ -14,9 +14,10 @@ use guest::{
 };
 use lab::{
     QUIET,
-    servers::UdpEcho,
+    servers::{UdpEcho, udp_socket},
     world::{INTERNET4, INTERNET6},
 };
+use passt_rs::sys::{Iovecs, Part, msg};
 
 /// Waits for the datagram from `src`, whole or in parts; also the largest packet it came in.
 fn expect(scene: &Scene, src: SocketAddr) -> (Vec<u8>, usize) {
@@ -61,6 +62,35 @@ fn large_datagrams_pass_a_link_of_1500_both_ways() {
                 assert!(payload == pattern(0, len), "{len} octets at {mtu}");
                 assert!(largest <= mtu, "{largest} octets at {mtu}");
             }
+        }
+    }
+}
+
+/// The kernel hands over what a peer sent by one call (UDP_SEGMENT) as one: each of it is cut for itself.
+#[test]
+fn datagrams_that_arrive_as_one_are_cut_one_by_one() {
+    let Some(scene) = Scene::new(&["--mtu", "1280"]) else {
+        return;
+    };
+    for addr in both(INTERNET4, INTERNET6, 9) {
+        let server = udp_socket(&scene.world.outside, addr);
+        let local = guest_addr(addr, 50_000);
+        scene.wire.send(&Udp::new(local, addr, b"hello").frame());
+        let (_, client) = server.recv_from(&mut [0; 16]).unwrap();
+        server.connect(client).unwrap();
+        let datagrams: Vec<_> = (0..20).map(|n| pattern(n, 1400)).collect();
+        let octets = datagrams.concat();
+        let mut iovecs = Iovecs::new();
+        let mut gather = iovecs.gather();
+        assert!(gather.push(&octets));
+        let whole = Part {
+            start: 0,
+            end: 1,
+            segment: Some(1400),
+        };
+        msg::send_many(server.as_fd(), &gather, &[whole]).unwrap();
+        for (n, datagram) in datagrams.iter().enumerate() {
+            assert!(expect(&scene, addr).0 == *datagram, "datagram {n} changed");
         }
     }
 }

@@ -18,6 +18,7 @@ mod lab;
 mod cpu;
 mod floor;
 mod load;
+mod plot;
 mod report;
 mod world;
 
@@ -94,6 +95,9 @@ struct Arguments {
     /// Also write all samples here
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Also draw the medians here
+    #[arg(long)]
+    svg: Option<PathBuf>,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -132,6 +136,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("\n{}", report::table(&rows));
     if let Some(path) = &arguments.json {
         fs::write(path, report::json(&facts, &rows))?;
+    }
+    if let Some(path) = &arguments.svg {
+        fs::write(path, plot::svg(&facts, &rows))?;
     }
     Ok(())
 }

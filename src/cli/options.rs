@@ -8,7 +8,7 @@ use super::{
     values,
 };
 use crate::{
-    config::{LinkChoice, Verbosity},
+    config::{LinkChoice, Verbosity, VhostFeatures},
     net::Protocol,
 };
 
@@ -91,7 +91,18 @@ pub(super) const OPTIONS: &[Opt] = &[
         "vhost-user",
         None,
         switch_on!(vhost_user),
-        "Be a vhost-user back end at the socket (not served yet)",
+        "Be a vhost-user back end at the socket",
+    ),
+    text(
+        "vhost-features",
+        None,
+        "LIST",
+        |draft, text| {
+            draft.config.vhost_features = VhostFeatures::parse(text)
+                .map_err(|word| format!("Invalid vhost-user feature: {word}"))?;
+            Ok(())
+        },
+        "Offer these virtio features only, or all but those behind a ~ (default: all)",
     ),
     path(
         "repair-path",
@@ -216,7 +227,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         "print-sandbox",
         None,
         switch_on!(print_sandbox),
-        "Show how the process would be sandboxed and quit (not served yet)",
+        "Show how the process would be sandboxed and quit",
     ),
     flag(
         "stderr",
@@ -365,6 +376,12 @@ pub(super) const OPTIONS: &[Opt] = &[
             draft.config.serve.ndp = false;
         },
         "Do not carry ICMP and ICMPv6; implies --no-ndp",
+    ),
+    flag(
+        "no-multicast",
+        None,
+        switch_off!(multicast),
+        "Carry no multicast and broadcast",
     ),
     flag("no-dhcp", None, switch_off!(dhcp), "No DHCP server"),
     flag("no-ndp", None, switch_off!(ndp), "No neighbour discovery"),

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::forward::Rule;
+use super::{forward::Rule, vhost::VhostFeatures};
 use crate::net::{Mac, Span};
 
 /// The MAC address we have on the guest's link unless `--mac-addr` says otherwise.
@@ -26,6 +26,8 @@ pub struct Config {
     pub link: LinkChoice,
     /// Be a vhost-user back end instead of speaking QEMU's stream protocol.
     pub vhost_user: bool,
+    /// What such a back end offers to the guest's driver.
+    pub vhost_features: VhostFeatures,
     /// Where `passt-repair` finds us during a migration.
     pub repair_path: RepairPath,
     /// Quit once migrated away from (`--migrate-exit`, deprecated).
@@ -91,11 +93,7 @@ pub struct Config {
 impl Config {
     /// The first option asked for that is understood and not served yet.
     pub fn unserved(&self) -> Option<&'static str> {
-        let asked = [
-            (self.vhost_user, "--vhost-user"),
-            (self.conf_path.is_some(), "--conf-path"),
-            (self.print_sandbox, "--print-sandbox"),
-        ];
+        let asked = [(self.conf_path.is_some(), "--conf-path")];
         asked
             .into_iter()
             .find_map(|(asked, option)| asked.then_some(option))
@@ -107,6 +105,7 @@ impl Default for Config {
         Self {
             link: LinkChoice::Probe,
             vhost_user: false,
+            vhost_features: VhostFeatures::default(),
             repair_path: RepairPath::Default,
             migrate_exit: false,
             migrate_no_linger: false,
@@ -225,6 +224,8 @@ pub struct Serve {
     pub tcp: bool,
     pub udp: bool,
     pub icmp: bool,
+    /// Multicast and broadcast, besides what services answer.
+    pub multicast: bool,
     pub dhcp: bool,
     pub ndp: bool,
     pub dhcpv6: bool,
@@ -241,6 +242,7 @@ impl Default for Serve {
             tcp: true,
             udp: true,
             icmp: true,
+            multicast: true,
             dhcp: true,
             ndp: true,
             dhcpv6: true,

@@ -1,5 +1,7 @@
 //! Settings: what the caller asked (`Config`), what the host is (`Facts`), and what follows from both (`Net`).
 
+mod vhost;
+
 mod forward;
 
 mod ports;
@@ -27,3 +29,4 @@ pub use net::{Dns, Net, Net4, Net6, PREFIX6};
 pub use ports::{Enabled, Forwards};
 pub use renew::renew;
 pub use resolve::{Resolved, resolve};
+pub use vhost::{VhostFeatures, bits as vhost_bits};

@@ -21,6 +21,8 @@ pub enum Source {
     Flow(Id),
     /// A forwarded port, by its place.
     Port(u32),
+    /// A queue of the guest's driver.
+    Kick(u8),
 }
 
 /// The kind stands above the bits of a flow's handle.
@@ -37,6 +39,7 @@ impl Source {
             Self::Flow(id) => 3 << KIND | id.to_bits(),
             Self::Neighbours => 6 << KIND,
             Self::Port(place) => 7 << KIND | u64::from(place),
+            Self::Kick(queue) => 8 << KIND | u64::from(queue),
         };
         Token(bits as usize)
     }
@@ -51,7 +54,8 @@ impl Source {
             4 => Self::Monitor,
             5 => Self::Resolver,
             6 => Self::Neighbours,
-            _ => Self::Port(bits as u32),
+            7 => Self::Port(bits as u32),
+            _ => Self::Kick(bits as u8),
         }
     }
 }
@@ -76,6 +80,8 @@ mod tests {
             Source::Flow(id),
             Source::Port(0),
             Source::Port(u32::MAX),
+            Source::Kick(0),
+            Source::Kick(1),
         ] {
             assert_eq!(Source::of(source.token()), source);
         }

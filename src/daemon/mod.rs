@@ -19,7 +19,11 @@ pub mod log;
 
 pub mod background;
 
+mod calls;
+
 mod seccomp;
+
+mod landlock;
 
 mod sandbox;
 
@@ -31,7 +35,10 @@ mod event;
 
 mod reactor;
 
+mod front_end;
+
 pub use reactor::{Ending, Entrance, Reactor};
+pub use sandbox::Report as Layers;
 
 use std::{
     fs, io,
@@ -128,6 +135,18 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
     })
 }
 
+/// Shuts this process in as the configuration says, and tells which layers stand.
+///
+/// # Errors
+/// One line: a layer is missing, and all are required; or the system would not let us change identity.
+pub fn shut_in(config: &Config) -> Result<Layers, String> {
+    background::assume(background::identity(config.identity))?;
+    let mut sandbox = Sandbox::new(config.require_sandbox);
+    sandbox.isolate_user()?;
+    sandbox.isolate_child(config.foreground)?;
+    sandbox.close()
+}
+
 /// What comes after the way in.
 fn build(
     config: &Config,
@@ -152,10 +171,10 @@ fn build(
 
     let mut sandbox = Sandbox::new(config.require_sandbox);
     sandbox.isolate_user()?;
+    sandbox.isolate_child(config.foreground)?;
     let ready = if config.foreground {
         None
     } else {
-        sandbox.isolate_child()?;
         Some(failed("Failed to fork", background::detach())?)
     };
     let pid = ready.as_ref().map_or_else(std::process::id, Ready::pid);
@@ -174,7 +193,13 @@ fn build(
     relay.forward(ports, ports::syn_retries());
     let mut reactor = failed(
         "Failed to set up the event loop",
-        Reactor::new(relay, entrance, config.one_off, capture),
+        Reactor::new(
+            relay,
+            entrance,
+            config.vhost_user.then_some(config.vhost_features),
+            config.one_off,
+            capture,
+        ),
     )?;
     failed("Failed to watch the network", reactor.follow(changes))?;
     match Watch::open().and_then(|watch| reactor.follow_neighbours(watch)) {

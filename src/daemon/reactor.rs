@@ -16,8 +16,9 @@ use socket2::SockRef;
 
 use super::{changes::Changes, event::Source};
 use crate::{
+    config::VhostFeatures,
     host::neighbours::Watch,
-    link::{Capture, Flushed, Inbox, Outbox, Received},
+    link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
     relay::{Ready, Relay, Report, Request},
 };
@@ -74,16 +75,20 @@ pub fn hold_signals() -> io::Result<SigSet> {
 /// What one thread owns.
 #[derive(Debug)]
 pub struct Reactor {
-    poll: Poll,
+    pub(super) poll: Poll,
     relay: Relay,
-    inbox: Inbox,
-    outbox: Outbox,
+    pub(super) inbox: Inbox,
+    pub(super) outbox: Outbox,
+    /// What clients are offered, if they are vhost-user front-ends, and the one that is connected.
+    vhost: Option<VhostFeatures>,
+    pub(super) session: Option<Session>,
     listener: Option<OwnedFd>,
     client: Option<RawFd>,
     one_off: bool,
     signals: SignalFd,
     /// Edges seen and not worked off.
-    link_readable: bool,
+    pub(super) session_readable: bool,
+    pub(super) link_readable: bool,
     link_ended: bool,
     start: Instant,
     advertise: Now,
@@ -110,6 +115,7 @@ impl Reactor {
     pub fn new(
         relay: Relay,
         entrance: Entrance,
+        vhost: Option<VhostFeatures>,
         one_off: bool,
         capture: Option<Capture>,
     ) -> io::Result<Self> {
@@ -120,10 +126,13 @@ impl Reactor {
             relay,
             inbox: Inbox::new(),
             outbox: Outbox::new(),
+            vhost,
+            session: None,
             listener: None,
             client: None,
             one_off,
             signals,
+            session_readable: false,
             link_readable: false,
             link_ended: false,
             start: Instant::now(),
@@ -220,11 +229,14 @@ impl Reactor {
                             writable: event.is_writable(),
                             ended: event.is_read_closed(),
                             error: event.is_error(),
+                            urgent: event.is_priority(),
                         };
                         let now = self.now();
                         self.relay.from_host(id, ready, &mut self.outbox, now);
                         self.register();
                     }
+                    Source::Link if self.session.is_some() => self.session_readable = true,
+                    Source::Kick(queue) => self.kicked(usize::from(queue)),
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
@@ -251,7 +263,9 @@ impl Reactor {
                     }
                 }
             }
+            self.talk();
             self.take_bursts();
+            self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
                 self.accept()?;
             }
@@ -272,14 +286,14 @@ impl Reactor {
         self.follow_host(now);
         self.look_at_neighbours(now);
         self.report_stats(now);
-        let mut more = self.link_readable;
+        let mut more = self.link_readable || self.session_readable;
         if self.outbox.flush() == Flushed::Done {
             more |=
                 self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
         if self.outbox.flush() == Flushed::Blocked {
             // Writability is told by an edge, which comes when the guest reads.
-            more = self.link_readable;
+            more = self.link_readable || self.session_readable;
         }
         self.register();
         more
@@ -355,6 +369,7 @@ impl Reactor {
     /// Takes what the guest has sent, a few bursts at most.
     fn take_bursts(&mut self) {
         for _ in 0..BURSTS {
+            self.link_readable &= self.session.is_none() || self.inbox.intake().is_some();
             if !self.link_readable {
                 return;
             }
@@ -363,6 +378,7 @@ impl Reactor {
             self.outbox.capture_burst(&self.inbox);
             self.relay.from_guest(&self.inbox, &mut self.outbox, now);
             self.register();
+            self.inbox.release();
             self.outbox.flush();
             match received {
                 Received::Burst => {}
@@ -374,46 +390,60 @@ impl Reactor {
                     log::warn!("Bad frame size from guest, resetting connection: {len}");
                     self.detach();
                 }
+                Received::Broken(broken) => self.refuse(&broken),
                 Received::Closed => self.detach(),
             }
         }
     }
 
-    /// Carries out what the relay asked for, in order.
+    /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
     fn register(&mut self) {
-        for request in self.relay.requests().drain(..) {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let registry = self.poll.registry();
-            let (done, source) = match request {
-                Request::Watch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
+        let mut failed = Vec::new();
+        loop {
+            for request in self.relay.requests().drain(..) {
+                // Reads stop at urgent data, so it has to be told of.
+                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+                let registry = self.poll.registry();
+                let (done, source) = match request {
+                    Request::Watch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Rewatch(fd, id) => {
+                        let source = Source::Flow(id);
+                        let done =
+                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
+                        (done, source)
+                    }
+                    Request::Listen(fd, place) => {
+                        let source = Source::Port(place);
+                        let readable = Interest::READABLE;
+                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
+                        (done, source)
+                    }
+                    Request::Close(socket) => {
+                        drop(socket);
+                        continue;
+                    }
+                };
+                match (done, source) {
+                    (Ok(()), _) => {}
+                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
+                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
                 }
-                Request::Rewatch(fd, id) => {
-                    let source = Source::Flow(id);
-                    let done = registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                    (done, source)
-                }
-                Request::Listen(fd, place) => {
-                    let source = Source::Port(place);
-                    let readable = Interest::READABLE;
-                    let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                    (done, source)
-                }
-                Request::Close(socket) => {
-                    drop(socket);
-                    continue;
-                }
-            };
-            if let Err(error) = done {
-                // Without events a flow is only ended by its timers and by the guest.
-                log::warn!("Cannot watch the socket of {source:?}: {error}");
             }
+            if failed.is_empty() {
+                return;
+            }
+            for (id, error) in failed.drain(..) {
+                self.relay.unwatched(id, &error, &mut self.outbox);
+            }
+            self.outbox.flush();
         }
     }
 
-    fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
+    pub(super) fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
         self.poll
             .registry()
             .register(&mut SourceFd(&fd), source.token(), interest)
@@ -437,8 +467,13 @@ impl Reactor {
             };
             let pid = getsockopt(&client, PeerCredentials).map_or(0, |peer| peer.pid());
             // A client that has left makes room for one that comes in the same moment, before any event tells.
-            (self.link_readable, self.link_ended) = (self.client.is_some(), true);
-            self.take_bursts();
+            if self.session.is_some() {
+                self.session_readable = true;
+                self.talk();
+            } else {
+                (self.link_readable, self.link_ended) = (self.client.is_some(), true);
+                self.take_bursts();
+            }
             if self.client.is_some() {
                 log::info!("discarding connection from PID {pid}");
                 continue;
@@ -458,6 +493,9 @@ impl Reactor {
 
     fn attach(&mut self, socket: OwnedFd) -> io::Result<()> {
         SockRef::from(&socket).set_nonblocking(true)?;
+        if let Some(features) = self.vhost {
+            return self.attach_front_end(socket, features);
+        }
         // Where the system allows less, it is less.
         let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
         self.watch(
@@ -473,8 +511,18 @@ impl Reactor {
         Ok(())
     }
 
+    fn attach_front_end(&mut self, socket: OwnedFd, features: VhostFeatures) -> io::Result<()> {
+        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.client = Some(socket.as_raw_fd());
+        self.session = Some(Session::new(socket, features));
+        self.session_readable = true;
+        (self.link_readable, self.link_ended) = (false, false);
+        self.outbox.attach_queue(true);
+        Ok(())
+    }
+
     /// The client is gone: its flows end with it.
-    fn detach(&mut self) {
+    pub(super) fn detach(&mut self) {
         log::info!(
             "Client connection closed{}",
             if self.one_off { ", exiting" } else { "" }
@@ -486,6 +534,7 @@ impl Reactor {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
             let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         }
+        self.end_session();
         self.inbox.attach(None);
         self.outbox.attach(None);
     }

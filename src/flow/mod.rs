@@ -13,7 +13,7 @@ mod wheel;
 pub use guest::Guest;
 pub use key::{Id, Key};
 pub use lru::Lru;
-pub use nat::{Target, check_source, error_source, inbound_source, outbound};
+pub use nat::{Target, check_source, error_source, inbound_source, is_group, outbound};
 pub use neighbours::{Neighbour, Neighbours};
 pub use pool::{Chain, Pool};
 pub use spare::{Lent, Spare};

@@ -67,6 +67,11 @@ pub fn outbound(net: &Net, protocol: Protocol, dst: Endpoint) -> Result<Target, 
     })
 }
 
+/// Whether more than one host is meant: multicast, or broadcast of any kind.
+pub fn is_group(net: &Net, dst: IpAddr) -> bool {
+    matches!(class(dst), Class::Multicast | Class::Broadcast) || is_directed_broadcast(net, dst)
+}
+
 /// Whether the guest may send from this address: any a host can have but ours, so also more than we gave it.
 pub fn check_source(net: &Net, src: IpAddr) -> Result<(), Why> {
     let ours = Family::of(net, src).is_some_and(|family| family.ours == src);

@@ -1,17 +1,25 @@
 //! Things that few owners need at a time and that are too large to give one to each: a fixed number, lent and taken back.
 
+use std::num::NonZeroU16;
+
 /// Up to a fixed number of things. Memory is reserved at the start and touched on use.
 #[derive(Debug)]
 pub struct Spare<T> {
     things: Vec<T>,
     /// Those that were taken back.
-    vacant: Vec<u16>,
+    vacant: Vec<Lent>,
     most: usize,
 }
 
-/// A thing that was lent; it goes back by [`Spare::take_back`].
+/// A thing that was lent; it goes back by [`Spare::take_back`]. Counted from one, so that none of it takes no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lent(u16);
+pub struct Lent(NonZeroU16);
+
+impl Lent {
+    const fn place(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 impl<T: Default> Spare<T> {
     /// Room for `most` things, 65,535 at most.
@@ -25,31 +33,31 @@ impl<T: Default> Spare<T> {
 
     /// Lends a thing as new; `None` if all are lent.
     pub fn lend(&mut self) -> Option<Lent> {
-        if let Some(at) = self.vacant.pop() {
-            if let Some(thing) = self.things.get_mut(usize::from(at)) {
+        if let Some(lent) = self.vacant.pop() {
+            if let Some(thing) = self.things.get_mut(lent.place()) {
                 *thing = T::default();
             }
-            return Some(Lent(at));
+            return Some(lent);
         }
-        let at = self.things.len();
-        (at < self.most).then(|| {
-            self.things.push(T::default());
-            Lent(at as u16)
-        })
+        if self.things.len() >= self.most {
+            return None;
+        }
+        self.things.push(T::default());
+        NonZeroU16::new(self.things.len() as u16).map(Lent)
     }
 
     pub fn get(&self, lent: Lent) -> Option<&T> {
-        self.things.get(usize::from(lent.0))
+        self.things.get(lent.place())
     }
 
     pub fn get_mut(&mut self, lent: Lent) -> Option<&mut T> {
-        self.things.get_mut(usize::from(lent.0))
+        self.things.get_mut(lent.place())
     }
 
     /// Takes a thing back, once.
     pub fn take_back(&mut self, lent: Lent) {
         if self.vacant.len() < self.things.len() {
-            self.vacant.push(lent.0);
+            self.vacant.push(lent);
         }
     }
 }

@@ -2,6 +2,8 @@
 
 pub mod socket;
 
+pub mod group;
+
 pub mod conntrack;
 
 pub mod listen;

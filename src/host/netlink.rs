@@ -27,6 +27,10 @@ const TRIES: u32 = 8;
 pub(super) struct Dump(Vec<u8>);
 
 impl Dump {
+    pub(super) fn new(messages: Vec<u8>) -> Self {
+        Self(messages)
+    }
+
     /// Type and body of each message; stops at the first whose length is a lie.
     pub(super) fn messages(&self) -> impl Iterator<Item = (u16, &[u8])> {
         messages(&self.0).map(|message| (message.message_type(), message.payload()))

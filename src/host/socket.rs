@@ -87,7 +87,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn address(self) -> SocketAddr {
+    pub(super) fn address(self) -> SocketAddr {
         let Endpoint { addr, port } = self.endpoint;
         match addr {
             IpAddr::V4(_) => SocketAddr::new(addr, port),
@@ -335,7 +335,7 @@ fn open(peer: Peer, kind: Type, protocol: Protocol) -> io::Result<Socket> {
 }
 
 /// Binds as `--outbound` and `--outbound-if4`, `-if6` say, and to `port` unless that is 0.
-fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
+pub(super) fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
     let (addr, any, interface) = match peer.endpoint.addr {
         IpAddr::V4(_) => (
             outbound.addr4.map(IpAddr::V4),

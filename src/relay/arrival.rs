@@ -190,7 +190,7 @@ impl Relay {
     fn is_peer(&self, key: &Key, peer: SocketAddr) -> bool {
         match self.flows.find(key).and_then(|id| self.flows.get(id)) {
             Some(Flow::Udp(flow)) => socket::peer(&flow.socket) == Some(peer),
-            Some(Flow::Tcp(_) | Flow::Echo(_)) | None => false,
+            Some(Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_)) | None => false,
         }
     }
 

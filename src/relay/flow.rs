@@ -1,12 +1,13 @@
 //! What is remembered of a flow.
 
 use std::{
+    net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroU64},
     os::fd::OwnedFd,
 };
 
 use crate::{
-    flow::{Chain, Lent},
+    flow::{Chain, Id, Lent},
     host::socket::Manner,
     link::Slot,
     net::{Now, Seq, Span},
@@ -19,6 +20,7 @@ pub enum Flow {
     Tcp(TcpFlow),
     Udp(UdpFlow),
     Echo(EchoFlow),
+    Group(GroupFlow),
 }
 
 impl Flow {
@@ -27,6 +29,7 @@ impl Flow {
             Self::Tcp(flow) => flow.socket,
             Self::Udp(flow) => flow.socket,
             Self::Echo(flow) => flow.socket,
+            Self::Group(flow) => flow.socket,
         }
     }
 }
@@ -88,6 +91,8 @@ pub struct State {
     pub readable: bool,
     /// The host's stream has ended behind what is in the socket.
     pub ended: bool,
+    /// There was urgent data: a short read need not have emptied the socket, as reads stop at it.
+    pub urgent: bool,
     /// Writing to the socket failed: once what it holds is read, the guest hears of it.
     pub failed: bool,
     /// We have asked to hear when the socket takes more.
@@ -132,6 +137,37 @@ pub struct EchoFlow {
     pub manner: Option<Manner>,
     pub readable: bool,
     pub starved: bool,
+}
+
+/// A socket for a group.
+#[derive(Debug)]
+pub struct GroupFlow {
+    pub socket: OwnedFd,
+    /// As whom a sender is heard; none of a member.
+    pub own: Option<SocketAddr>,
+    /// Whether it only listens.
+    pub member: bool,
+    pub ttl: Option<u8>,
+    pub last: Now,
+    pub readable: bool,
+    pub starved: bool,
+}
+
+/// What is known of groups.
+#[derive(Debug, Default)]
+pub struct Groups {
+    pub joined: Vec<IpAddr>,
+    /// Ports the guest sends to or from, besides the usual ones.
+    pub ports: Vec<u16>,
+    pub members: Vec<Id>,
+    pub senders: Vec<Id>,
+}
+
+impl Groups {
+    /// Forgets all; the flows end by themselves.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
 }
 
 /// A packet of the guest, as far as an ICMP error about it has to quote what no socket returns.

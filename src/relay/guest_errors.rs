@@ -60,7 +60,7 @@ impl Relay {
             {
                 self.abort(id);
             }
-            Some(Flow::Tcp(_) | Flow::Echo(_)) | None => {}
+            Some(Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_)) | None => {}
         }
     }
 }

@@ -31,6 +31,8 @@ mod udp_out;
 
 mod udp_in;
 
+mod groups;
+
 mod guest_errors;
 
 mod echo;
@@ -46,7 +48,10 @@ pub use report::Report;
 pub use request::{Ready, Request};
 pub use state::{Limits, Relay};
 
+use std::io;
+
 use flow::{ECHO_TIMEOUT, Flow};
+use state::is_news;
 
 use crate::{
     flow::Id,
@@ -110,8 +115,13 @@ impl Relay {
         if self.serve(read, frame.head, outbox, now)? {
             return Ok(());
         }
+        if let Some(message) = services::membership(&read.body) {
+            let octets = frame.head.get(message).ok_or(Why::Truncated)?;
+            let v4 = matches!(read.body, Body::Igmp(..));
+            return self.membership(octets, v4, now);
+        }
         let protocol = match &read.body {
-            Body::Arp => return Err(Why::Unanswered),
+            Body::Arp | Body::Igmp(..) => return Err(Why::Unanswered),
             Body::Tcp(..) => Protocol::Tcp,
             Body::Udp(..) => Protocol::Udp,
             Body::Icmp(..) => Protocol::Echo,
@@ -123,7 +133,7 @@ impl Relay {
             return Err(Why::Disabled);
         }
         match &read.body {
-            Body::Arp | Body::Fragment(..) => Err(Why::Unanswered),
+            Body::Arp | Body::Igmp(..) | Body::Fragment(..) => Err(Why::Unanswered),
             Body::Tcp(ip, segment) => {
                 self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
             }
@@ -142,6 +152,7 @@ impl Relay {
             Some(Flow::Tcp(_)) => self.tcp_ready(id, ready, outbox, now),
             Some(Flow::Udp(_)) => self.udp_ready(id, ready, outbox, now),
             Some(Flow::Echo(_)) => self.echo_ready(id, ready, outbox, now),
+            Some(Flow::Group(_)) => self.group_ready(id, ready, outbox, now),
             None => {}
         }
     }
@@ -150,6 +161,9 @@ impl Relay {
     pub fn resume(&mut self, outbox: &mut Outbox, now: Now) -> bool {
         let knocks = self.answer_knocks(outbox, now);
         for _ in 0..self.starved.len() {
+            if self.budget == 0 {
+                break;
+            }
             let Some(id) = self.starved.pop_front() else {
                 break;
             };
@@ -169,6 +183,10 @@ impl Relay {
                     flow.starved = false;
                     self.echo_pull(id, outbox, now);
                 }
+                Some(Flow::Group(flow)) => {
+                    flow.starved = false;
+                    self.group_pull(id, outbox, now);
+                }
                 None => {}
             }
             // Who is behind keeps its place.
@@ -179,8 +197,21 @@ impl Relay {
         knocks || !self.starved.is_empty()
     }
 
-    /// Carries out what is due by now.
+    /// A flow's socket cannot be watched: nothing would ever be heard of it, so the flow ends.
+    pub fn unwatched(&mut self, id: Id, error: &io::Error, outbox: &mut Outbox) {
+        if is_news(&mut self.unwatched, self.turn) {
+            log::warn!("Cannot watch more sockets, flows are refused: {error}");
+        }
+        match self.flows.get(id) {
+            Some(Flow::Tcp(_)) => self.reset(id, outbox),
+            Some(Flow::Udp(_) | Flow::Echo(_) | Flow::Group(_)) => self.remove(id),
+            None => {}
+        }
+    }
+
+    /// Begins a turn of the loop: carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
+        self.begin_turn(now);
         self.expire_fragments(outbox, now);
         self.wake_ports(now);
         self.ask_for_guest(outbox, now);
@@ -195,6 +226,9 @@ impl Relay {
                 }
                 Some(Flow::Udp(flow)) => flow.last + self.udp_timeout(flow),
                 Some(Flow::Echo(flow)) => flow.last + ECHO_TIMEOUT,
+                // Members stay until the guest leaves the group.
+                Some(Flow::Group(flow)) if flow.member => continue,
+                Some(Flow::Group(flow)) => flow.last + self.limits.udp_stream,
                 None => continue,
             };
             if idle_until <= now {
@@ -223,6 +257,7 @@ impl Relay {
         }
         self.starved.clear();
         self.reassembly.clear(&mut self.pool);
+        self.groups.clear();
         self.waiting.flows.clear();
         self.waiting.ask = None;
         self.guest.left();

@@ -45,7 +45,7 @@ impl Relay {
                 Some(Flow::Udp(_)) => now.since(since) >= PATIENCE,
                 // Connections count the repetitions of their SYN.
                 Some(Flow::Tcp(_)) => false,
-                Some(Flow::Echo(_)) | None => continue,
+                Some(Flow::Echo(_) | Flow::Group(_)) | None => continue,
             };
             if tired {
                 self.count(Why::NoGuest);
@@ -103,7 +103,7 @@ impl Relay {
                     flow.waits = false;
                     self.udp_pull(id, outbox, now);
                 }
-                Some(Flow::Echo(_)) | None => {}
+                Some(Flow::Echo(_) | Flow::Group(_)) | None => {}
             }
         }
     }

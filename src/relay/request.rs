@@ -27,4 +27,6 @@ pub struct Ready {
     /// The peer sends no more, or the connection is gone.
     pub ended: bool,
     pub error: bool,
+    /// There is urgent data.
+    pub urgent: bool,
 }

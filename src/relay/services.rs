@@ -1,13 +1,17 @@
 //! Frames that we answer ourselves.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::Range};
 
 use super::state::Relay;
 use crate::{
     flow,
     link::Outbox,
     net::{Class, Now, Why, class},
-    service::{Answer, Note, arp, dhcp, dhcpv6, ndp},
+    service::{
+        Answer, Note, arp, dhcp, dhcpv6,
+        multicast::{MLD_DONE, MLD_REPORT, MLD_REPORT_V2},
+        ndp,
+    },
     wire::frame::{Body, Datagram, Frame, Ip, Message},
 };
 
@@ -67,7 +71,11 @@ impl Relay {
                     frame.mac, src, dst, ip.ttl, octets, net, guest, neighbours, out,
                 )
             }
-            Body::Udp(..) | Body::Icmp(..) | Body::Tcp(..) | Body::Fragment(..) => {
+            Body::Udp(..)
+            | Body::Icmp(..)
+            | Body::Tcp(..)
+            | Body::Igmp(..)
+            | Body::Fragment(..) => {
                 return Ok(false);
             }
         };
@@ -106,7 +114,11 @@ impl Relay {
                     None => {}
                 }
             }
-            Body::Icmp(..) | Body::Tcp(..) | Body::Udp(..) | Body::Fragment(..) => {}
+            Body::Icmp(..)
+            | Body::Tcp(..)
+            | Body::Udp(..)
+            | Body::Igmp(..)
+            | Body::Fragment(..) => {}
         }
     }
 
@@ -139,6 +151,20 @@ impl Relay {
         if let Err(why) = outbox.copy(&self.scratch) {
             self.count(why);
         }
+    }
+}
+
+/// Where a frame's message about groups lies, if it is one.
+pub fn membership(body: &Body) -> Option<Range<usize>> {
+    match body {
+        Body::Igmp(_, octets) => Some(octets.clone()),
+        Body::Icmp(ip, message)
+            if ip.src.is_ipv6()
+                && matches!(message.kind, MLD_REPORT | MLD_DONE | MLD_REPORT_V2) =>
+        {
+            Some(message.octets.clone())
+        }
+        _ => None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    flow::{Burst, Flow, UdpFlow},
+    flow::{Burst, Flow, Groups, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
     request::Request,
@@ -34,6 +34,12 @@ const SPILL_BLOCK: usize = 4096;
 
 /// Connections whose streams may have gaps at a time; the others do with less knowledge of what was lost.
 const DISORDERS: usize = 1024;
+
+/// Octets all connections together may send to the guest in a turn of the loop, before frames, timers and services have theirs.
+const BUDGET: usize = 1 << 20;
+
+/// How long nothing is said of what was warned of.
+const QUIET: Span = Span::secs(60);
 
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +74,7 @@ pub struct Relay {
     pub(super) disorders: Spare<Disorder>,
     pub(super) burst: Burst<Id>,
     pub(super) run: Run,
+    pub(super) groups: Groups,
     pub(super) reassembly: Reassembly,
     /// Tells packets apart that we fragment.
     pub(super) fragment_id: u32,
@@ -97,7 +104,13 @@ pub struct Relay {
     secret: RandomState,
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
-    pub(super) table_warned: bool,
+    /// When it was last warned of want of descriptors or room in the table, and of sockets that cannot be watched.
+    pub(super) wanted: Option<Now>,
+    pub(super) unwatched: Option<Now>,
+    /// The time of the current turn of the loop.
+    pub(super) turn: Now,
+    /// Octets that connections may send to the guest in what is left of it.
+    pub(super) budget: usize,
     /// What services say, by [`Note::kind`](crate::service::Note::kind).
     pub(super) said: [RateLimit; Note::KINDS],
 }
@@ -123,6 +136,7 @@ impl Relay {
             disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             run: Run::new(),
+            groups: Groups::default(),
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,
@@ -142,7 +156,10 @@ impl Relay {
             message: vec![0; 65_536].into_boxed_slice(),
             secret: RandomState::new(),
             echo_warned: false,
-            table_warned: false,
+            wanted: None,
+            unwatched: None,
+            turn: Now(0),
+            budget: BUDGET,
             said: [RateLimit::default(); Note::KINDS],
         }
     }
@@ -252,13 +269,38 @@ impl Relay {
         }
     }
 
+    /// Begins a turn of the loop.
+    pub(super) const fn begin_turn(&mut self, now: Now) {
+        (self.turn, self.budget) = (now, BUDGET);
+    }
+
     fn warn_table_full(&mut self) {
-        if !self.table_warned {
-            self.table_warned = true;
+        if is_news(&mut self.wanted, self.turn) {
             log::warn!(
                 "Flow table full ({} flows): new flows of the guest are refused",
                 self.flows.len()
             );
         }
+    }
+}
+
+/// Whether something is to be warned of that was last at `last`: the guest can bring it about as often as it likes.
+pub fn is_news(last: &mut Option<Now>, now: Now) -> bool {
+    let news = last.is_none_or(|last| now.since(last) >= QUIET);
+    if news {
+        *last = Some(now);
+    }
+    news
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_is_warned_of_once_a_minute() {
+        let mut last = None;
+        let warned = (0..200).filter(|&n| is_news(&mut last, Now(0) + Span::secs(n)));
+        assert_eq!(warned.collect::<Vec<_>>(), [0, 60, 120, 180]);
     }
 }

@@ -7,6 +7,7 @@ mod note;
 pub mod arp;
 pub mod dhcp;
 pub mod dhcpv6;
+pub mod multicast;
 pub mod ndp;
 
 pub use note::{Answer, Note};

@@ -24,4 +24,6 @@ pub mod quote;
 
 pub mod ndp;
 
+pub mod vnet;
+
 pub mod pcap;

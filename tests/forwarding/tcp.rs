@@ -10,13 +10,14 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
     guest::{
-        Guest, Peer, Scene, Tcp, assert_pattern, both,
+        Guest, Peer, Scene, Tcp, Wire, assert_pattern, both,
         frame::{ACK, RST, SYN},
         pattern,
     },
     lab::{
-        Host, LONG, Translator, World,
+        Host, LONG, Setup, Translator, World,
         servers::reset,
+        wait_until,
         world::{GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, POD4, POD6},
     },
 };
@@ -234,4 +235,63 @@ fn both_ends_may_open_at_once() {
     peer.expect_acked();
     let mut got = [0; 4];
     client.read_exact(&mut got).unwrap();
+}
+
+/// RFC 9293, section 3.5: both sides ask at the same time, from and to the same ports.
+#[test]
+fn syns_that_cross_open_one_connection() {
+    let Some(scene) = Scene::new(&["-t", "80"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    for repeats in [true, false] {
+        let mut client = connect(&scene.world.outside, (POD4, 80).into());
+        let theirs = Peer::expect_syn(&scene.wire, 80);
+        let mut peer = Peer::new(&scene.wire, theirs.dst, theirs.src, 0x7fff_fff0);
+        peer.send(SYN, &[]);
+        peer.rcv_nxt = theirs.seq.wrapping_add(1);
+        let answer = peer.expect("SYN,ACK", |s| s.has(SYN | ACK));
+        assert_eq!((answer.seq, answer.ack), (theirs.seq, peer.snd_nxt));
+        if repeats {
+            let again = Tcp {
+                seq: peer.snd_nxt.wrapping_sub(1),
+                ..peer.segment(SYN | ACK, &[])
+            };
+            scene.wire.send(&again.frame());
+            peer.expect_acked();
+        }
+        peer.send_data(b"hello");
+        let mut got = [0; 5];
+        client.read_exact(&mut got).unwrap();
+        client.write_all(b"world").unwrap();
+        assert_eq!((&got, &peer.read(5)[..]), (b"hello", &b"world"[..]));
+        peer.rst();
+    }
+}
+
+/// Regressions T26 and T90: the table has as many places as there are descriptors for them.
+#[test]
+fn connections_that_find_no_place_are_reset_and_warned_of_once() {
+    let Some(world) = World::pod() else { return };
+    let translator = Setup::new(&["-t", "80"]).limit_files(120).start(&world.pod);
+    let wire = Wire::new(translator.connect());
+    crate::discovery::announce(&wire);
+    let clients: Vec<_> = (0..100)
+        .map(|_| connect(&world.outside, (POD4, 80).into()))
+        .collect();
+    let refused = || {
+        let resets = clients.iter().filter(|client| {
+            client.set_nonblocking(true).unwrap();
+            // A reset is told once, then there is nothing any more.
+            let error = client.peek(&mut [0]).err().map(|error| error.kind());
+            error != Some(ErrorKind::WouldBlock)
+        });
+        resets.count()
+    };
+    assert!(wait_until(LONG, || refused() > 30), "{}", refused());
+    let said = translator.log().matches("Flow table full").count();
+    assert_eq!(said, 1, "{}", translator.log());
+    // Those that have one are still being offered to the guest.
+    let syn = Peer::expect_syn(&wire, 80);
+    let _peer = Peer::answer(&wire, &syn);
 }

@@ -11,6 +11,7 @@
 )]
 
 pub mod capture;
+pub mod front_end;
 pub mod janitor;
 pub mod netns;
 pub mod path;

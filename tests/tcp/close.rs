@@ -183,6 +183,32 @@ fn writes_after_the_hosts_close_are_reset() {
     scene.translator.expect_fd_count(idle);
 }
 
+/// A guest forgets a connection some time after it has closed both ways, or starts anew: what it sent was acknowledged, so
+/// the host gets all of it, and its end.
+#[test]
+fn what_a_guest_sent_before_its_fin_survives_its_reset() {
+    const SENT: usize = 4 << 20;
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.fd_count();
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    server.write_all(b"never read").unwrap();
+    peer.expect("data", |s| !s.payload.is_empty());
+    // As much as the host's buffers take while nobody reads.
+    let (sent, _) = peer.upload(0, SENT, QUIET);
+    assert!(sent > 100_000, "{sent}");
+    peer.fin();
+    peer.expect_acked();
+    peer.rst();
+    scene.translator.expect_fd_count(idle);
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).unwrap();
+    assert_eq!(got.len(), sent);
+    assert_pattern(0, &got);
+}
+
 /// Regression T69: both in one burst.
 #[test]
 fn a_syn_right_behind_a_reset_opens_anew() {

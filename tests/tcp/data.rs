@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
+
 use crate::{
     BULK,
     guest::{
         Guest, Peer, Scene, Tcp, assert_pattern, both,
-        frame::{ACK, PSH, RST},
+        frame::{ACK, PSH, RST, URG},
         guest_addr, pattern,
     },
     lab::{
@@ -252,4 +254,25 @@ fn small_messages_do_not_wait_for_each_other() {
         peer.send(ACK | PSH, &n.to_be_bytes());
         assert_eq!(peer.read(4), n.to_be_bytes());
     }
+}
+
+/// Urgent octets come where they stand in the stream, both ways; the mark is not reproduced (RFC 6093).
+#[test]
+fn urgent_octets_arrive_in_the_stream() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    for _ in 0..50 {
+        server.write_all(b"before").unwrap();
+        SockRef::from(&server).send_out_of_band(b"!").unwrap();
+        server.write_all(b"behind").unwrap();
+        assert_eq!(peer.read(13), b"before!behind");
+    }
+    peer.send(ACK | PSH | URG, b"urgent");
+    peer.send_data(b"and not");
+    let mut got = [0; 13];
+    server.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"urgentand not");
 }

@@ -187,6 +187,39 @@ fn impossible_flags_open_nothing() {
     }
 }
 
+/// Text of a SYN is not lost, as it is not acknowledged.
+#[test]
+fn a_syn_may_carry_data() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 7).into();
+    let _server = TcpServer::echo(&scene.world.outside, remote);
+    let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_000), remote, 7);
+    peer.send(SYN, b"hello");
+    let answer = peer.recv();
+    assert_eq!((answer.flags, answer.ack), (SYN | ACK, 8));
+    peer.rcv_nxt = answer.seq.wrapping_add(1);
+    peer.snd_nxt = 8;
+    peer.send(ACK, b"hello");
+    assert_eq!(peer.read(5), b"hello");
+}
+
+/// The kernel does the waiting of TIME-WAIT, with a port of its own: the guest's may be used at once.
+#[test]
+fn a_port_is_free_again_when_its_connection_has_closed() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.idle_fd_count();
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let _server = TcpServer::echo(&scene.world.outside, remote);
+        for _ in 0..20 {
+            let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+            peer.send_data(b"again");
+            assert_eq!(peer.read(5), b"again");
+            peer.close();
+        }
+    }
+    scene.translator.expect_fd_count(idle);
+}
+
 #[test]
 fn two_hundred_connections_at_once() {
     let Some(world) = World::pod() else { return };

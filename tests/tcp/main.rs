@@ -11,6 +11,7 @@ mod data;
 mod disorder;
 mod handshake;
 mod refusal;
+mod scarce;
 mod validity;
 
 /// Octets of a bulk transfer.

@@ -38,6 +38,11 @@ impl Conn {
         usize::from(self.send.mss)
     }
 
+    /// Octets of options in each segment with payload.
+    pub const fn options(&self) -> usize {
+        self.terms.overhead() as usize
+    }
+
     /// Octets sent and not acknowledged, of the host's stream.
     pub fn unacknowledged(&self) -> u32 {
         let past_end = matches!(
@@ -92,6 +97,7 @@ impl Conn {
                 guest: Half::Done,
             } => None,
             Phase::SynSent(_) | Phase::Connecting | Phase::SynReceived => self.send.deadline(),
+            Phase::Open { .. } if self.is_lingering() => Some(self.idle.end()),
             Phase::Open { .. } => match self.send.deadline() {
                 None => Some(self.idle.deadline()),
                 due => due,
@@ -174,6 +180,10 @@ impl Conn {
     /// The RST that tells the guest its connection is gone.
     pub fn reset(&mut self) -> TcpFields {
         self.phase = Phase::Closed;
+        self.reset_fields()
+    }
+
+    pub(super) fn reset_fields(&self) -> TcpFields {
         TcpFields {
             seq: self.send.nxt,
             ack: self.receive.nxt,
@@ -357,6 +367,17 @@ impl Conn {
             self.receive.give_back(1);
         }
         self.receive.give_back(octets);
+    }
+
+    /// Whether the guest has nothing to say or hear any more, but the host does not take all it said.
+    pub(super) const fn is_lingering(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Open {
+                host: Half::Done,
+                guest: Half::FinSeen | Half::FinSent
+            }
+        )
     }
 
     pub(super) fn is_over(&self) -> bool {

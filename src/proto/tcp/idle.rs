@@ -38,6 +38,11 @@ impl Idle {
         Now((self.heard as u64 + ASK as u64 * (self.asked as u64 + 1)) << UNIT)
     }
 
+    /// When it was silent for as long as anybody is asked.
+    pub const fn end(self) -> Now {
+        Now((self.heard as u64 + ASK as u64 * (QUESTIONS as u64 + 1)) << UNIT)
+    }
+
     /// The deadline has come: `false` if the guest was asked often enough.
     pub const fn ask(&mut self) -> bool {
         let again = self.asked < QUESTIONS;

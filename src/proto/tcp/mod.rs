@@ -103,16 +103,16 @@ impl Conn {
     pub fn expired(&mut self, disorder: Option<&mut Disorder>, now: Now) -> Todo {
         let retries = match self.phase {
             Phase::SynSent(asking) => return self.syn_expired(asking, now),
-            _ if self.send.deadline().is_none() => return self.silent(now),
+            _ if self.is_lingering() || self.send.deadline().is_none() => return self.silent(now),
             Phase::SynReceived => self.send.retries(),
             Phase::Connecting | Phase::Open { .. } | Phase::Closed => 0,
         };
         match self.send.timeout(disorder, now) {
             Timeout::Early => Todo::default(),
-            Timeout::GiveUp => Todo::give_up(self.reset()),
+            Timeout::GiveUp => self.give_up(),
             Timeout::Retransmit if self.phase == Phase::SynReceived => {
                 if retries >= SYN_ACK_RETRIES {
-                    return Todo::give_up(self.reset());
+                    return self.give_up();
                 }
                 self.send.sent(1, now);
                 Todo::syn_ack()
@@ -132,11 +132,11 @@ impl Conn {
     /// Nothing is outstanding, and the guest may have said nothing for long.
     fn silent(&mut self, now: Now) -> Todo {
         let open = matches!(self.phase, Phase::Open { .. });
-        if !open || self.idle.deadline() > now {
+        if !open || self.deadline().is_none_or(|due| due > now) {
             return Todo::default();
         }
-        if !self.idle.ask() {
-            return Todo::give_up(self.reset());
+        if self.is_lingering() || !self.idle.ask() {
+            return self.give_up();
         }
         Todo {
             ask: true,
@@ -191,8 +191,8 @@ impl Conn {
             return Todo::syn_ack();
         }
         // The window of a SYN is not scaled (RFC 7323, section 2.2).
-        self.send
-            .establish(segment.seq, segment.ack, segment.window, now);
+        let window = u32::from(segment.window);
+        self.send.establish(segment.seq, segment.ack, window, now);
         self.send.learn(scale, mss, self.terms.sack);
         self.phase = Phase::established();
         Todo {
@@ -209,7 +209,7 @@ impl Conn {
             return Todo::default();
         }
         let Some(asking) = asking.again() else {
-            return Todo::give_up(self.reset());
+            return self.give_up();
         };
         self.phase = Phase::SynSent(asking);
         self.send.wait_until(now + asking.interval());
@@ -264,15 +264,14 @@ impl Conn {
                 ..Todo::default()
             };
         }
-        if self
-            .receive
-            .place(segment.seq, segment.payload.len() as u32)
-            == Text::Outside
-        {
+        // A SYN with the ACK: the guest asked when we did.
+        let syn = segment.flags.has(Flags::SYN);
+        let text = segment.seq + u32::from(syn);
+        if self.receive.place(text, segment.payload.len() as u32) == Text::Outside {
             return Todo::ack_now(Why::OutOfWindow);
         }
-        self.send
-            .establish(segment.seq, segment.ack, segment.window, now);
+        let window = self.send.octets(segment.window, syn);
+        self.send.establish(segment.seq, segment.ack, window, now);
         self.phase = Phase::established();
         Todo {
             open: true,
@@ -318,7 +317,7 @@ impl Conn {
         if text == Text::Outside && !shut {
             return self.outside(segment, silence, disorder, now);
         }
-        if self.send.acknowledges_unsent(segment.ack) {
+        if self.send.acknowledges_wildly(segment.ack) {
             return Todo::ack_now(Why::OutOfWindow);
         }
         if let Some(stamps) = segment.options.timestamps
@@ -368,7 +367,7 @@ impl Conn {
             return Todo::ack_now(Why::OutOfWindow);
         }
         // Its acknowledgement and window are news all the same.
-        let heard = if self.send.acknowledges_unsent(segment.ack) {
+        let heard = if self.send.acknowledges_wildly(segment.ack) {
             Todo::default()
         } else {
             self.acknowledged(segment, self.receive.nxt, disorder, now)
@@ -506,7 +505,35 @@ impl Conn {
         }
     }
 
+    /// The guest is given up, and told so should it hear it.
+    fn give_up(&mut self) -> Todo {
+        let rst = Some(self.reset_fields().into());
+        let lingered = self.is_lingering();
+        let todo = self.aborted();
+        if lingered {
+            self.phase = Phase::Closed;
+        }
+        Todo {
+            rst,
+            abort: todo.abort || lingered,
+            ..todo
+        }
+    }
+
+    /// The guest knows of the connection no more. Where it had sent its FIN, all it said was acknowledged, so the host gets
+    /// that yet; otherwise the host hears of an abort.
     fn aborted(&mut self) -> Todo {
+        if let Phase::Open {
+            host,
+            guest: Half::FinSeen | Half::FinSent | Half::Done,
+        } = &mut self.phase
+        {
+            *host = Half::Done;
+            return Todo {
+                over: self.is_over(),
+                ..Todo::default()
+            };
+        }
         self.phase = Phase::Closed;
         Todo {
             abort: true,

@@ -231,9 +231,9 @@ impl Sender {
         (self.timer, self.deadline) = (timer, now + after);
     }
 
-    /// Whether an acknowledgement is for something sent (RFC 9293, section 3.10.7.4).
-    pub fn acknowledges_unsent(&self, ack: Seq) -> bool {
-        ack.after(self.max)
+    /// Whether an acknowledgement is for something never sent, or too old to be of this guest (RFC 5961, section 5.2).
+    pub fn acknowledges_wildly(&self, ack: Seq) -> bool {
+        ack.after(self.max) || ack.before(self.una - self.largest)
     }
 
     /// Takes the window of a segment whose acknowledgement is acceptable, unless a newer one is known.
@@ -242,7 +242,7 @@ impl Sender {
         if !newer || ack.before(self.una) {
             return Update::default();
         }
-        let window = u32::from(window) << self.scale;
+        let window = self.octets(window, false);
         let old = std::mem::replace(&mut self.window, window);
         self.largest = self.largest.max(window);
         (self.wl1, self.wl2) = (seq, ack);
@@ -268,10 +268,15 @@ impl Sender {
         self.repaired = self.max;
     }
 
-    /// The handshake's segments: their windows and order.
-    pub fn establish(&mut self, seq: Seq, ack: Seq, window: u16, now: Now) {
+    /// The octets of a window field, of a SYN or of another segment (RFC 7323, section 2.2).
+    pub const fn octets(&self, window: u16, syn: bool) -> u32 {
+        (window as u32) << if syn { 0 } else { self.scale }
+    }
+
+    /// The handshake's segments: their window in octets, and order.
+    pub fn establish(&mut self, seq: Seq, ack: Seq, window: u32, now: Now) {
         self.acknowledge(ack, None, now);
-        (self.window, self.wl1, self.wl2) = (u32::from(window) << self.scale, seq, ack);
+        (self.window, self.wl1, self.wl2) = (window, seq, ack);
         self.largest = self.largest.max(self.window);
     }
 

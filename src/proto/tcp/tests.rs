@@ -3,6 +3,8 @@
 use super::*;
 use crate::wire::tcp::{Options, Sack};
 
+mod ends;
+
 mod loss;
 
 mod model;

@@ -113,14 +113,6 @@ impl Todo {
         }
     }
 
-    pub(super) fn give_up(rst: TcpFields) -> Self {
-        Self {
-            rst: Some(rst.into()),
-            abort: true,
-            ..Self::default()
-        }
-    }
-
     pub(super) fn ack_now(why: Why) -> Self {
         Self {
             ack: Ack::Now,

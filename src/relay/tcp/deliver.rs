@@ -50,7 +50,14 @@ impl Relay {
         self.burst.clear();
     }
 
-    fn end_burst_of(&mut self, id: Id, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+    /// Hands one flow's payloads on, and answers.
+    pub(in super::super) fn end_burst_of(
+        &mut self,
+        id: Id,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) {
         self.deliver(id, inbox);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
@@ -101,10 +108,13 @@ impl Relay {
                 octets += slot.len();
                 slots.next();
             }
-            if flow.spill.is_empty() {
+            if flow.state.failed {
+                // Nothing follows what was lost: the host's side is gone.
+                written = octets;
+            } else if flow.spill.is_empty() {
                 written = match msg::send(flow.socket.as_fd(), &batch) {
                     Ok(written) => written,
-                    Err(error) if would_block(&error) => 0,
+                    Err(error) if passes(&error) => 0,
                     // The host's side is gone, and with it these octets.
                     Err(_) => {
                         fail(&mut flow.state);
@@ -173,7 +183,7 @@ impl Relay {
         while !flow.spill.is_empty() {
             match send_front(&mut self.iovecs, &self.pool, flow) {
                 Ok(octets) => self.pool.consume(&mut flow.spill, octets),
-                Err(error) if would_block(&error) => return,
+                Err(error) if passes(&error) => return,
                 Err(_) => {
                     let held = flow.spill.len();
                     self.pool.consume(&mut flow.spill, held);
@@ -306,9 +316,10 @@ fn fail(state: &mut State) {
     state.pull = true;
 }
 
-fn would_block(error: &io::Error) -> bool {
+/// Whether the socket will take octets later: it is full, or the system is short of memory.
+fn passes(error: &io::Error) -> bool {
     matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+        error.raw_os_error(),
+        Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM)
     )
 }

@@ -10,7 +10,7 @@ use super::super::{
     errors::{Fault, Quote},
     flow::{Flow, State, Syn, TcpFlow},
     request::Ready,
-    state::Relay,
+    state::{Relay, is_news},
 };
 use crate::{
     flow::{self, Chain, Id, Key},
@@ -265,8 +265,11 @@ impl Relay {
     }
 
     pub(in super::super) fn warn_exhausted(&mut self, error: &io::Error) {
-        if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && !self.table_warned {
-            self.table_warned = true;
+        let wanting = matches!(
+            error.raw_os_error(),
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
+        );
+        if wanting && is_news(&mut self.wanted, self.turn) {
             log::warn!("Cannot open more sockets for flows of the guest: {error}");
         }
     }

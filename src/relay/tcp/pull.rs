@@ -23,6 +23,12 @@ const TURN: usize = 256 * 1024;
 /// Acknowledged octets that wait in the socket before they are thrown away, unless all are acknowledged.
 const FORGET: u32 = 128 * 1024;
 
+/// More octets than any socket holds unread.
+const UNREAD: usize = 1 << 30;
+
+/// Reads that empty a socket, each of which may stop at urgent data, of a peer that never pauses too.
+const TRIES: usize = 8;
+
 /// What a look into the socket brought.
 enum Look {
     /// This many octets, and whether there was room for more.
@@ -62,7 +68,7 @@ impl Relay {
             if sendable == 0 || !flow.state.readable {
                 break;
             }
-            if left == 0 {
+            if left == 0 || self.budget == 0 {
                 self.starve(id);
                 break;
             }
@@ -187,10 +193,11 @@ impl Relay {
             return Look::Nothing;
         };
         let cut = flow.conn.mss();
-        let room = match outbox.reserve(want, cut) {
+        let headers = template.tcp_len(flow.conn.options());
+        let room = match outbox.lend(want, cut, headers) {
             Some(room) => room,
             None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
-                match outbox.reserve(want, cut) {
+                match outbox.lend(want, cut, headers) {
                     Some(room) => room,
                     None => return self.starved(id),
                 }
@@ -213,6 +220,7 @@ impl Relay {
             msg::peek(flow.socket.as_fd(), &mut scatter).map(|octets| octets.checked_sub(skip));
         let octets = match looked {
             Ok(Some(0)) if skip == 0 || flow.state.ended => return Look::End,
+            Ok(Some(0) | None) if flow.state.urgent => return Look::Nothing,
             Ok(Some(0) | None) => return nothing(flow),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return nothing(flow),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Look::Octets(0),
@@ -223,9 +231,10 @@ impl Relay {
             return Look::Silly;
         }
         // A short read has emptied the socket; should the end wait behind it, the next look will find it.
-        if octets < room.len && !flow.state.ended {
+        if octets < room.len && !flow.state.ended && !flow.state.urgent {
             flow.state.readable = false;
         }
+        self.budget = self.budget.saturating_sub(octets);
         let free = window_space(flow, id, &mut self.pool, &mut self.requests);
         let conn = &mut flow.conn;
         outbox.commit(room, octets, cut, |piece, headers| {
@@ -252,6 +261,7 @@ impl Relay {
             Some(Flow::Tcp(flow)) => &mut flow.state.starved,
             Some(Flow::Udp(flow)) => &mut flow.starved,
             Some(Flow::Echo(flow)) => &mut flow.starved,
+            Some(Flow::Group(flow)) => &mut flow.starved,
             None => return,
         };
         if !std::mem::replace(starved, true) {
@@ -342,8 +352,12 @@ impl Relay {
     /// Ends a flow whose streams have both ended: the kernel does the rest.
     pub(in super::super) fn finish(&mut self, id: Id) {
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
-            // Octets left unread would turn the close into a reset.
-            forget_all(flow);
+            // Octets left unread would turn the close into a reset, and take with it what the host has yet to send.
+            for _ in 0..TRIES {
+                if !matches!(msg::discard(flow.socket.as_fd(), UNREAD), Ok(1..)) {
+                    break;
+                }
+            }
         }
         self.remove(id);
     }

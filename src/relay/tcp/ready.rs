@@ -16,6 +16,7 @@ impl Relay {
         };
         flow.state.readable |= ready.readable || ready.ended || ready.error;
         flow.state.ended |= ready.ended;
+        flow.state.urgent |= ready.urgent;
         if flow.conn.phase() == Phase::Connecting {
             if ready.writable || ready.error || ready.ended {
                 self.tcp_outcome(id, ready, outbox, now);

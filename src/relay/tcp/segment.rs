@@ -8,7 +8,10 @@ use crate::{
     link::{Flushed, Inbox, Outbox, Slot},
     net::{Now, Span, Why},
     proto::tcp::{Ack, Disorder, Todo},
-    wire::frame::{Ip, Segment},
+    wire::{
+        frame::{Ip, Segment},
+        tcp::Flags,
+    },
 };
 
 /// How long a retransmission is put off while the link itself is blocked.
@@ -40,6 +43,11 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return Err(Why::NoFlow);
         };
+        if flow.state.over && segment.flags.has(Flags::SYN) {
+            // The connection before came to its end in this very burst.
+            self.end_burst_of(id, inbox, outbox, now);
+            return self.tcp_unknown(key, ip, segment, outbox, now);
+        }
         let lent = &mut flow.state.disorder;
         if lent.is_none() && flow.conn.is_disordered_by(segment) {
             *lent = self.disorders.lend();
@@ -163,6 +171,9 @@ impl Relay {
         }
         if todo.abort {
             return self.abort(id);
+        }
+        if todo.over {
+            return self.finish(id);
         }
         if todo.syn {
             self.send_syn(id, outbox, now);

@@ -1,0 +1,217 @@
+//! How connections begin and end where both sides act at once, or one is gone.
+
+use super::*;
+
+/// A connection that asks the guest.
+fn asking() -> Conn {
+    let mut conn = Conn::toward_guest(ISS, 1460, SynRetries::default(), NOW);
+    assert_eq!(conn.syn(FREE, NOW).seq, ISS);
+    conn
+}
+
+/// The guest has sent `len` octets and its FIN, and the host was told.
+fn guest_ended(conn: &mut Conn, len: usize) {
+    let fin = next(conn, Flags::ACK | Flags::FIN, len);
+    conn.segment(&fin, None, NOW);
+    assert!(conn.shutdown_due());
+    conn.shut_down();
+}
+
+/// RFC 9293, section 3.5, figure 7: both SYNs cross.
+#[test]
+fn both_may_open_at_once() {
+    // The guest repeats its SYN with the ACK, or acknowledges ours alone.
+    for syn in [true, false] {
+        let mut conn = asking();
+        let todo = conn.segment(&segment(IRS, Seq(0), Flags::SYN, 0), None, NOW);
+        assert!(todo.syn_ack && !todo.open);
+        let answer = conn.syn_ack(FREE, NOW);
+        assert_eq!((answer.seq, answer.ack), (ISS, IRS + 1));
+        let (seq, flags) = if syn {
+            (IRS, Flags::SYN | Flags::ACK)
+        } else {
+            (IRS + 1, Flags::ACK)
+        };
+        let todo = conn.segment(&segment(seq, ISS + 1, flags, 0), None, NOW);
+        assert!(todo.open && todo.pull && !todo.abort);
+        assert_eq!(conn.phase(), Phase::established());
+        // The window of a SYN is not scaled.
+        let window = if syn { 500 } else { 500 << 7 };
+        assert_eq!(conn.sendable(), window);
+        assert_eq!(todo.ack == Ack::Now, syn);
+    }
+}
+
+/// RFC 9293, section 3.10.7.3.
+#[test]
+fn our_syn_is_answered_by_the_rules() {
+    for (flags, ack, reset, abort) in [
+        (Flags::ACK, ISS, true, false),
+        (Flags::SYN | Flags::ACK, ISS + 2, true, false),
+        (Flags::RST | Flags::ACK, ISS + 1, false, true),
+        (Flags::RST | Flags::ACK, ISS + 2, false, false),
+        (Flags::RST, Seq(0), false, false),
+        (Flags::ACK, ISS + 1, false, false),
+        (Flags::NONE, Seq(0), false, false),
+    ] {
+        let todo = asking().segment(&segment(IRS, ack, flags, 0), None, NOW);
+        assert_eq!(
+            (todo.rst.is_some(), todo.abort, todo.open),
+            (reset, abort, false),
+            "{flags:?} {ack:?}"
+        );
+    }
+    let todo = asking().segment(
+        &segment(IRS, ISS + 1, Flags::SYN | Flags::ACK, 0),
+        None,
+        NOW,
+    );
+    assert!(todo.open && todo.ack == Ack::Now);
+}
+
+/// RFC 9293, section 3.6, figure 13.
+#[test]
+fn both_may_close_at_once() {
+    let mut conn = open();
+    conn.ended();
+    conn.fin_sent(NOW);
+    // The guest's FIN does not acknowledge ours yet.
+    let fin = segment(conn.receive.nxt, conn.send.una, Flags::ACK | Flags::FIN, 0);
+    let todo = conn.segment(&fin, None, NOW);
+    assert!(!todo.over && conn.shutdown_due());
+    assert!(!conn.shut_down());
+    let todo = conn.segment(&next(&conn, Flags::ACK, 0), None, NOW);
+    assert!(todo.over);
+}
+
+/// A FIN that comes again was not acknowledged in time (RFC 9293, section 3.10.7.4, eighth).
+#[test]
+fn a_repeated_fin_is_acknowledged_again() {
+    let mut conn = open();
+    let fin = next(&conn, Flags::ACK | Flags::FIN, 3);
+    conn.segment(&fin, None, NOW);
+    conn.shut_down();
+    for _ in 0..3 {
+        assert_eq!(conn.segment(&fin, None, NOW).ack, Ack::Now);
+        assert_eq!(conn.acknowledgement(FREE, None, NOW).ack, fin.seq + 4);
+    }
+}
+
+/// What a guest sent before its FIN was acknowledged. If it forgets the connection then, as a guest does some time after it
+/// closed or when it starts anew, the host gets all of it all the same.
+#[test]
+fn a_guest_that_has_ended_its_stream_cannot_abort_it() {
+    let mut conn = open();
+    guest_ended(&mut conn, 10);
+    let rst = segment(conn.receive.nxt, Seq(0), Flags::RST, 0);
+    let todo = conn.segment(&rst, None, NOW);
+    assert!(todo.over && !todo.abort);
+    // Where the host has not taken everything, the flow lingers for that, as long as it takes a silent guest to be given up.
+    let mut conn = open();
+    conn.sent(100, NOW);
+    conn.segment(&next(&conn, Flags::ACK | Flags::FIN, 10), None, NOW);
+    let rst = segment(conn.receive.nxt, Seq(0), Flags::RST, 0);
+    let todo = conn.segment(&rst, None, NOW);
+    assert!(!todo.over && !todo.abort && conn.shutdown_due());
+    assert_eq!(conn.sendable(), 0);
+    let todo = conn.segment(&rst, None, NOW);
+    assert!(!todo.over && !todo.abort);
+    let mut lingering = conn;
+    assert!(conn.shut_down());
+    let due = lingering.deadline().unwrap();
+    assert!(due > NOW + Span::secs(7200));
+    assert_eq!(
+        lingering.expired(None, due - Span::secs(1)),
+        Todo::default()
+    );
+    assert!(lingering.expired(None, due).abort);
+    assert_eq!(lingering.deadline(), None);
+}
+
+/// The same where it falls silent instead.
+#[test]
+fn a_guest_that_vanishes_after_its_end_is_not_reset_towards_the_host() {
+    let mut conn = open();
+    guest_ended(&mut conn, 10);
+    conn.sent(100, NOW);
+    let todo = loop {
+        let at = conn.deadline().unwrap();
+        let todo = conn.expired(None, at);
+        if todo.rst.is_some() {
+            break todo;
+        }
+        conn.sent(100, at);
+    };
+    assert!(todo.over && !todo.abort);
+}
+
+/// RFC 9293, section 3.10.7.4: a guest in FIN-WAIT-2 or CLOSE-WAIT may be quiet for as long as it answers.
+#[test]
+fn a_half_closed_connection_lives_on_for_days() {
+    for guest_first in [true, false] {
+        let mut conn = open();
+        if guest_first {
+            guest_ended(&mut conn, 0);
+        } else {
+            conn.ended();
+            conn.fin_sent(NOW);
+            conn.segment(&next(&conn, Flags::ACK, 0), None, NOW);
+        }
+        let mut at = NOW;
+        while at < NOW + Span::secs(3 * 24 * 3600) {
+            at = conn.deadline().unwrap();
+            let todo = conn.expired(None, at);
+            assert!(todo.ask && !todo.abort && !todo.over);
+            let question = conn.question(FREE, at);
+            let answer = segment(question.ack, conn.send.nxt, Flags::ACK, 0);
+            conn.segment(&answer, None, at);
+        }
+    }
+}
+
+/// RFC 9293, section 3.10.7.2: text with the SYN; the guest sends it again.
+#[test]
+fn text_with_a_syn_is_left_to_be_repeated() {
+    let mut conn = Conn::new(&segment(IRS, Seq(0), Flags::SYN, 5), ISS, 1460);
+    conn.connected(NOW);
+    assert_eq!(conn.syn_ack(FREE, NOW).ack, IRS + 1);
+    let todo = conn.segment(&segment(IRS + 1, ISS + 1, Flags::ACK, 5), None, NOW);
+    assert_eq!(todo.take, Some((0, 5)));
+}
+
+/// RFC 9293, section 3.10.7.4, sixth: URG changes nothing, the octets are in the stream.
+#[test]
+fn urgent_octets_are_octets() {
+    let mut conn = open();
+    let urgent = next(&conn, Flags::ACK | Flags(0x20), 7);
+    assert_eq!(conn.segment(&urgent, None, NOW).take, Some((0, 7)));
+}
+
+/// RFC 9293, section 3.10.7.4: what has no ACK says nothing.
+#[test]
+fn a_segment_without_ack_is_dropped() {
+    let mut conn = open();
+    let todo = conn.segment(&next(&conn, Flags::PSH, 7), None, NOW);
+    assert_eq!(todo, Todo::dropped(Why::OutOfWindow));
+}
+
+/// RFC 5961, section 5.2: acknowledgements far in the past are not believed, nor those of the future.
+#[test]
+fn acknowledgements_out_of_range_change_nothing() {
+    let mut conn = open();
+    conn.sent(1000, NOW);
+    let before = (conn.send.una, conn.sendable());
+    for ack in [
+        conn.send.nxt + 1,
+        conn.send.nxt + (1 << 30),
+        conn.send.una - 1,
+        conn.send.una - (1 << 30),
+    ] {
+        let todo = conn.segment(&segment(conn.receive.nxt, ack, Flags::ACK, 0), None, NOW);
+        assert_eq!(
+            (todo.forget, todo.dropped.is_some()),
+            (0, ack != before.0 - 1)
+        );
+        assert_eq!((conn.send.una, conn.sendable()), before, "{ack:?}");
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use passt_rs::{
     config::Net,
-    flow::Guest,
+    flow::{Guest, Neighbours},
     net::Mac,
     service::{Answer, arp, dhcp, dhcpv6, ndp},
     wire::frame::classify,
@@ -22,6 +22,7 @@ pub fn run(input: &[u8]) {
     };
     let net = &*NET;
     let mut guest = Guest::new(None, None);
+    let neighbours = Neighbours::default();
     let mut out = Vec::new();
     let (src, dst) = addresses(*hops);
     let answer = match service % 4 {
@@ -29,13 +30,15 @@ pub fn run(input: &[u8]) {
             if let Some(sender) = arp::sender(request) {
                 guest.saw_addr(sender.into());
             }
-            arp::answer(request, net, &guest, &mut out)
+            arp::answer(request, net, &guest, &neighbours, &mut out)
         }
         1 => dhcp::answer(GUEST, request, net, &mut out),
         2 => dhcpv6::answer(GUEST, src, dst, request, net, &mut out),
         _ => {
             let _ = ndp::told(src.into(), request);
-            ndp::answer(GUEST, src, dst, hops | 0xf0, request, net, &guest, &mut out)
+            let hops = hops | 0xf0;
+            let known = &neighbours;
+            ndp::answer(GUEST, src, dst, hops, request, net, &guest, known, &mut out)
         }
     };
     if let Answer::Reply(_) = answer {

@@ -33,6 +33,8 @@ mod changes;
 
 mod event;
 
+mod requests;
+
 mod reactor;
 
 mod front_end;
@@ -189,6 +191,7 @@ fn build(
         udp_stream,
     };
     let mut relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
+    relay.set_fragment_timeouts(conntrack::fragment_timeouts());
     relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
     relay.forward(ports, ports::syn_retries());
     let mut reactor = failed(

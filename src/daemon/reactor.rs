@@ -14,13 +14,13 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::{changes::Changes, event::Source};
+use super::{changes::Changes, event::Source, requests};
 use crate::{
     config::VhostFeatures,
     host::neighbours::Watch,
     link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
-    relay::{Ready, Relay, Report, Request},
+    relay::{Ready, Relay, Report},
 };
 
 /// Events taken from the kernel at a time.
@@ -90,6 +90,7 @@ pub struct Reactor {
     pub(super) session_readable: bool,
     pub(super) link_readable: bool,
     link_ended: bool,
+    link_room: Room,
     start: Instant,
     advertise: Now,
     /// A client waits that could not be let in; it will not knock again.
@@ -98,6 +99,20 @@ pub struct Reactor {
     neighbours: Option<Watch>,
     stats: Option<Stats>,
 }
+
+/// Whether we hear of room on the link. Every frame the guest takes makes some, and that is worth waking up for only while
+/// something waits.
+#[derive(Debug, Default)]
+struct Room {
+    watched: bool,
+    /// Whether something waits.
+    wanted: bool,
+    /// How often in a row room was told of that nobody wanted.
+    idle: u8,
+}
+
+/// So often is cheaper than to unwatch and watch again.
+const IDLE_MOST: u8 = 16;
 
 /// Reports of counters, as they were asked for.
 #[derive(Debug)]
@@ -135,6 +150,7 @@ impl Reactor {
             session_readable: false,
             link_readable: false,
             link_ended: false,
+            link_room: Room::default(),
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
@@ -240,6 +256,9 @@ impl Reactor {
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
+                        if event.is_writable() {
+                            self.room_told();
+                        }
                     }
                     Source::Port(place) => self.relay.knock(place),
                     Source::Listener => self.accept()?,
@@ -291,7 +310,9 @@ impl Reactor {
             more |=
                 self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
-        if self.outbox.flush() == Flushed::Blocked {
+        self.link_room.wanted = self.outbox.flush() == Flushed::Blocked;
+        if self.link_room.wanted {
+            self.watch_room();
             // Writability is told by an edge, which comes when the guest reads.
             more = self.link_readable || self.session_readable;
         }
@@ -335,6 +356,7 @@ impl Reactor {
         if let Some(watch) = &mut self.neighbours {
             watch.ask_for_all(now);
         }
+        self.relay.renew_groups(now);
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.relay.advertise(&mut self.outbox);
     }
@@ -352,6 +374,35 @@ impl Reactor {
         if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
             self.relay.all_neighbours(&all, &mut self.outbox);
         }
+    }
+
+    /// Hears of room on the link from now on, at once if there is some.
+    fn watch_room(&mut self) {
+        self.link_room.idle = 0;
+        if !self.link_room.watched {
+            self.link_room.watched = self.rewatch_link(Interest::READABLE | Interest::WRITABLE);
+        }
+    }
+
+    /// There is room on the link.
+    fn room_told(&mut self) {
+        if self.link_room.wanted {
+            return;
+        }
+        self.link_room.idle = self.link_room.idle.saturating_add(1);
+        if self.link_room.idle > IDLE_MOST {
+            self.link_room.watched = !self.rewatch_link(Interest::READABLE);
+        }
+    }
+
+    fn rewatch_link(&self, interest: Interest) -> bool {
+        self.client.is_some_and(|fd| {
+            let token = Source::Link.token();
+            let registry = self.poll.registry();
+            registry
+                .reregister(&mut SourceFd(&fd), token, interest)
+                .is_ok()
+        })
     }
 
     fn report_stats(&mut self, now: Now) {
@@ -401,36 +452,12 @@ impl Reactor {
         let mut failed = Vec::new();
         loop {
             for request in self.relay.requests().drain(..) {
-                // Reads stop at urgent data, so it has to be told of.
-                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-                let registry = self.poll.registry();
-                let (done, source) = match request {
-                    Request::Watch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
+                match requests::carry_out(self.poll.registry(), request) {
+                    Ok(()) => {}
+                    Err((Source::Flow(id), error)) => failed.push((id, error)),
+                    Err((source, error)) => {
+                        log::warn!("Cannot watch the socket of {source:?}: {error}");
                     }
-                    Request::Rewatch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done =
-                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
-                    }
-                    Request::Listen(fd, place) => {
-                        let source = Source::Port(place);
-                        let readable = Interest::READABLE;
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                        (done, source)
-                    }
-                    Request::Close(socket) => {
-                        drop(socket);
-                        continue;
-                    }
-                };
-                match (done, source) {
-                    (Ok(()), _) => {}
-                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
-                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
                 }
             }
             if failed.is_empty() {
@@ -498,11 +525,8 @@ impl Reactor {
         }
         // Where the system allows less, it is less.
         let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
-        self.watch(
-            socket.as_raw_fd(),
-            Source::Link,
-            Interest::READABLE | Interest::WRITABLE,
-        )?;
+        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.link_room = Room::default();
         self.client = Some(socket.as_raw_fd());
         self.outbox.attach(Some(socket.try_clone()?));
         self.inbox.attach(Some(socket));

@@ -221,7 +221,7 @@ fn is_directed_broadcast(net: &Net, addr: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dns, Net6, OUR_MAC, Outbound, Serve};
+    use crate::config::{Dns, Multicast, Net6, OUR_MAC, Outbound, Serve};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -261,6 +261,7 @@ mod tests {
             dns: Dns::default(),
             serve: Serve::default(),
             outbound: Outbound::default(),
+            multicast: Multicast::default(),
         }
     }
 

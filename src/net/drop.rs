@@ -65,7 +65,7 @@ reasons! {
     NoGuest,
     /// A datagram larger than the guest's link MTU.
     TooBig,
-    /// Multicast or broadcast, which flows do not carry yet.
+    /// Multicast or broadcast that stays on the guest's link.
     Multicast,
     /// Accepted-window data that neither the socket nor the spill pool could take; see promise 1.
     PromiseBroken,

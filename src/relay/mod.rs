@@ -5,6 +5,8 @@ mod request;
 
 mod limit;
 
+mod audience;
+
 mod flow;
 
 mod run;
@@ -90,6 +92,9 @@ impl Relay {
     ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
         let first = self.guest.mac == Mac::BROADCAST;
+        if first {
+            self.expect_groups(now);
+        }
         self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
@@ -116,9 +121,8 @@ impl Relay {
             return Ok(());
         }
         if let Some(message) = services::membership(&read.body) {
-            let octets = frame.head.get(message).ok_or(Why::Truncated)?;
             let v4 = matches!(read.body, Body::Igmp(..));
-            return self.membership(octets, v4, now);
+            return self.membership(frame.head.get(message).unwrap_or_default(), v4, now);
         }
         let protocol = match &read.body {
             Body::Arp | Body::Igmp(..) => return Err(Why::Unanswered),
@@ -214,6 +218,7 @@ impl Relay {
         self.begin_turn(now);
         self.expire_fragments(outbox, now);
         self.wake_ports(now);
+        self.ask_for_groups(outbox, now);
         self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
             let Some(id) = self.flows.at(slot) else {
@@ -242,7 +247,7 @@ impl Relay {
     /// The time until [`Relay::expire`] may have something to do.
     pub fn next_deadline(&self, now: Now) -> Option<Span> {
         let fragments = self.reassembly.deadline();
-        let others = [self.waiting.ask, self.rested, fragments];
+        let others = [self.waiting.ask, self.rested, fragments, self.groups.ask];
         let others = others.into_iter().flatten().min();
         let others = others.map(|at| at.since(now));
         self.wheel.next(now).into_iter().chain(others).min()

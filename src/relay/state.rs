@@ -4,11 +4,12 @@ use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
     num::NonZeroU64,
-    os::fd::RawFd,
+    os::fd::{AsRawFd, RawFd},
 };
 
 use super::{
-    flow::{Burst, Flow, Groups, UdpFlow},
+    audience::Groups,
+    flow::{Burst, Flow, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
     request::Request,
@@ -136,7 +137,7 @@ impl Relay {
             disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             run: Run::new(),
-            groups: Groups::default(),
+            groups: Groups::new(),
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,
@@ -167,6 +168,12 @@ impl Relay {
     /// Requests made since they were last taken, in order.
     pub fn requests(&mut self) -> &mut Vec<Request> {
         &mut self.requests
+    }
+
+    /// How long a packet of the guest's may wait for its last part, over IPv4 and IPv6; `None` leaves it as it is.
+    pub fn set_fragment_timeouts(&mut self, (v4, v6): (Option<Span>, Option<Span>)) {
+        let patience = &mut self.reassembly.patience;
+        *patience = (v4.unwrap_or(patience.0), v6.unwrap_or(patience.1));
     }
 
     /// Keeps connections from outside to the addresses given with `--address`.
@@ -238,10 +245,15 @@ impl Relay {
         if self.flows.len() == self.flows.capacity() {
             self.evict();
         }
+        let streams = matches!(flow, Flow::Tcp(_));
         match self.flows.insert(key, flow) {
             Ok(id) => {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
-                self.requests.push(Request::Watch(raw, id));
+                self.requests.push(if streams {
+                    Request::Watch(raw, id)
+                } else {
+                    Request::Hear(raw, id)
+                });
                 Ok(id)
             }
             Err(flow) => {
@@ -257,6 +269,23 @@ impl Relay {
         if let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
             log::debug!("flow {}: makes room", id.slot);
             self.remove(id);
+        }
+    }
+
+    /// The same, with its socket closed at once, where no request names its descriptor any more: the next one has that.
+    pub(super) fn evict_at_once(&mut self) {
+        self.evict();
+        let Some((Request::Close(socket), before)) = self.requests.split_last() else {
+            return;
+        };
+        let raw = socket.as_raw_fd();
+        let names = |request: &Request| match request {
+            Request::Watch(fd, _) | Request::Hear(fd, _) | Request::Rewatch(fd, _) => *fd == raw,
+            Request::Listen(fd, _) => *fd == raw,
+            Request::Close(_) => false,
+        };
+        if !before.iter().any(names) {
+            self.requests.pop();
         }
     }
 

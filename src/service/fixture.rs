@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use smoltcp::wire::{Icmpv6Packet, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket};
 
 use crate::{
-    config::{Dns, Net, Net4, Net6, Outbound, Serve},
+    config::{Dns, Multicast, Net, Net4, Net6, Outbound, Serve},
     net::Mac,
     wire::dhcpv6,
 };
@@ -67,6 +67,7 @@ pub(crate) fn net() -> Net {
         },
         serve: Serve::default(),
         outbound: Outbound::default(),
+        multicast: Multicast::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use passt_rs::{
     config::Net,
     flow::{Guest, Neighbours},
     net::Mac,
-    service::{Answer, arp, dhcp, dhcpv6, ndp},
+    service::{Answer, arp, dhcp, dhcpv6, multicast, ndp},
     wire::frame::classify,
 };
 
@@ -22,9 +22,17 @@ pub fn run(input: &[u8]) {
     };
     let net = &*NET;
     let mut guest = Guest::new(None, None);
-    let neighbours = Neighbours::default();
-    let mut out = Vec::new();
+    let (mut out, neighbours) = (Vec::new(), Neighbours::default());
     let (src, dst) = addresses(*hops);
+    match service % 8 {
+        4 => {
+            let _ = multicast::igmp(request, |group, _| assert!(group.is_ipv4()));
+        }
+        5 => {
+            let _ = multicast::mld(request, |group, _| assert!(group.is_ipv6()));
+        }
+        _ => {}
+    }
     let answer = match service % 4 {
         0 => {
             if let Some(sender) = arp::sender(request) {
@@ -36,9 +44,17 @@ pub fn run(input: &[u8]) {
         2 => dhcpv6::answer(GUEST, src, dst, request, net, &mut out),
         _ => {
             let _ = ndp::told(src.into(), request);
-            let hops = hops | 0xf0;
-            let known = &neighbours;
-            ndp::answer(GUEST, src, dst, hops, request, net, &guest, known, &mut out)
+            ndp::answer(
+                GUEST,
+                src,
+                dst,
+                hops | 0xf0,
+                request,
+                net,
+                &guest,
+                &neighbours,
+                &mut out,
+            )
         }
     };
     if let Answer::Reply(_) = answer {

@@ -137,6 +137,21 @@ fn responder(host: &Host, v4: bool) -> Socket {
     socket
 }
 
+#[test]
+fn a_host_without_a_route_says_so() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    scene.world.pod.ip("route del default\nroute del ::/0");
+    for (src, dst) in PAIRS {
+        let request = Icmp::echo_request(src, dst, 7, 1, b"hello");
+        scene.wire.send(&request.frame());
+        let error = scene.wire.expect("ICMP error", |frame| {
+            Icmp::of_frame(frame).filter(Icmp::is_unreachable)
+        });
+        assert_eq!((error.code, error.dst), (0, src));
+        guest::frame::assert_quotes(&error, &request.ip().packet());
+    }
+}
+
 /// Answers the next echo request, and then once more.
 fn answer_twice(mut socket: &Socket, to: IpAddr) {
     let (request, reply, header) = if to.is_ipv4() {

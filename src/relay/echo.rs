@@ -87,10 +87,6 @@ impl Relay {
             guest: ip.source(identifier),
             remote: ip.destination(identifier),
         };
-        let id = match self.find(&key) {
-            Some(id) => id,
-            None => self.echo_open(key, now)?,
-        };
         let manner = Manner {
             ttl: ip.ttl.max(1),
             tos: ip.tos,
@@ -102,6 +98,16 @@ impl Relay {
             len: octets.len() as u16,
             checksum: 0,
             start: [header[6], header[7], 0, 0],
+        };
+        let id = match self.find(&key) {
+            Some(id) => id,
+            None => match self.echo_open(key, now)? {
+                Ok(id) => id,
+                Err(fault) => {
+                    self.echo_refused(&key, fault, packet, octets, inbox, outbox);
+                    return Err(Why::Socket);
+                }
+            },
         };
         self.idle.touch(id.slot);
         for _ in 0..2 {
@@ -127,21 +133,34 @@ impl Relay {
                         self.echo_errors(id, outbox);
                         continue;
                     };
-                    let mut upper = [0; QUOTED];
-                    let len = copy(inbox, octets, &mut upper);
-                    let upper = upper.get(..len).unwrap_or_default();
-                    let quote = Quote {
-                        id: ip.id,
-                        manner,
-                        upper,
-                        len: octets.len(),
-                    };
-                    self.icmp_error(&key, fault, quote, outbox);
+                    self.echo_refused(&key, fault, packet, octets, inbox, outbox);
                     return Err(Why::Socket);
                 }
             }
         }
         Err(Why::Socket)
+    }
+
+    /// Tells the guest of a request that was not sent.
+    fn echo_refused(
+        &mut self,
+        key: &Key,
+        fault: Fault,
+        packet: Packet,
+        octets: Slot,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+    ) {
+        let mut upper = [0; QUOTED];
+        let len = copy(inbox, octets, &mut upper);
+        let upper = upper.get(..len).unwrap_or_default();
+        let quote = Quote {
+            id: packet.id,
+            manner: packet.manner,
+            upper,
+            len: octets.len(),
+        };
+        self.icmp_error(key, fault, quote, outbox);
     }
 
     /// What the guest is told of a request that could not be sent; `None` if it was an earlier one's error, which is in the
@@ -158,7 +177,8 @@ impl Relay {
         None
     }
 
-    fn echo_open(&mut self, key: Key, now: Now) -> Result<Id, Why> {
+    /// A flow for the first request of an identifier, or what the guest is told where there is no way.
+    fn echo_open(&mut self, key: Key, now: Now) -> Result<Result<Id, Fault>, Why> {
         self.check_source(key.guest.addr)?;
         let target = flow::outbound(&self.net, Protocol::Echo, key.remote)?;
         let endpoint = Endpoint::new(target.addr.addr, 0);
@@ -173,7 +193,8 @@ impl Relay {
             Err(error) => {
                 self.make_do(&error);
                 self.warn_echo(&error);
-                return Err(Why::Socket);
+                let fault = Fault::of_send(key.guest.addr.is_ipv4(), &error);
+                return fault.map(Err).ok_or(Why::Socket);
             }
         };
         let raw = socket.as_raw_fd();
@@ -187,6 +208,7 @@ impl Relay {
         };
         self.insert(key, Flow::Echo(flow), raw)
             .inspect(|&id| self.wheel.arm(id.slot, now + ECHO_TIMEOUT))
+            .map(Ok)
     }
 
     /// Says once how to let the guest ping.

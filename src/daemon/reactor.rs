@@ -216,6 +216,7 @@ impl Reactor {
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
+                        self.outbox.stirred();
                     }
                     Source::Port(place) => self.relay.knock(place),
                     Source::Listener => self.accept()?,

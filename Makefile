@@ -4,6 +4,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 20
 
 target := $(or $(CARGO_TARGET_DIR),target)
 passt := $(target)/release/passt
@@ -16,12 +17,13 @@ long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 MATRIX_MIB=256 DELAY_LAB=
 long_tests = $(shell grep -lE 'HOSTILE_FRAMES|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
   sed -E 's,^tests/([^/.]+).*,\1,' | sort -u)
 
-.PHONY: help build demo tools test lint unit test-all long bench install clean
+.PHONY: help build demo tools test lint unit test-all long fuzz bench install clean
 
 help:
 	@echo 'make demo              boot a real guest behind passt and show that it is online'
 	@echo 'make test              format, lints, unit, property and integration tests, QEMU boots'
 	@echo 'make test-all          the same, then the longer variants, the documentation and the man page'
+	@echo 'make fuzz              coverage-guided search for crashes, FUZZ_SECONDS=20 for each target'
 	@echo 'make bench             the comparison bench; BENCH_ARGS="--peer PATH" puts another binary beside ours'
 	@echo 'make build             release build'
 	@echo 'make install           binary and man page below PREFIX (/usr/local), staged in DESTDIR'
@@ -42,22 +44,29 @@ tools:
 
 lint: tools
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
 
 unit: tools lint
 	$(CARGO) test --no-fail-fast
+	$(CARGO) test --lib --manifest-path fuzz/Cargo.toml --target-dir $(target)
 
 # Adds to `make test` what is too long for it, and repeats only tests that grow with a size.
-test-all: test long
+test-all: test long fuzz
 
 long: test
 	mandoc -T lint -W warning man/passt.1
 	$(long_sizes) $(CARGO) test --no-fail-fast $(addprefix --test ,$(long_tests))
 	$(CARGO) test --test labs -- --ignored
 
+# Nine targets: three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
+fuzz: tools
+	CARGO=$(CARGO) fuzz/run $(FUZZ_SECONDS)
+
 bench:
-	$(CARGO) bench --bench compare -- $(BENCH_ARGS)
+	mkdir -p target/bench
+	$(CARGO) bench --bench compare -- --json $(CURDIR)/target/bench/compare.json --svg $(CURDIR)/target/bench/compare.svg $(BENCH_ARGS)
 
 install: build
 	install -D -m 755 $(passt) $(DESTDIR)$(PREFIX)/bin/passt

@@ -19,12 +19,16 @@ tools=(
   unshare:util-linux
   perl:perl-base
   cc:gcc
+  c++:g++
   make:make
   dhclient:isc-dhcp-client
   dhcpcd:dhcpcd-base
   mandoc:mandoc
   tcpdump:tcpdump
   nft:nftables
+  ping:iputils-ping
+  tracepath:iputils-tracepath
+  traceroute:traceroute
 )
 
 # Debian 12 has libvirt 9.0, which starts passt in its own way; its backports have a libvirt, and a QEMU that reconnects.

@@ -27,6 +27,10 @@ fn run(config: &Config, warnings: &[String]) -> Result<(), String> {
     if let Some(option) = config.unserved() {
         return Err(format!("{option} is not served yet"));
     }
+    if config.print_sandbox {
+        print!("{}", daemon::shut_in(config)?);
+        return Ok(());
+    }
     let prepared = daemon::prepare(config)?;
     for note in &prepared.resolved().notes {
         log::info!("{note}");

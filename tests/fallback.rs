@@ -41,7 +41,7 @@ fn without_a_peek_offset_streams_arrive_whole() {
         let relay = Relay::new(net, Features::none(), limits);
         thread::spawn(move || {
             let entrance = Entrance::Connected(theirs.into());
-            Reactor::new(relay, entrance, true, None)
+            Reactor::new(relay, entrance, None, true, None)
                 .expect("a reactor")
                 .run()
         })

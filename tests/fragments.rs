@@ -4,19 +4,20 @@
 mod guest;
 mod lab;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, os::fd::AsFd};
 
 use guest::{
-    Icmp, Scene, Udp, both,
+    Icmp, Scene, Udp, Wire, both,
     fragment::{Joiner, part, parts, raw_part},
     frame::Ip,
     guest_addr, pattern,
 };
 use lab::{
-    QUIET,
-    servers::UdpEcho,
+    QUIET, Translator, World,
+    servers::{UdpEcho, udp_socket},
     world::{INTERNET4, INTERNET6},
 };
+use passt_rs::sys::{Iovecs, Part, msg};
 
 /// Waits for the datagram from `src`, whole or in parts; also the largest packet it came in.
 fn expect(scene: &Scene, src: SocketAddr) -> (Vec<u8>, usize) {
@@ -61,6 +62,35 @@ fn large_datagrams_pass_a_link_of_1500_both_ways() {
                 assert!(payload == pattern(0, len), "{len} octets at {mtu}");
                 assert!(largest <= mtu, "{largest} octets at {mtu}");
             }
+        }
+    }
+}
+
+/// The kernel hands over what a peer sent by one call (UDP_SEGMENT) as one: each of it is cut for itself.
+#[test]
+fn datagrams_that_arrive_as_one_are_cut_one_by_one() {
+    let Some(scene) = Scene::new(&["--mtu", "1280"]) else {
+        return;
+    };
+    for addr in both(INTERNET4, INTERNET6, 9) {
+        let server = udp_socket(&scene.world.outside, addr);
+        let local = guest_addr(addr, 50_000);
+        scene.wire.send(&Udp::new(local, addr, b"hello").frame());
+        let (_, client) = server.recv_from(&mut [0; 16]).unwrap();
+        server.connect(client).unwrap();
+        let datagrams: Vec<_> = (0..20).map(|n| pattern(n, 1400)).collect();
+        let octets = datagrams.concat();
+        let mut iovecs = Iovecs::new();
+        let mut gather = iovecs.gather();
+        assert!(gather.push(&octets));
+        let whole = Part {
+            start: 0,
+            end: 1,
+            segment: Some(1400),
+        };
+        msg::send_many(server.as_fd(), &gather, &[whole]).unwrap();
+        for (n, datagram) in datagrams.iter().enumerate() {
+            assert!(expect(&scene, addr).0 == *datagram, "datagram {n} changed");
         }
     }
 }
@@ -203,5 +233,32 @@ fn a_whole_datagram_above_the_path_mtu_is_too_big() {
             assert_eq!((error.kind, error.code, error.word), (kind, code, 1500));
             guest::frame::assert_quotes(&error, &packet.packet());
         }
+    }
+}
+
+/// A packet some of which never comes is given up, as by any host, after the host's own time; who sent the first part is told,
+/// with that part quoted, others are not (RFC 792; RFC 4443, section 3.3).
+#[test]
+fn a_packet_that_is_never_whole_is_told_of_after_the_hosts_time() {
+    let Some(world) = World::pod() else { return };
+    world.pod.sysctl("ipv4/ipfrag_time", "1");
+    world.pod.sysctl("ipv6/ip6frag_time", "1");
+    let translator = Translator::start(&world.pod, &[]);
+    let wire = Wire::new(translator.connect());
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let kind = if remote.is_ipv4() { 11 } else { 3 };
+        let time_exceeded = |frame: &[u8]| Icmp::of_frame(frame).filter(|icmp| icmp.kind == kind);
+        let frames = parts(&datagram(remote, 4000), 7, 1500);
+        wire.send(&frames[0]);
+        let error = wire.expect("time exceeded", time_exceeded);
+        assert_eq!((error.code, error.dst), (1, guest_addr(remote, 0).ip()));
+        assert_eq!(error.body[..8], frames[0][14..22], "the part is quoted");
+        let middle = frames.last().unwrap();
+        wire.send(middle);
+        wire.never(
+            5 * QUIET,
+            "time exceeded without a first part",
+            time_exceeded,
+        );
     }
 }

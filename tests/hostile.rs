@@ -15,7 +15,8 @@ use guest::{
     Guest, Icmp, Tcp, Udp, both,
     dhcp::{DISCOVER, Dhcp, REQUEST},
     dhcpv6::{Dhcpv6, GUEST_LL, SOLICIT},
-    frame::{ACK, FIN, PSH, SYN, ethernet},
+    fragment::parts,
+    frame::{ACK, FIN, Ip, PSH, SYN, ethernet},
     guest_addr, pattern,
     tcp::syn_options,
     wire::framed,
@@ -76,6 +77,31 @@ fn seeds() -> Vec<Vec<u8>> {
     let routers = "ff02::2".parse().unwrap();
     seeds.push(Icmp::new(GUEST_LL.into(), routers, 133, 0, &[1, 1, 2, 0, 0, 0, 0, 1]).frame());
     seeds.push(Icmp::new(GUEST_LL.into(), routers, 135, 0, &pattern(0, 24)).frame());
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let local = guest_addr(remote, 5000);
+        let datagram = Udp::new(local, remote, &pattern(0, 4000)).ip();
+        seeds.extend(parts(&datagram, 7, 1500));
+        seeds.push(
+            Icmp::new(
+                GUEST_LL.into(),
+                routers,
+                143,
+                1,
+                &[4, 0, 0, 0, 255, 2, 0, 0],
+            )
+            .frame(),
+        );
+    }
+    let igmp = Ip {
+        src: POD4.into(),
+        dst: Ipv4Addr::new(224, 0, 0, 22).into(),
+        protocol: 2,
+        ttl: 1,
+        payload: vec![0x22, 0, 0xea, 3, 0, 0, 0, 1, 4, 0, 0, 0, 239, 255, 255, 250],
+    };
+    seeds.push(igmp.frame());
+    let group = (Ipv4Addr::new(239, 255, 255, 250), 1900).into();
+    seeds.push(Udp::new(guest_addr(group, 5000), group, b"M-SEARCH").frame());
     for remote in [
         both(INTERNET4, INTERNET6, 7),
         both(INTERNET4, INTERNET6, 81),

@@ -78,11 +78,22 @@ fn translator_leaves_with_its_guest_and_nothing_failed() {
 /// A machine whose only address is a /32 behind a link-local gateway, as in a pod: the guest needs option 121.
 #[test]
 fn guest_behind_a_gateway_outside_its_prefix_is_online() {
-    let Some(report) = boot("pod") else { return };
+    let Some(report) = boot("pod", "stream") else {
+        return;
+    };
     assert!(
         lines(&report, "").any(|line| line.contains("static routes 169.254.1.1/32 0.0.0.0")),
         "{report}"
     );
+    assert!(lines(&report, "PASS demo").count() == 1, "{report}");
+}
+
+/// The same guest, whose frames stay in its memory.
+#[test]
+fn guest_behind_vhost_user_is_online() {
+    let Some(report) = boot("subnet", "vhost-user") else {
+        return;
+    };
     assert!(lines(&report, "PASS demo").count() == 1, "{report}");
 }
 
@@ -105,15 +116,16 @@ fn lines<'a>(report: &'a str, start: &'a str) -> impl Iterator<Item = &'a str> {
 /// The console of the one guest that all tests look at; none where this machine cannot boot it.
 fn report() -> Option<&'static str> {
     static REPORT: OnceLock<Option<String>> = OnceLock::new();
-    REPORT.get_or_init(|| boot("subnet")).as_deref()
+    REPORT.get_or_init(|| boot("subnet", "stream")).as_deref()
 }
 
-fn boot(network: &str) -> Option<String> {
+fn boot(network: &str, link: &str) -> Option<String> {
     let binary = env::var("PASST_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_passt").to_owned());
     let Output { status, stdout, .. } =
         Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/demo/run"))
             .env("PASST_BIN", binary)
             .env("DEMO_NET", network)
+            .env("DEMO_LINK", link)
             .env("DEADLINE", DEADLINE)
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())

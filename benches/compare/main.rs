@@ -18,6 +18,7 @@ mod lab;
 mod cpu;
 mod floor;
 mod load;
+mod plot;
 mod report;
 mod world;
 
@@ -52,7 +53,7 @@ struct Arguments {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "down,up,rr,crr,crr16,udp-down,udp-up,hold"
+        default_value = "down,up,rr,crr,crr16,udp-down,udp-up,udp-down64,udp-up64,udp-rr,hold"
     )]
     workloads: Vec<Workload>,
     /// MTU of the guest's link, 576 to 65520
@@ -94,6 +95,9 @@ struct Arguments {
     /// Also write all samples here
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Also draw the medians here
+    #[arg(long)]
+    svg: Option<PathBuf>,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -132,6 +136,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("\n{}", report::table(&rows));
     if let Some(path) = &arguments.json {
         fs::write(path, report::json(&facts, &rows))?;
+    }
+    if let Some(path) = &arguments.svg {
+        fs::write(path, plot::svg(&facts, &rows))?;
     }
     Ok(())
 }
@@ -212,7 +219,7 @@ fn one(
         Err(error) => println!("{who:<6}{:<9} failed: {error}", report::name(workload)),
     }
     let dropped = subject.guest.dropped_at_device() - dropped_before;
-    if dropped > 0 && !matches!(workload, Workload::UdpDown | Workload::UdpUp) {
+    if dropped > 0 && !workload.is_flood() {
         println!(
             "{who:<6}{dropped} frames dropped at the guest's device: figures are not to be trusted"
         );

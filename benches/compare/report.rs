@@ -30,7 +30,7 @@ pub(crate) struct Pair {
 
 impl Row {
     /// Median of something over the passes that have it.
-    fn median(&self, of: impl Fn(&Pair) -> Option<f64>) -> Option<f64> {
+    pub(crate) fn median(&self, of: impl Fn(&Pair) -> Option<f64>) -> Option<f64> {
         let mut values: Vec<f64> = self.pairs.iter().filter_map(of).collect();
         values.sort_unstable_by(f64::total_cmp);
         let (low, high) = (values.len().checked_sub(1)? / 2, values.len() / 2);
@@ -133,7 +133,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
 }
 
 /// Three or four figures, as many as mean something.
-fn short(value: Option<f64>) -> String {
+pub(crate) fn short(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),
         Some(0.0) => "0".to_owned(),

@@ -8,7 +8,7 @@ use super::{
     values,
 };
 use crate::{
-    config::{LinkChoice, Verbosity},
+    config::{LinkChoice, Verbosity, VhostFeatures},
     net::Protocol,
 };
 
@@ -60,7 +60,12 @@ macro_rules! switch_off {
 }
 
 /// Options upstream does not have; they make no abbreviation of its options ambiguous.
-pub(super) const OURS: &[&str] = &["require-sandbox", "print-sandbox"];
+pub(super) const OURS: &[&str] = &[
+    "require-sandbox",
+    "print-sandbox",
+    "no-multicast",
+    "multicast-ports",
+];
 
 /// Every option, in the order of the help text, which leaves out those of pasta.
 pub(super) const OPTIONS: &[Opt] = &[
@@ -91,7 +96,18 @@ pub(super) const OPTIONS: &[Opt] = &[
         "vhost-user",
         None,
         switch_on!(vhost_user),
-        "Be a vhost-user back end at the socket (not served yet)",
+        "Be a vhost-user back end at the socket",
+    ),
+    text(
+        "vhost-features",
+        None,
+        "LIST",
+        |draft, text| {
+            draft.config.vhost_features = VhostFeatures::parse(text)
+                .map_err(|word| format!("Invalid vhost-user feature: {word}"))?;
+            Ok(())
+        },
+        "Offer these virtio features only, or all but those behind a ~ (default: all)",
     ),
     path(
         "repair-path",
@@ -216,7 +232,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         "print-sandbox",
         None,
         switch_on!(print_sandbox),
-        "Show how the process would be sandboxed and quit (not served yet)",
+        "Show how the process would be sandboxed and quit",
     ),
     flag(
         "stderr",
@@ -365,6 +381,19 @@ pub(super) const OPTIONS: &[Opt] = &[
             draft.config.serve.ndp = false;
         },
         "Do not carry ICMP and ICMPv6; implies --no-ndp",
+    ),
+    flag(
+        "no-multicast",
+        None,
+        switch_off!(multicast),
+        "Carry no multicast and broadcast",
+    ),
+    text(
+        "multicast-ports",
+        None,
+        "PORTS",
+        set!(values::multicast_ports, multicast_ports),
+        "Ports heard of the guest's multicast groups, separated by commas, or 'none' (default: 5353,1900,5355,3702)",
     ),
     flag("no-dhcp", None, switch_off!(dhcp), "No DHCP server"),
     flag("no-ndp", None, switch_off!(ndp), "No neighbour discovery"),

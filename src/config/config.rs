@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::forward::Rule;
+use super::{forward::Rule, vhost::VhostFeatures};
 use crate::net::{Mac, Span};
 
 /// The MAC address we have on the guest's link unless `--mac-addr` says otherwise.
@@ -15,6 +15,9 @@ pub const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 /// The link MTU unless `--mtu` says otherwise: the largest whose frames fit 65,535 bytes and whose TCP segments are whole
 /// multiples of four octets in both families.
 pub const DEFAULT_MTU: u16 = 65_520;
+
+/// What finds services: mDNS (RFC 6762), SSDP (UPnP), LLMNR (RFC 4795), WS-Discovery.
+pub const MULTICAST_PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
 
 /// Everything the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct Config {
     pub link: LinkChoice,
     /// Be a vhost-user back end instead of speaking QEMU's stream protocol.
     pub vhost_user: bool,
+    /// What such a back end offers to the guest's driver.
+    pub vhost_features: VhostFeatures,
     /// Where `passt-repair` finds us during a migration.
     pub repair_path: RepairPath,
     /// Quit once migrated away from (`--migrate-exit`, deprecated).
@@ -72,6 +77,8 @@ pub struct Config {
     pub hostname: Option<String>,
     pub fqdn: Option<String>,
     pub serve: Serve,
+    /// Ports heard of every group the guest is in, and sent to of the link's own groups (`--multicast-ports`).
+    pub multicast_ports: Vec<u16>,
     pub map_host_loopback4: MapChoice<Ipv4Addr>,
     pub map_host_loopback6: MapChoice<Ipv6Addr>,
     pub map_guest_addr4: Option<Ipv4Addr>,
@@ -91,11 +98,7 @@ pub struct Config {
 impl Config {
     /// The first option asked for that is understood and not served yet.
     pub fn unserved(&self) -> Option<&'static str> {
-        let asked = [
-            (self.vhost_user, "--vhost-user"),
-            (self.conf_path.is_some(), "--conf-path"),
-            (self.print_sandbox, "--print-sandbox"),
-        ];
+        let asked = [(self.conf_path.is_some(), "--conf-path")];
         asked
             .into_iter()
             .find_map(|(asked, option)| asked.then_some(option))
@@ -107,6 +110,7 @@ impl Default for Config {
         Self {
             link: LinkChoice::Probe,
             vhost_user: false,
+            vhost_features: VhostFeatures::default(),
             repair_path: RepairPath::Default,
             migrate_exit: false,
             migrate_no_linger: false,
@@ -140,6 +144,7 @@ impl Default for Config {
             hostname: None,
             fqdn: None,
             serve: Serve::default(),
+            multicast_ports: MULTICAST_PORTS.to_vec(),
             map_host_loopback4: MapChoice::Default,
             map_host_loopback6: MapChoice::Default,
             map_guest_addr4: None,
@@ -225,6 +230,8 @@ pub struct Serve {
     pub tcp: bool,
     pub udp: bool,
     pub icmp: bool,
+    /// Multicast and broadcast, besides what services answer.
+    pub multicast: bool,
     pub dhcp: bool,
     pub ndp: bool,
     pub dhcpv6: bool,
@@ -241,6 +248,7 @@ impl Default for Serve {
             tcp: true,
             udp: true,
             icmp: true,
+            multicast: true,
             dhcp: true,
             ndp: true,
             dhcpv6: true,

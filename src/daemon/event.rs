@@ -14,11 +14,15 @@ pub enum Source {
     Signal,
     /// The host's network changed.
     Monitor,
+    /// The kernel knows something new of the host's neighbours.
+    Neighbours,
     /// The watcher of the resolver configuration has something to say.
     Resolver,
     Flow(Id),
     /// A forwarded port, by its place.
     Port(u32),
+    /// A queue of the guest's driver.
+    Kick(u8),
 }
 
 /// The kind stands above the bits of a flow's handle.
@@ -33,7 +37,9 @@ impl Source {
             Self::Monitor => 4 << KIND,
             Self::Resolver => 5 << KIND,
             Self::Flow(id) => 3 << KIND | id.to_bits(),
-            Self::Port(place) => 6 << KIND | u64::from(place),
+            Self::Neighbours => 6 << KIND,
+            Self::Port(place) => 7 << KIND | u64::from(place),
+            Self::Kick(queue) => 8 << KIND | u64::from(queue),
         };
         Token(bits as usize)
     }
@@ -47,7 +53,9 @@ impl Source {
             3 => Self::Flow(Id::from_bits(bits)),
             4 => Self::Monitor,
             5 => Self::Resolver,
-            _ => Self::Port(bits as u32),
+            6 => Self::Neighbours,
+            7 => Self::Port(bits as u32),
+            _ => Self::Kick(bits as u8),
         }
     }
 }
@@ -67,10 +75,13 @@ mod tests {
             Source::Link,
             Source::Signal,
             Source::Monitor,
+            Source::Neighbours,
             Source::Resolver,
             Source::Flow(id),
             Source::Port(0),
             Source::Port(u32::MAX),
+            Source::Kick(0),
+            Source::Kick(1),
         ] {
             assert_eq!(Source::of(source.token()), source);
         }

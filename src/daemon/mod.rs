@@ -19,7 +19,11 @@ pub mod log;
 
 pub mod background;
 
+mod calls;
+
 mod seccomp;
+
+mod landlock;
 
 mod sandbox;
 
@@ -29,9 +33,14 @@ mod changes;
 
 mod event;
 
+mod requests;
+
 mod reactor;
 
+mod front_end;
+
 pub use reactor::{Ending, Entrance, Reactor};
+pub use sandbox::Report as Layers;
 
 use std::{
     fs, io,
@@ -51,6 +60,7 @@ use crate::{
         conntrack, facts,
         listen::{self as ports, Ports},
         monitor::Monitor,
+        neighbours::Watch,
         socket::Features,
     },
     link::{
@@ -127,6 +137,18 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
     })
 }
 
+/// Shuts this process in as the configuration says, and tells which layers stand.
+///
+/// # Errors
+/// One line: a layer is missing, and all are required; or the system would not let us change identity.
+pub fn shut_in(config: &Config) -> Result<Layers, String> {
+    background::assume(background::identity(config.identity))?;
+    let mut sandbox = Sandbox::new(config.require_sandbox);
+    sandbox.isolate_user()?;
+    sandbox.isolate_child(config.foreground)?;
+    sandbox.close()
+}
+
 /// What comes after the way in.
 fn build(
     config: &Config,
@@ -151,10 +173,10 @@ fn build(
 
     let mut sandbox = Sandbox::new(config.require_sandbox);
     sandbox.isolate_user()?;
+    sandbox.isolate_child(config.foreground)?;
     let ready = if config.foreground {
         None
     } else {
-        sandbox.isolate_child()?;
         Some(failed("Failed to fork", background::detach())?)
     };
     let pid = ready.as_ref().map_or_else(std::process::id, Ready::pid);
@@ -169,13 +191,25 @@ fn build(
         udp_stream,
     };
     let mut relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
+    relay.set_fragment_timeouts(conntrack::fragment_timeouts());
     relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
     relay.forward(ports, ports::syn_retries());
     let mut reactor = failed(
         "Failed to set up the event loop",
-        Reactor::new(relay, entrance, config.one_off, capture),
+        Reactor::new(
+            relay,
+            entrance,
+            config.vhost_user.then_some(config.vhost_features),
+            config.one_off,
+            capture,
+        ),
     )?;
     failed("Failed to watch the network", reactor.follow(changes))?;
+    match Watch::open().and_then(|watch| reactor.follow_neighbours(watch)) {
+        Ok(()) => {}
+        // Then all are at our own link address.
+        Err(error) => ::log::warn!("Neighbours of the host will not be known: {error}"),
+    }
     reactor.set_stats(config.stats);
     if let Some(file) = &mut pid_file {
         failed("Couldn't write PID file", file.write(pid))?;

@@ -14,11 +14,13 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::{changes::Changes, event::Source};
+use super::{changes::Changes, event::Source, requests};
 use crate::{
-    link::{Capture, Flushed, Inbox, Outbox, Received},
+    config::VhostFeatures,
+    host::neighbours::Watch,
+    link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
-    relay::{Ready, Relay, Report, Request},
+    relay::{Ready, Relay, Report},
 };
 
 /// Events taken from the kernel at a time.
@@ -73,24 +75,44 @@ pub fn hold_signals() -> io::Result<SigSet> {
 /// What one thread owns.
 #[derive(Debug)]
 pub struct Reactor {
-    poll: Poll,
+    pub(super) poll: Poll,
     relay: Relay,
-    inbox: Inbox,
-    outbox: Outbox,
+    pub(super) inbox: Inbox,
+    pub(super) outbox: Outbox,
+    /// What clients are offered, if they are vhost-user front-ends, and the one that is connected.
+    vhost: Option<VhostFeatures>,
+    pub(super) session: Option<Session>,
     listener: Option<OwnedFd>,
     client: Option<RawFd>,
     one_off: bool,
     signals: SignalFd,
     /// Edges seen and not worked off.
-    link_readable: bool,
+    pub(super) session_readable: bool,
+    pub(super) link_readable: bool,
     link_ended: bool,
+    link_room: Room,
     start: Instant,
     advertise: Now,
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
     changes: Option<Changes>,
+    neighbours: Option<Watch>,
     stats: Option<Stats>,
 }
+
+/// Whether we hear of room on the link. Every frame the guest takes makes some, and that is worth waking up for only while
+/// something waits.
+#[derive(Debug, Default)]
+struct Room {
+    watched: bool,
+    /// Whether something waits.
+    wanted: bool,
+    /// How often in a row room was told of that nobody wanted.
+    idle: u8,
+}
+
+/// So often is cheaper than to unwatch and watch again.
+const IDLE_MOST: u8 = 16;
 
 /// Reports of counters, as they were asked for.
 #[derive(Debug)]
@@ -108,6 +130,7 @@ impl Reactor {
     pub fn new(
         relay: Relay,
         entrance: Entrance,
+        vhost: Option<VhostFeatures>,
         one_off: bool,
         capture: Option<Capture>,
     ) -> io::Result<Self> {
@@ -118,16 +141,21 @@ impl Reactor {
             relay,
             inbox: Inbox::new(),
             outbox: Outbox::new(),
+            vhost,
+            session: None,
             listener: None,
             client: None,
             one_off,
             signals,
+            session_readable: false,
             link_readable: false,
             link_ended: false,
+            link_room: Room::default(),
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
             changes: None,
+            neighbours: None,
             stats: None,
         };
         reactor.outbox.set_capture(capture);
@@ -161,6 +189,16 @@ impl Reactor {
             }
         }
         self.changes = Some(changes);
+        Ok(())
+    }
+
+    /// Has the guest told of the host's neighbours from now on.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn follow_neighbours(&mut self, watch: Watch) -> io::Result<()> {
+        self.watch(watch.as_raw_fd(), Source::Neighbours, Interest::READABLE)?;
+        self.neighbours = Some(watch);
         Ok(())
     }
 
@@ -213,10 +251,15 @@ impl Reactor {
                         self.relay.from_host(id, ready, &mut self.outbox, now);
                         self.register();
                     }
+                    Source::Link if self.session.is_some() => self.session_readable = true,
+                    Source::Kick(queue) => self.kicked(usize::from(queue)),
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
                         self.outbox.stirred();
+                        if event.is_writable() {
+                            self.room_told();
+                        }
                     }
                     Source::Port(place) => self.relay.knock(place),
                     Source::Listener => self.accept()?,
@@ -231,6 +274,7 @@ impl Reactor {
                             changes.network_changed(now);
                         }
                     }
+                    Source::Neighbours => self.hear_of_neighbours(),
                     Source::Resolver => {
                         let now = self.now();
                         if let Some(changes) = &mut self.changes {
@@ -239,7 +283,9 @@ impl Reactor {
                     }
                 }
             }
+            self.talk();
             self.take_bursts();
+            self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
                 self.accept()?;
             }
@@ -258,15 +304,18 @@ impl Reactor {
             self.advertise = now + self.advertise_interval(now);
         }
         self.follow_host(now);
+        self.look_at_neighbours(now);
         self.report_stats(now);
-        let mut more = self.link_readable;
+        let mut more = self.link_readable || self.session_readable;
         if self.outbox.flush() == Flushed::Done {
             more |=
                 self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
-        if self.outbox.flush() == Flushed::Blocked {
+        self.link_room.wanted = self.outbox.flush() == Flushed::Blocked;
+        if self.link_room.wanted {
+            self.watch_room();
             // Writability is told by an edge, which comes when the guest reads.
-            more = self.link_readable;
+            more = self.link_readable || self.session_readable;
         }
         self.register();
         more
@@ -305,8 +354,56 @@ impl Reactor {
             log::warn!("{warning}");
         }
         self.relay.set_net(resolved.net);
+        if let Some(watch) = &mut self.neighbours {
+            watch.ask_for_all(now);
+        }
+        self.relay.renew_groups(now);
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.relay.advertise(&mut self.outbox);
+    }
+
+    /// Tells the relay what the kernel tells of neighbours.
+    fn hear_of_neighbours(&mut self) {
+        let now = self.now();
+        let events = self.neighbours.as_mut().map(|watch| watch.events(now));
+        for told in events.iter().flatten() {
+            self.relay.neighbour(told, &mut self.outbox);
+        }
+    }
+
+    fn look_at_neighbours(&mut self, now: Now) {
+        if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
+            self.relay.all_neighbours(&all, &mut self.outbox);
+        }
+    }
+
+    /// Hears of room on the link from now on, at once if there is some.
+    fn watch_room(&mut self) {
+        self.link_room.idle = 0;
+        if !self.link_room.watched {
+            self.link_room.watched = self.rewatch_link(Interest::READABLE | Interest::WRITABLE);
+        }
+    }
+
+    /// There is room on the link.
+    fn room_told(&mut self) {
+        if self.link_room.wanted {
+            return;
+        }
+        self.link_room.idle = self.link_room.idle.saturating_add(1);
+        if self.link_room.idle > IDLE_MOST {
+            self.link_room.watched = !self.rewatch_link(Interest::READABLE);
+        }
+    }
+
+    fn rewatch_link(&self, interest: Interest) -> bool {
+        self.client.is_some_and(|fd| {
+            let token = Source::Link.token();
+            let registry = self.poll.registry();
+            registry
+                .reregister(&mut SourceFd(&fd), token, interest)
+                .is_ok()
+        })
     }
 
     fn report_stats(&mut self, now: Now) {
@@ -324,6 +421,7 @@ impl Reactor {
     /// Takes what the guest has sent, a few bursts at most.
     fn take_bursts(&mut self) {
         for _ in 0..BURSTS {
+            self.link_readable &= self.session.is_none() || self.inbox.intake().is_some();
             if !self.link_readable {
                 return;
             }
@@ -332,6 +430,7 @@ impl Reactor {
             self.outbox.capture_burst(&self.inbox);
             self.relay.from_guest(&self.inbox, &mut self.outbox, now);
             self.register();
+            self.inbox.release();
             self.outbox.flush();
             match received {
                 Received::Burst => {}
@@ -343,6 +442,7 @@ impl Reactor {
                     log::warn!("Bad frame size from guest, resetting connection: {len}");
                     self.detach();
                 }
+                Received::Broken(broken) => self.refuse(&broken),
                 Received::Closed => self.detach(),
             }
         }
@@ -353,36 +453,12 @@ impl Reactor {
         let mut failed = Vec::new();
         loop {
             for request in self.relay.requests().drain(..) {
-                // Reads stop at urgent data, so it has to be told of.
-                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-                let registry = self.poll.registry();
-                let (done, source) = match request {
-                    Request::Watch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
+                match requests::carry_out(self.poll.registry(), request) {
+                    Ok(()) => {}
+                    Err((Source::Flow(id), error)) => failed.push((id, error)),
+                    Err((source, error)) => {
+                        log::warn!("Cannot watch the socket of {source:?}: {error}");
                     }
-                    Request::Rewatch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done =
-                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
-                    }
-                    Request::Listen(fd, place) => {
-                        let source = Source::Port(place);
-                        let readable = Interest::READABLE;
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                        (done, source)
-                    }
-                    Request::Close(socket) => {
-                        drop(socket);
-                        continue;
-                    }
-                };
-                match (done, source) {
-                    (Ok(()), _) => {}
-                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
-                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
                 }
             }
             if failed.is_empty() {
@@ -395,7 +471,7 @@ impl Reactor {
         }
     }
 
-    fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
+    pub(super) fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
         self.poll
             .registry()
             .register(&mut SourceFd(&fd), source.token(), interest)
@@ -419,8 +495,13 @@ impl Reactor {
             };
             let pid = getsockopt(&client, PeerCredentials).map_or(0, |peer| peer.pid());
             // A client that has left makes room for one that comes in the same moment, before any event tells.
-            (self.link_readable, self.link_ended) = (self.client.is_some(), true);
-            self.take_bursts();
+            if self.session.is_some() {
+                self.session_readable = true;
+                self.talk();
+            } else {
+                (self.link_readable, self.link_ended) = (self.client.is_some(), true);
+                self.take_bursts();
+            }
             if self.client.is_some() {
                 log::info!("discarding connection from PID {pid}");
                 continue;
@@ -440,13 +521,13 @@ impl Reactor {
 
     fn attach(&mut self, socket: OwnedFd) -> io::Result<()> {
         SockRef::from(&socket).set_nonblocking(true)?;
+        if let Some(features) = self.vhost {
+            return self.attach_front_end(socket, features);
+        }
         // Where the system allows less, it is less.
         let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
-        self.watch(
-            socket.as_raw_fd(),
-            Source::Link,
-            Interest::READABLE | Interest::WRITABLE,
-        )?;
+        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.link_room = Room::default();
         self.client = Some(socket.as_raw_fd());
         self.outbox.attach(Some(socket.try_clone()?));
         self.inbox.attach(Some(socket));
@@ -455,8 +536,18 @@ impl Reactor {
         Ok(())
     }
 
+    fn attach_front_end(&mut self, socket: OwnedFd, features: VhostFeatures) -> io::Result<()> {
+        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.client = Some(socket.as_raw_fd());
+        self.session = Some(Session::new(socket, features));
+        self.session_readable = true;
+        (self.link_readable, self.link_ended) = (false, false);
+        self.outbox.attach_queue(true);
+        Ok(())
+    }
+
     /// The client is gone: its flows end with it.
-    fn detach(&mut self) {
+    pub(super) fn detach(&mut self) {
         log::info!(
             "Client connection closed{}",
             if self.one_off { ", exiting" } else { "" }
@@ -468,6 +559,7 @@ impl Reactor {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
             let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         }
+        self.end_session();
         self.inbox.attach(None);
         self.outbox.attach(None);
     }
@@ -483,6 +575,7 @@ impl Reactor {
             Some(self.advertise),
             self.accept_again,
             self.changes.as_ref().and_then(Changes::due),
+            self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),
         ];
         let spans = times.into_iter().flatten().map(|time| time.since(now));

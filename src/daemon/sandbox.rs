@@ -8,13 +8,18 @@
 //! | empty root | | every file; what is needed from then on is open |
 //! | capabilities | | all, the bounding set too |
 //! | no new privileges, no dumps | | what exec could give; debuggers of the same user |
+//! | Landlock | | files once more; abstract sockets and processes of others |
 //! | seccomp | last | system calls the data path does not make |
 //!
 //! Containers, AppArmor and sysctls forbid some of these to some. A layer that cannot be had is left out with a warning that
-//! names it, unless all of them are required. User and group are not mapped into the user namespace: nothing here
+//! names it, unless all of them are required. Landlock and seccomp hold for the thread that asks and those it starts, so this
+//! has to be the only one. User and group are not mapped into the user namespace: nothing here
 //! creates files or asks who it is.
 
-use std::{io, path::Path};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use caps::{CapSet, Capability};
 use nix::{
@@ -24,7 +29,7 @@ use nix::{
     unistd::{chdir, chroot, pivot_root},
 };
 
-use super::seccomp;
+use super::{landlock, seccomp};
 use crate::sys::reason;
 
 /// Folders of which one will be there, to mount the empty one on.
@@ -40,13 +45,52 @@ pub struct Sandbox {
     required: bool,
     /// Whether the capabilities we have mean nothing outside.
     own_user_namespace: bool,
+    report: Report,
 }
 
+/// What of the sandbox stands: each layer with the reason if it is missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    layers: Vec<(&'static str, Option<String>)>,
+    /// System calls that are left; all without the filter.
+    calls: Option<usize>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (layer, missing) in &self.layers {
+            let state = missing.as_ref().map_or("ok", |why| why);
+            writeln!(f, "{layer}: {state}")?;
+        }
+        match self.calls {
+            Some(calls) => writeln!(f, "system calls allowed: {calls}"),
+            None => writeln!(f, "system calls allowed: all"),
+        }
+    }
+}
+
+/// A layer's name, and the step to it.
+type Layer = (&'static str, &'static str);
+
+const USER: Layer = ("user namespace", "create user namespace");
+const PIDS: Layer = ("PID namespace", "create PID namespace");
+const SPACES: Layer = (
+    "mount, IPC and UTS namespaces",
+    "create mount, IPC and UTS namespaces",
+);
+const ROOT: Layer = ("empty root", "leave the file system");
+const CAPABILITIES: Layer = ("dropped capabilities", "drop capabilities");
+const DUMPS: Layer = ("no core dumps", "forbid core dumps");
+const PRIVILEGES: Layer = ("no new privileges", "give up new privileges");
+const LANDLOCK: Layer = ("Landlock", "confine with Landlock");
+const FILTER: Layer = ("seccomp filter", "load seccomp filter");
+
 impl Sandbox {
-    pub const fn new(required: bool) -> Self {
+    pub fn new(required: bool) -> Self {
         Self {
             required,
             own_user_namespace: false,
+            report: Report::default(),
         }
     }
 
@@ -56,7 +100,7 @@ impl Sandbox {
     /// One line, if all layers are required.
     pub fn isolate_user(&mut self) -> Result<(), String> {
         let done = unshare(CloneFlags::CLONE_NEWUSER);
-        self.own_user_namespace = self.layer("create user namespace", done)?;
+        self.own_user_namespace = self.layer(USER, done)?.is_some();
         Ok(())
     }
 
@@ -64,42 +108,93 @@ impl Sandbox {
     ///
     /// # Errors
     /// One line, if all layers are required.
-    pub fn isolate_child(&self) -> Result<(), String> {
+    pub fn isolate_child(&mut self, foreground: bool) -> Result<(), String> {
+        if foreground {
+            self.without(PIDS, "not in the foreground");
+            return Ok(());
+        }
         let done = unshare(CloneFlags::CLONE_NEWPID);
-        self.layer("create PID namespace", done).map(drop)
+        self.layer(PIDS, done).map(drop)
     }
 
     /// Adds all other layers. Files are out of reach from here on.
     ///
     /// # Errors
     /// One line, if all layers are required.
-    pub fn close(self) -> Result<(), String> {
-        let namespaces =
-            CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-        if self.layer("create mount, IPC and UTS namespaces", unshare(namespaces))? {
-            self.layer("leave the file system", empty_root())?;
-        }
-        let keep = if self.own_user_namespace {
-            None
+    pub fn close(mut self) -> Result<Report, String> {
+        let spaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+        if self.layer(SPACES, unshare(spaces))?.is_some() {
+            self.layer(ROOT, empty_root())?;
         } else {
-            Some(Capability::CAP_NET_BIND_SERVICE)
-        };
-        self.layer("drop capabilities", drop_capabilities(keep))?;
-        self.layer("forbid core dumps", set_dumpable(false))?;
-        self.layer("give up new privileges", set_no_new_privs())?;
-        self.layer("load seccomp filter", seccomp::load())?;
+            self.without(ROOT, "needs a mount namespace");
+        }
+        let keep = (!self.own_user_namespace).then_some(Capability::CAP_NET_BIND_SERVICE);
+        self.give_up(keep)?;
+        self.confine(&[])?;
+        self.report.calls = self.layer(FILTER, seccomp::load())?;
+        Ok(self.report)
+    }
+
+    /// The layers of the process that watches the resolver configuration and has to read files for that, below these
+    /// folders.
+    ///
+    /// # Errors
+    /// One line, if all layers are required.
+    pub fn close_for_watcher(mut self, readable: &[PathBuf]) -> Result<Report, String> {
+        self.give_up(None)?;
+        self.confine(readable)?;
+        self.report.calls = self.layer(FILTER, seccomp::load_for_watcher())?;
+        Ok(self.report)
+    }
+
+    /// Gives up what exec and debuggers could use, and all capabilities but one.
+    fn give_up(&mut self, keep: Option<Capability>) -> Result<(), String> {
+        self.layer(CAPABILITIES, drop_capabilities(keep))?;
+        self.layer(DUMPS, set_dumpable(false))?;
+        self.layer(PRIVILEGES, set_no_new_privs())?;
         Ok(())
     }
 
-    /// Whether a layer stands now.
-    fn layer(&self, what: &str, done: Result<(), impl Into<io::Error>>) -> Result<bool, String> {
-        let Err(error) = done else { return Ok(true) };
-        let why = reason(&error.into());
-        if self.required {
-            return Err(format!("Couldn't {what}: {why}"));
+    /// Landlock is a second lock on a door that the empty root closes. Many kernels are built without, which is not worth a
+    /// warning at every start.
+    fn confine(&mut self, readable: &[PathBuf]) -> Result<(), String> {
+        match landlock::confine(readable) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported && !self.required => {
+                log::debug!("Landlock: {error}");
+                self.without(LANDLOCK, &error.to_string());
+                Ok(())
+            }
+            done => self.layer(LANDLOCK, done).map(drop),
         }
-        log::warn!("Couldn't {what}: {why}, continuing without");
-        Ok(false)
+    }
+
+    /// Notes how the step to a layer went; `None` if it is left out.
+    fn layer<T>(
+        &mut self,
+        layer: Layer,
+        done: Result<T, impl Into<io::Error>>,
+    ) -> Result<Option<T>, String> {
+        let (name, step) = layer;
+        match done {
+            Ok(value) => {
+                self.report.layers.push((name, None));
+                Ok(Some(value))
+            }
+            Err(error) => {
+                let why = reason(&error.into());
+                if self.required {
+                    return Err(format!("Couldn't {step}: {why}"));
+                }
+                log::warn!("Couldn't {step}: {why}, continuing without");
+                self.without(layer, &why);
+                Ok(None)
+            }
+        }
+    }
+
+    fn without(&mut self, (name, _): Layer, why: &str) {
+        let missing = format!("missing, {why}");
+        self.report.layers.push((name, Some(missing)));
     }
 }
 
@@ -130,7 +225,7 @@ fn empty_root() -> nix::Result<()> {
 
 /// Drops every capability but `keep`, from all sets. Without the right to it the bounding set stays, which then matters
 /// as little: nothing new can be had by exec.
-pub(super) fn drop_capabilities(keep: Option<Capability>) -> Result<(), io::Error> {
+fn drop_capabilities(keep: Option<Capability>) -> Result<(), io::Error> {
     let held = |set, capability| caps::has_cap(None, set, capability).unwrap_or(false);
     let kept: caps::CapsHashSet = keep
         .into_iter()

@@ -1,135 +1,47 @@
-//! The system calls of the running process: those the data path makes, those the allocator and the standard library make,
-//! and those a panic makes on its way out. Any other kills the process.
-//!
-//! Calls by path are answered with an error instead: libraries try files on rare ways, and do without.
+//! The filter of system calls: what `calls.rs` lists.
 
 use std::{collections::BTreeMap, env::consts::ARCH, io};
 
 use libc::c_long;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, apply_filter,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch, apply_filter,
 };
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+use super::calls::{Argument, BY_PATH, List, SERVING, WATCHING, Way};
 
-/// Allowed whatever the arguments.
-const CALLS: &[c_long] = &[
-    // Sockets of flows, the guest's link, netlink, syslog.
-    libc::SYS_accept4,
-    libc::SYS_bind,
-    libc::SYS_close,
-    libc::SYS_connect,
-    libc::SYS_fcntl,
-    libc::SYS_getpeername,
-    libc::SYS_getsockname,
-    libc::SYS_getsockopt,
-    libc::SYS_listen,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmmsg,
-    libc::SYS_recvmsg,
-    libc::SYS_sendmmsg,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_setsockopt,
-    libc::SYS_shutdown,
-    // The loop.
-    libc::SYS_clock_gettime,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_epoll_wait,
-    libc::SYS_ppoll,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_poll,
-    // Log and capture files; standard descriptors on the way to the background.
-    libc::SYS_dup,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_dup2,
-    libc::SYS_dup3,
-    libc::SYS_fstat,
-    libc::SYS_ftruncate,
-    libc::SYS_lseek,
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
-    libc::SYS_read,
-    libc::SYS_readv,
-    libc::SYS_write,
-    libc::SYS_writev,
-    // Memory and the standard library.
-    libc::SYS_brk,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_futex,
-    libc::SYS_getpid,
-    libc::SYS_getrandom,
-    libc::SYS_gettid,
-    libc::SYS_madvise,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    libc::SYS_nanosleep,
-    libc::SYS_restart_syscall,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_sched_yield,
-    libc::SYS_sigaltstack,
-    // The end.
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_tgkill,
-];
+/// Calls and ways to make them, of which one has to be taken; none: any.
+type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-/// Answered with an error.
-const BY_PATH: &[c_long] = &[
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_access,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
-    libc::SYS_getcwd,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_lstat,
-    libc::SYS_newfstatat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_open,
-    libc::SYS_openat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_readlink,
-    libc::SYS_readlinkat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_stat,
-    libc::SYS_statx,
-];
-
-/// What memory may not be from now on.
-const EXECUTABLE: u64 = libc::PROT_EXEC as u64;
-
-const FAMILIES: [i32; 4] = [
-    libc::AF_INET,
-    libc::AF_INET6,
-    libc::AF_NETLINK,
-    libc::AF_UNIX,
-];
-
-/// ioctl(2) requests: non-blocking, close-on-exec, how much is queued.
-const REQUESTS: [u64; 4] = [libc::FIONBIO, libc::FIOCLEX, libc::FIONREAD, libc::TIOCOUTQ];
-
-/// Loads the filter; there is no way back.
+/// Shuts in the process that serves, for ever. Returns how many calls are left.
 ///
 /// # Errors
 /// Those of seccomp(2); `Unsupported` on an architecture the filter's compiler does not know.
-pub(super) fn load() -> io::Result<()> {
+pub(super) fn load() -> io::Result<usize> {
+    apply(&SERVING)
+}
+
+/// The same for the watcher of the resolver configuration.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_for_watcher() -> io::Result<usize> {
+    apply(&WATCHING)
+}
+
+/// Loads the filter; there is no way back.
+fn apply(list: &List) -> io::Result<usize> {
     let arch = TargetArch::try_from(ARCH).map_err(|_| {
         io::Error::new(
             io::ErrorKind::Unsupported,
             "not known for this architecture",
         )
     })?;
+    let allowed = rules(list).map_err(io::Error::other)?;
+    let count = allowed.len();
+    let (refused, allowed) = filters(allowed);
     // The gravest verdict counts: what the first lets pass with an error still has to pass the second.
     let refuse = SeccompAction::Errno(libc::ENOENT as u32);
-    let refused = bare(BY_PATH);
-    let mut allowed = allowed()?;
-    allowed.extend(bare(BY_PATH));
     for (rules, other, listed) in [
         (refused, SeccompAction::Allow, refuse),
         (allowed, SeccompAction::KillProcess, SeccompAction::Allow),
@@ -138,55 +50,115 @@ pub(super) fn load() -> io::Result<()> {
         let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
         apply_filter(&program).map_err(io::Error::other)?;
     }
-    Ok(())
+    Ok(count)
 }
 
-fn bare(calls: &[c_long]) -> Rules {
-    calls.iter().map(|&call| (call, Vec::new())).collect()
+fn rules(list: &List) -> Result<Rules, BackendError> {
+    let any = list.any.iter().flat_map(|group| group.calls);
+    let any = any.map(|&(_, call)| Ok((call, Vec::new())));
+    let narrow = list.narrow.iter().map(|narrow| {
+        let ways = narrow.ways.iter().map(way).collect::<Result<_, _>>()?;
+        Ok((narrow.call.1, ways))
+    });
+    any.chain(narrow).collect()
 }
 
-fn allowed() -> io::Result<Rules> {
-    let mut rules = bare(CALLS);
-    let not_executable = rule(2, SeccompCmpOp::MaskedEq(EXECUTABLE), 0)?;
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        rules.insert(call, vec![not_executable.clone()]);
-    }
-    let families = FAMILIES.map(|family| rule(0, SeccompCmpOp::Eq, family as u64));
-    rules.insert(
-        libc::SYS_socket,
-        families.into_iter().collect::<Result<_, _>>()?,
-    );
-    let requests = REQUESTS.map(|request| rule(1, SeccompCmpOp::Eq, request));
-    rules.insert(
-        libc::SYS_ioctl,
-        requests.into_iter().collect::<Result<_, _>>()?,
-    );
-    Ok(rules)
+fn way(arguments: &Way) -> Result<SeccompRule, BackendError> {
+    let conditions: Result<_, _> = arguments.iter().map(condition).collect();
+    SeccompRule::new(conditions?)
 }
 
-/// A rule on the lower half of one argument.
-fn rule(argument: u8, operator: SeccompCmpOp, value: u64) -> io::Result<SeccompRule> {
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
-        .and_then(|condition| SeccompRule::new(vec![condition]))
-        .map_err(io::Error::other)
+/// On the lower half of an argument: the kernel looks at no more of these.
+fn condition(&(number, bits, value): &Argument) -> Result<SeccompCondition, BackendError> {
+    let mask = SeccompCmpOp::MaskedEq(u64::from(bits.cast_unsigned()));
+    let value = u64::from(value.cast_unsigned());
+    SeccompCondition::new(number, SeccompCmpArgLen::Dword, mask, value)
+}
+
+/// The calls by path that are to fail, and all that do not end the process.
+fn filters(mut allowed: Rules) -> (Rules, Rules) {
+    let by_path = BY_PATH.iter().map(|&(_, call)| (call, Vec::new()));
+    let refused: Rules = by_path
+        .filter(|(call, _)| !allowed.contains_key(call))
+        .collect();
+    allowed.extend(refused.clone());
+    (refused, allowed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::calls::Call;
+
+    const LISTS: [&List; 2] = [&SERVING, &WATCHING];
+
+    fn calls(list: &List) -> Vec<Call> {
+        let any = list.any.iter().flat_map(|group| group.calls).copied();
+        any.chain(list.narrow.iter().map(|narrow| narrow.call))
+            .collect()
+    }
 
     #[test]
-    fn the_filter_compiles_and_names_no_call_twice() {
-        let mut rules = allowed().unwrap();
-        assert_eq!(bare(CALLS).len(), CALLS.len());
-        assert!(bare(BY_PATH).keys().all(|call| !rules.contains_key(call)));
-        rules.extend(bare(BY_PATH));
-        let filter = SeccompFilter::new(
-            rules,
-            SeccompAction::KillProcess,
-            SeccompAction::Allow,
-            TargetArch::try_from(ARCH).unwrap(),
-        );
-        assert!(BpfProgram::try_from(filter.unwrap()).is_ok());
+    fn the_filters_compile_and_name_no_call_twice() {
+        for list in LISTS {
+            let rules = rules(list).unwrap();
+            assert_eq!(rules.len(), calls(list).len());
+            let (_, all) = filters(rules);
+            let arch = TargetArch::try_from(ARCH).unwrap();
+            let (kill, allow) = (SeccompAction::KillProcess, SeccompAction::Allow);
+            let filter = SeccompFilter::new(all, kill, allow, arch).unwrap();
+            assert!(BpfProgram::try_from(filter).is_ok());
+        }
+    }
+
+    #[test]
+    fn nobody_may_start_programs_or_processes() {
+        for list in LISTS {
+            let (_, all) = filters(rules(list).unwrap());
+            for call in [
+                libc::SYS_execve,
+                libc::SYS_execveat,
+                libc::SYS_clone,
+                libc::SYS_clone3,
+                libc::SYS_ptrace,
+                libc::SYS_process_vm_writev,
+                libc::SYS_memfd_create,
+                libc::SYS_io_uring_setup,
+                libc::SYS_ioctl,
+                libc::SYS_prctl,
+            ] {
+                assert!(!all.contains_key(&call), "{call}");
+            }
+        }
+        assert!(!rules(&WATCHING).unwrap().contains_key(&libc::SYS_socket));
+    }
+
+    /// The rows a table of these calls has to have.
+    fn rows(list: &List) -> String {
+        let row = |calls: &[Call], why: &str| {
+            let names = calls
+                .iter()
+                .map(|(name, _)| name.trim_start_matches("SYS_"));
+            let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+            format!("| {} | {why} |\n", names.join(" "))
+        };
+        let any = list.any.iter().map(|group| row(group.calls, group.why));
+        let narrow = list.narrow.iter();
+        any.chain(narrow.map(|narrow| row(&[narrow.call], narrow.why)))
+            .collect()
+    }
+
+    /// Other architectures have fewer: there, some calls exist in their newer form only.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_readme_lists_every_call_with_its_reason() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+        let readme = std::fs::read_to_string(path).unwrap();
+        for list in LISTS {
+            let (rows, count) = (rows(list), calls(list).len());
+            assert!(readme.contains(&rows), "the README lacks:\n{rows}");
+            let count = format!("**{count} system calls**");
+            assert!(readme.contains(&count), "the README lacks: {count}");
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The process that stays outside the sandbox and tells of changes to the resolver configuration.
+//! The process that stays outside the sandbox and tells of changes to the resolver configuration. Its own is narrower: it
+//! reads files in a few folders, has no sockets but the line to the other process, and can open none.
 
 use std::{
     ffi::CStr,
@@ -8,21 +9,21 @@ use std::{
         fd::{AsFd, AsRawFd},
         unix::fs::FileExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process,
 };
 
 use nix::{
     sys::{
-        prctl::{set_dumpable, set_name, set_no_new_privs, set_pdeathsig},
+        prctl::{set_name, set_pdeathsig},
         signal::{SigSet, Signal},
     },
     unistd::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
-use super::{background, sandbox};
+use super::{background, sandbox::Sandbox};
 use crate::{
-    config::{Config, DnsServers, Identity, SearchList},
+    config::{Config, DnsServers, SearchList},
     host::{
         resolv,
         watch::{self, Reader, Watcher},
@@ -32,6 +33,10 @@ use crate::{
 
 /// What others see this process as: `pgrep passt` is to find the one that serves, and no other.
 const NAME: &CStr = c"resolv-watcher";
+
+/// Where a new link may lead, by whichever program takes over the file (systemd-resolved(8), resolvconf(8) and the like).
+/// What it leads to at first can be read wherever it is.
+const FOLDERS: [&str; 5] = ["/etc", "/run", "/usr/lib/systemd", "/var/run", "/mnt/wsl"];
 
 /// Starts the process, if the configuration asks for anything of the file. To be called while nothing is open but what was
 /// inherited.
@@ -47,12 +52,7 @@ pub(super) fn start(config: &Config) -> io::Result<Option<Reader>> {
         Forked::Parent { .. } => Ok(Some(reader)),
         Forked::Child => {
             drop(reader);
-            let outcome = run(
-                &watcher,
-                background::identity(config.identity),
-                config.foreground,
-            );
-            process::exit(i32::from(outcome.is_err()));
+            process::exit(i32::from(run(&watcher, config).is_err()));
         }
     }
 }
@@ -86,7 +86,7 @@ fn wanted(config: &Config) -> bool {
         || host6
 }
 
-fn run(watcher: &Watcher, identity: Option<Identity>, foreground: bool) -> io::Result<()> {
+fn run(watcher: &Watcher, config: &Config) -> io::Result<()> {
     set_name(NAME)?;
     // Without, it goes by the other's name with pidof(8) and in lists; that is all.
     let _ = rename_arguments();
@@ -101,14 +101,20 @@ fn run(watcher: &Watcher, identity: Option<Identity>, foreground: bool) -> io::R
     drop(null);
     close_inherited(Some(watcher.as_fd().as_raw_fd()));
     SigSet::all().thread_unblock()?;
+    let identity = background::identity(config.identity);
     background::assume(identity).map_err(io::Error::other)?;
-    sandbox::drop_capabilities(None)?;
-    set_no_new_privs()?;
-    set_dumpable(false)?;
-    if foreground {
+    if config.foreground {
         // In the background the parent does not stay; the line's end says when the other process is gone.
         set_pdeathsig(Signal::SIGKILL)?;
     }
-    watcher.watch(Path::new(resolv::PATH));
+    let path = Path::new(resolv::PATH);
+    let mounts = watch::mounts();
+    let mut readable = watch::folders(path);
+    readable.extend(FOLDERS.iter().map(PathBuf::from));
+    let sandbox = Sandbox::new(config.require_sandbox);
+    sandbox
+        .close_for_watcher(&readable)
+        .map_err(io::Error::other)?;
+    watcher.watch(path, mounts.as_ref());
     Ok(())
 }

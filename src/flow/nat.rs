@@ -67,6 +67,11 @@ pub fn outbound(net: &Net, protocol: Protocol, dst: Endpoint) -> Result<Target, 
     })
 }
 
+/// Whether more than one host is meant: multicast, or broadcast of any kind.
+pub fn is_group(net: &Net, dst: IpAddr) -> bool {
+    matches!(class(dst), Class::Multicast | Class::Broadcast) || is_directed_broadcast(net, dst)
+}
+
 /// Whether the guest may send from this address: any a host can have but ours, so also more than we gave it.
 pub fn check_source(net: &Net, src: IpAddr) -> Result<(), Why> {
     let ours = Family::of(net, src).is_some_and(|family| family.ours == src);
@@ -120,6 +125,23 @@ pub fn error_source(
         return Some(asked);
     }
     inbound_source(net, offender, guest).filter(|addr| addr.is_ipv4() == asked.is_ipv4())
+}
+
+/// Whether we ourselves stand behind this address, or the guest does: no neighbour of the host can have it.
+pub fn is_stand_in(net: &Net, addr: IpAddr) -> bool {
+    let Some(family) = Family::of(net, addr) else {
+        return false;
+    };
+    // Router advertisements come from ours, with our MAC address; whoever has it on the host's link, the guest means us.
+    let router = Some(family.ours).filter(IpAddr::is_ipv6);
+    [
+        family.assigned,
+        family.map_host_loopback,
+        family.map_guest_addr,
+        family.dns_forward,
+        router,
+    ]
+    .contains(&Some(addr))
 }
 
 /// One family's part of [`Net`], so that the rules are written once for both.
@@ -199,7 +221,7 @@ fn is_directed_broadcast(net: &Net, addr: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dns, Net6, OUR_MAC, Outbound, Serve};
+    use crate::config::{Dns, Multicast, Net6, OUR_MAC, Outbound, Serve};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -222,6 +244,7 @@ mod tests {
                 dns_forward: None,
                 dns_host: None,
                 dns: Vec::new(),
+                interface: 0,
             }),
             v6: Some(Net6 {
                 addr: Some("2001:db8::50".parse().unwrap()),
@@ -238,6 +261,7 @@ mod tests {
             dns: Dns::default(),
             serve: Serve::default(),
             outbound: Outbound::default(),
+            multicast: Multicast::default(),
         }
     }
 

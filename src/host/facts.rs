@@ -16,7 +16,7 @@ use netlink_packet_route::{
 };
 
 use super::{
-    netlink::{RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, dump},
+    netlink::{Dump, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, dump},
     resolv,
 };
 use crate::{
@@ -53,11 +53,22 @@ pub fn read_network() -> Result<Facts, String> {
     for request in requests {
         let dump =
             dump(request).map_err(|error| format!("Couldn't read network settings: {error}"))?;
-        for (kind, body) in dump.messages() {
-            add(&mut facts, kind, body);
-        }
+        add_all(&mut facts, &dump);
     }
     Ok(facts)
+}
+
+/// What the messages of a dump say, from whatever source: octets that make no sense say nothing.
+pub fn of_dump(octets: &[u8]) -> Facts {
+    let mut facts = Facts::default();
+    add_all(&mut facts, &Dump::new(octets.to_vec()));
+    facts
+}
+
+fn add_all(facts: &mut Facts, dump: &Dump) {
+    for (kind, body) in dump.messages() {
+        add(facts, kind, body);
+    }
 }
 
 /// Adds what one message of a dump says.

@@ -2,6 +2,8 @@
 
 pub mod socket;
 
+pub mod group;
+
 pub mod conntrack;
 
 pub mod listen;
@@ -18,3 +20,5 @@ mod ephemeral;
 
 pub use ephemeral::ephemeral_ports;
 pub mod monitor;
+
+pub mod neighbours;

@@ -12,6 +12,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_NEWADDR: u16 = 20;
 pub(super) const RTM_NEWROUTE: u16 = 24;
+pub(super) const RTM_NEWNEIGH: u16 = 28;
+pub(super) const RTM_DELNEIGH: u16 = 29;
 
 /// Message types of netlink(7).
 const NLMSG_ERROR: u16 = 2;
@@ -25,6 +27,10 @@ const TRIES: u32 = 8;
 pub(super) struct Dump(Vec<u8>);
 
 impl Dump {
+    pub(super) fn new(messages: Vec<u8>) -> Self {
+        Self(messages)
+    }
+
     /// Type and body of each message; stops at the first whose length is a lie.
     pub(super) fn messages(&self) -> impl Iterator<Item = (u16, &[u8])> {
         messages(&self.0).map(|message| (message.message_type(), message.payload()))
@@ -89,7 +95,7 @@ fn refusal(message: &[u8]) -> io::Error {
 }
 
 /// The messages of a datagram, each four-octet aligned.
-fn messages(bytes: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
+pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let message = NetlinkBuffer::new_checked(rest).ok()?;

@@ -16,7 +16,7 @@ pub fn read(path: &Path) -> Resolver {
 }
 
 /// Reads the text of such a file.
-pub(super) fn parse(text: &[u8]) -> Resolver {
+pub fn parse(text: &[u8]) -> Resolver {
     let (config, _) = Config::parse_with_errors(text);
     let search = config
         .get_last_search_or_domain()

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use crate::{
     config::Outbound,
     net::{Endpoint, Span},
-    sys::sockopt,
+    sys::{Marks, sockopt},
 };
 
 /// What this kernel can do, found out once at start.
@@ -87,7 +87,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn address(self) -> SocketAddr {
+    pub(super) fn address(self) -> SocketAddr {
         let Endpoint { addr, port } = self.endpoint;
         match addr {
             IpAddr::V4(_) => SocketAddr::new(addr, port),
@@ -197,6 +197,7 @@ pub struct Arrival {
     pub from: SocketAddr,
     /// Our address that a reply is to come from, where the socket tells: unspecified if `from` used a multicast address.
     pub to: Option<SocketAddr>,
+    pub marks: Marks,
 }
 
 /// Receives a datagram, its sender, and which of our addresses it was sent to (IP_PKTINFO, ip(7)). The port of `to` is 0.
@@ -204,7 +205,7 @@ pub struct Arrival {
 /// # Errors
 /// Those of recvmsg(2); `WouldBlock` when there is none.
 pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arrival> {
-    let mut control = [0; 128];
+    let mut control = [0; 256];
     let mut iov = [IoSliceMut::new(buffer)];
     let message = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
@@ -214,9 +215,14 @@ pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arri
     )?;
     let from = message.address.as_ref().and_then(socket_addr);
     let from = canonical(from.ok_or(io::ErrorKind::InvalidData)?);
-    let mut to = None;
+    let (mut to, mut marks) = (None, Marks::default());
     for part in message.cmsgs()? {
         match part {
+            ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
+                marks.ttl = u8::try_from(ttl).ok();
+            }
+            ControlMessageOwned::Ipv4Tos(tos) => marks.tos = Some(tos),
+            ControlMessageOwned::Ipv6TClass(tos) => marks.tos = u8::try_from(tos).ok(),
             ControlMessageOwned::Ipv4PacketInfo(info) => {
                 // The address routing would answer from: of a broadcast, the interface's own.
                 let addr = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
@@ -243,6 +249,7 @@ pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arri
         len: message.bytes,
         from,
         to,
+        marks,
     })
 }
 
@@ -335,7 +342,7 @@ fn open(peer: Peer, kind: Type, protocol: Protocol) -> io::Result<Socket> {
 }
 
 /// Binds as `--outbound` and `--outbound-if4`, `-if6` say, and to `port` unless that is 0.
-fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
+pub(super) fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
     let (addr, any, interface) = match peer.endpoint.addr {
         IpAddr::V4(_) => (
             outbound.addr4.map(IpAddr::V4),

@@ -101,9 +101,8 @@ impl AsFd for Watcher {
 }
 
 impl Watcher {
-    /// Tells of the file at `path` as it is and of every change, until the reader is gone.
-    pub fn watch(&self, path: &Path) {
-        let mounts = File::open("/proc/self/mountinfo").ok();
+    /// Tells of the file at `path` as it is and of every change, until the reader is gone. `mounts` is from [`mounts`].
+    pub fn watch(&self, path: &Path, mounts: Option<&File>) {
         let mut said = None;
         loop {
             // First the watches, then the file: what changes in between is seen the next time round.
@@ -153,6 +152,22 @@ impl Watcher {
     }
 }
 
+/// The list of mounts, which tells of mounts that come and go; `None` without a /proc.
+pub fn mounts() -> Option<File> {
+    File::open("/proc/self/mountinfo").ok()
+}
+
+/// The folders that have to be read to follow the file at `path`, by the links there are now.
+pub fn folders(path: &Path) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    follow(path, |name| {
+        let mut above = name.ancestors().skip(1);
+        folders.extend(above.find(|folder| folder.is_dir()).map(Path::to_owned));
+        true
+    });
+    folders
+}
+
 /// What the file says; `None` if it cannot be told.
 fn contents(path: &Path) -> Option<Vec<u8>> {
     let mut text = Vec::new();
@@ -179,19 +194,29 @@ fn watches(path: &Path) -> Option<Inotify> {
     // What is mounted over a name is another file than the folder's, and tells only of itself.
     let in_file =
         AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DELETE_SELF;
-    let mut here: PathBuf = path.to_owned();
-    for _ in 0..LINKS_MOST {
+    let last = follow(path, |name| {
         // A folder that is not there yet appears in another.
-        here.ancestors()
-            .skip(1)
-            .find(|folder| inotify.add_watch(*folder, in_folder).is_ok())?;
+        let mut above = name.ancestors().skip(1);
+        above.any(|folder| inotify.add_watch(folder, in_folder).is_ok())
+    })?;
+    let _ = inotify.add_watch(&last, in_file);
+    Some(inotify)
+}
+
+/// Visits the name and then what each link leads to that it is, each before it is read. Returns the last, unless a visit
+/// was in vain.
+fn follow(path: &Path, mut visit: impl FnMut(&Path) -> bool) -> Option<PathBuf> {
+    let mut here = path.to_owned();
+    for _ in 0..LINKS_MOST {
+        if !visit(&here) {
+            return None;
+        }
         match fs::read_link(&here) {
             Ok(target) => here = here.parent().unwrap_or_else(|| Path::new("/")).join(target),
             Err(_) => break,
         }
     }
-    let _ = inotify.add_watch(&here, in_file);
-    Some(inotify)
+    Some(here)
 }
 
 #[cfg(test)]
@@ -229,7 +254,7 @@ mod tests {
         let server = |last: u8| format!("nameserver 192.0.2.{last}\n");
         let (mut reader, watcher) = pair().unwrap();
         let name = path.clone();
-        let watching = thread::spawn(move || watcher.watch(&name));
+        let watching = thread::spawn(move || watcher.watch(&name, mounts().as_ref()));
         hears(&mut reader, 0);
         fs::write(&path, server(1)).unwrap();
         hears(&mut reader, 1);

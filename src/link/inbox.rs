@@ -1,11 +1,18 @@
 //! Frames from the guest over a stream socket: each behind its length, four octets in network order (the framing of QEMU's
-//! `-netdev stream`).
+//! `-netdev stream`), or in the queue of a vhost-user front-end.
 
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
 };
 
+use super::{
+    slot::Slot,
+    vhost::{
+        intake::{Fetched, Intake, Look},
+        ring::Broken,
+    },
+};
 use crate::sys::{Gather, msg};
 
 /// The shortest frame: an Ethernet header.
@@ -20,35 +27,6 @@ pub(super) const PREFIX: usize = 4;
 /// What one read asks for.
 const BURST: usize = 256 * 1024;
 
-/// A stretch of the current burst. It means nothing once the next burst is received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    at: u32,
-    len: u32,
-}
-
-impl Slot {
-    /// The part of this stretch that a range of its octets names.
-    #[must_use]
-    pub fn part(self, range: &std::ops::Range<usize>) -> Self {
-        let start = (range.start as u32).min(self.len);
-        let end = (range.end as u32).clamp(start, self.len);
-        Self {
-            at: self.at + start,
-            len: end - start,
-        }
-    }
-
-    /// Octets.
-    pub const fn len(self) -> usize {
-        self.len as usize
-    }
-
-    pub const fn is_empty(self) -> bool {
-        self.len == 0
-    }
-}
-
 /// A frame from the guest: what may be read of it, and where all of it lies.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'a> {
@@ -56,6 +34,8 @@ pub struct Frame<'a> {
     pub head: &'a [u8],
     /// The whole frame, for the kernel.
     pub payload: Slot,
+    /// The payload octets of each datagram, if it stands for several.
+    pub segment: Option<u16>,
 }
 
 /// How a read went.
@@ -71,17 +51,20 @@ pub enum Received {
     Closed,
     /// A frame length no link has; what follows cannot be told apart any more.
     BadLength(u32),
+    /// A queue that cannot be served any more.
+    Broken(Broken),
 }
 
-/// The receiving half of a stream link.
+/// The receiving half of the link: of a stream socket, or of a queue.
 #[derive(Debug)]
 pub struct Inbox {
     socket: Option<OwnedFd>,
+    intake: Option<Intake>,
     buffer: Box<[u8]>,
     /// Where the octets not yet handed out as frames begin and end.
     start: usize,
     end: usize,
-    frames: Vec<Slot>,
+    frames: Vec<Fetched>,
 }
 
 impl Inbox {
@@ -90,6 +73,7 @@ impl Inbox {
         let frames = Vec::with_capacity((BURST + FRAME_MAX) / (PREFIX + FRAME_MIN) + 1);
         Self {
             socket: None,
+            intake: None,
             buffer,
             start: 0,
             end: 0,
@@ -101,6 +85,7 @@ impl Inbox {
     pub fn holding() -> Self {
         Self {
             socket: None,
+            intake: None,
             buffer: vec![0; FRAME_MAX].into_boxed_slice(),
             start: 0,
             end: 0,
@@ -113,8 +98,12 @@ impl Inbox {
         self.frames.clear();
         if let Some(place) = self.buffer.get_mut(..frame.len()) {
             place.copy_from_slice(frame);
-            let len = frame.len() as u32;
-            self.frames.push(Slot { at: 0, len });
+            let whole = Slot::ours(0, frame.len());
+            self.frames.push(Fetched {
+                head: whole,
+                payload: whole,
+                segment: None,
+            });
         }
     }
 
@@ -125,9 +114,29 @@ impl Inbox {
         self.frames.clear();
     }
 
+    /// The queue frames come from, where they do.
+    pub const fn intake(&mut self) -> &mut Option<Intake> {
+        &mut self.intake
+    }
+
+    /// Hands a burst that was worked off back to the guest; its slots become void.
+    pub fn release(&mut self) {
+        if let Some(intake) = &mut self.intake {
+            self.frames.clear();
+            intake.release();
+        }
+    }
+
     /// Reads once, and finds the frames that are complete now. Slots of the burst before become void.
     pub fn receive(&mut self) -> Received {
         self.frames.clear();
+        if let Some(intake) = &mut self.intake {
+            return match intake.fetch(&mut self.buffer, &mut self.frames) {
+                Ok(Look::More) => Received::Burst,
+                Ok(Look::Last) => Received::Last,
+                Err(broken) => Received::Broken(broken),
+            };
+        }
         let Some(socket) = &self.socket else {
             return Received::Closed;
         };
@@ -169,7 +178,12 @@ impl Inbox {
             if next > self.end {
                 break;
             }
-            self.frames.push(Slot { at: at as u32, len });
+            let whole = Slot::ours(at, len as usize);
+            self.frames.push(Fetched {
+                head: whole,
+                payload: whole,
+                segment: None,
+            });
             self.start = next;
         }
         whole
@@ -182,27 +196,34 @@ impl Inbox {
 
     /// One frame of the current burst.
     pub fn frame(&self, index: usize) -> Option<Frame<'_>> {
-        let slot = *self.frames.get(index)?;
+        let frame = *self.frames.get(index)?;
         Some(Frame {
-            head: self.octets(slot),
-            payload: slot,
+            head: self.octets(frame.head),
+            payload: frame.payload,
+            segment: frame.segment,
         })
     }
 
     /// Lists a stretch of the current burst for the kernel to read; `false` if the list is full.
     #[must_use]
     pub fn gather<'a>(&'a self, slot: Slot, gather: &mut Gather<'_, 'a>) -> bool {
+        if let (Some(intake), Some(_)) = (&self.intake, slot.piece()) {
+            return intake.gather(slot, gather);
+        }
         gather.push(self.octets(slot))
     }
 
-    /// Copies a stretch of the current burst out, piece by piece: here there is but one.
+    /// Copies a stretch of the current burst out, piece by piece.
     pub fn copy(&self, slot: Slot, mut take: impl FnMut(&[u8])) {
+        if let (Some(intake), Some(_)) = (&self.intake, slot.piece()) {
+            return intake.copy(slot, take);
+        }
         take(self.octets(slot));
     }
 
     fn octets(&self, slot: Slot) -> &[u8] {
         self.buffer
-            .get(slot.at as usize..(slot.at + slot.len) as usize)
+            .get(slot.at()..slot.at() + slot.len())
             .unwrap_or_default()
     }
 }
@@ -304,13 +325,5 @@ mod tests {
         assert_eq!(got, frames);
         writer.join().unwrap();
         assert_eq!(inbox.receive(), Received::Closed);
-    }
-
-    #[test]
-    fn a_part_stays_inside_its_slot() {
-        let slot = Slot { at: 10, len: 5 };
-        assert_eq!(slot.part(&(1..3)), Slot { at: 11, len: 2 });
-        assert_eq!(slot.part(&(4..9)), Slot { at: 14, len: 1 });
-        assert!(slot.part(&(7..9)).is_empty());
     }
 }

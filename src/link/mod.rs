@@ -2,6 +2,10 @@
 
 mod capture;
 
+mod slot;
+
+mod vhost;
+
 mod inbox;
 
 mod outbox;
@@ -9,5 +13,10 @@ mod outbox;
 pub mod listen;
 
 pub use capture::Capture;
-pub use inbox::{FRAME_MAX, Frame, Inbox, Received, Slot};
-pub use outbox::{Flushed, Outbox, Piece, Room, Rooms};
+pub use inbox::{FRAME_MAX, Frame, Inbox, Received};
+pub use outbox::{Flushed, Outbox, Room, Rooms};
+pub use slot::{Piece, Slot};
+pub use vhost::{
+    ring::Broken,
+    session::{Halves, RECEIVE, Served, Session, TRANSMIT, Watch},
+};

@@ -1,7 +1,9 @@
-//! Frames to the guest over a stream socket: reserve room, let the kernel fill it, commit it as frames, flush.
+//! Frames to the guest, over a stream socket or by a queue: reserve room, let the kernel fill it, commit it as frames, flush.
 //!
 //! Payloads of neighbouring frames are contiguous and the headers lie apart, so one read from a socket fills many frames and
 //! one write sends them as header and payload pairs. A frame once begun is always finished.
+//!
+//! With a queue, room for a stream's octets is the guest's own memory; all else waits here until it is copied there.
 
 use std::{
     io,
@@ -13,6 +15,8 @@ use std::{
 use super::{
     capture::Capture,
     inbox::{Inbox, PREFIX},
+    slot::Piece,
+    vhost::{outlet::Outlet, ring::Broken},
 };
 use crate::{
     net::Why,
@@ -55,6 +59,8 @@ pub struct Room {
     at: usize,
     /// Octets.
     pub len: usize,
+    /// Octets of the headers that room was left for, if it is the guest's memory.
+    lent: Option<usize>,
 }
 
 /// Rooms of equal size for a datagram each, or for several that are received as one.
@@ -64,23 +70,12 @@ pub struct Rooms {
     pub count: usize,
 }
 
-/// One frame's payload, when its headers are wanted.
-#[derive(Debug, Clone, Copy)]
-pub struct Piece {
-    /// Octets of the committed payload before this piece.
-    pub at: usize,
-    pub len: usize,
-    pub sum: Sum,
-    /// Whether no piece follows.
-    pub last: bool,
-}
-
 /// How a flush went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flushed {
     /// Nothing waits any more.
     Done,
-    /// The rest waits until the socket is writable.
+    /// The rest waits until the socket is writable, or the guest has buffers for it.
     Blocked,
 }
 
@@ -93,10 +88,13 @@ struct Queued {
     len: usize,
 }
 
-/// The sending half of a stream link.
+/// The sending half of the link: of a stream socket, or of a queue.
 #[derive(Debug)]
 pub struct Outbox {
     socket: Option<OwnedFd>,
+    outlet: Option<Outlet>,
+    /// Whether frames go to a queue, though it may not run now.
+    queued: bool,
     heads: Box<[[u8; HEAD]]>,
     arena: Box<[u8]>,
     used: usize,
@@ -108,12 +106,16 @@ pub struct Outbox {
     full: bool,
     iovecs: Iovecs,
     capture: Option<Capture>,
+    /// A frame to be captured, where it does not lie here.
+    whole: Vec<u8>,
 }
 
 impl Outbox {
     pub fn new() -> Self {
         Self {
             socket: None,
+            outlet: None,
+            queued: false,
             heads: vec![[0; HEAD]; FRAMES].into_boxed_slice(),
             arena: vec![0; ARENA].into_boxed_slice(),
             used: 0,
@@ -123,6 +125,7 @@ impl Outbox {
             full: false,
             iovecs: Iovecs::new(),
             capture: None,
+            whole: Vec::new(),
         }
     }
 
@@ -135,7 +138,11 @@ impl Outbox {
     pub fn capture_burst(&mut self, inbox: &Inbox) {
         if self.capture.is_some() {
             for frame in (0..inbox.frames()).filter_map(|index| inbox.frame(index)) {
-                capture(&mut self.capture, |file, at| file.record(at, &[frame.head]));
+                self.whole.clear();
+                inbox.copy(frame.payload, |octets| self.whole.extend_from_slice(octets));
+                capture(&mut self.capture, |file, at| {
+                    file.record(at, &[&self.whole])
+                });
             }
             capture(&mut self.capture, |file, _| file.flush());
         }
@@ -153,33 +160,75 @@ impl Outbox {
         self.full = false;
     }
 
+    /// Serves a vhost-user front-end from now on, or nobody; what waited is forgotten.
+    pub fn attach_queue(&mut self, attached: bool) {
+        self.queued = attached;
+        self.clear();
+    }
+
+    /// The queue frames go to, while it runs.
+    pub const fn outlet(&mut self) -> &mut Option<Outlet> {
+        &mut self.outlet
+    }
+
+    /// What the guest's driver did wrong, if it did.
+    pub fn broken(&self) -> Option<Broken> {
+        self.outlet.as_ref().and_then(Outlet::broken)
+    }
+
     /// Whether somebody is there to receive.
     pub const fn has_guest(&self) -> bool {
-        self.socket.is_some()
+        self.socket.is_some() || self.outlet.is_some()
     }
 
     /// Makes room for a frame without payload, if that takes a flush. `false` if the link is full; where no guest is connected
     /// everything finds room, as nothing has to arrive.
     pub fn has_room(&mut self) -> bool {
-        self.socket.is_none() || self.frames.len() < FRAMES || self.flush() == Flushed::Done
+        !self.has_guest() || self.frames.len() < FRAMES || self.flush() == Flushed::Done
     }
 
     /// Room for up to `want` octets of payload, to be cut into frames of `cut` octets. `None` when the link is full: flush,
     /// or wait until it is writable.
     pub fn reserve(&mut self, want: usize, cut: usize) -> Option<Room> {
-        if self.socket.is_none() || self.used >= FULL {
+        if !self.has_guest() || self.used >= FULL {
             return None;
         }
         let frames = (FRAMES - FRAMES_KEPT).saturating_sub(self.frames.len());
         let len = want
             .min(ARENA - ARENA_KEPT - self.used)
             .min(frames.saturating_mul(cut));
-        (len >= want.min(cut) && len > 0).then_some(Room { at: self.used, len })
+        (len >= want.min(cut) && len > 0).then_some(Room {
+            at: self.used,
+            len,
+            lent: None,
+        })
+    }
+
+    /// The same for octets of a stream, behind headers of `headers` octets: of a queue, in the guest's memory, and maybe in
+    /// frames that the guest itself will cut.
+    pub fn lend(&mut self, want: usize, cut: usize, headers: usize) -> Option<Room> {
+        if self.outlet.is_none() {
+            return self.reserve(want, cut);
+        }
+        self.fill_queue();
+        if !self.frames.is_empty() {
+            return None;
+        }
+        let len = self.outlet.as_mut()?.lend(want, cut, headers)?;
+        Some(Room {
+            at: 0,
+            len,
+            lent: Some(headers),
+        })
     }
 
     /// Lists reserved room for the kernel to write.
     #[must_use]
     pub fn scatter<'a>(&'a mut self, room: &Room, scatter: &mut Scatter<'_, 'a>) -> bool {
+        if let Some(headers) = room.lent {
+            let outlet = self.outlet.as_ref();
+            return outlet.is_some_and(|outlet| outlet.scatter(headers, scatter));
+        }
         self.arena
             .get_mut(room.at..room.at + room.len)
             .is_some_and(|memory| scatter.push(memory))
@@ -194,6 +243,9 @@ impl Outbox {
         mut stamp: impl FnMut(Piece, &mut [u8; HEADERS_MAX]) -> usize,
     ) {
         let len = len.min(room.len);
+        if let Some(headers) = room.lent {
+            return self.commit_lent(len, cut, headers, stamp);
+        }
         let Some(memory) = self.arena.get(room.at..room.at + len) else {
             return;
         };
@@ -225,9 +277,30 @@ impl Outbox {
         self.used = (room.at + len).next_multiple_of(64).min(ARENA);
     }
 
+    /// The same for room in the guest's memory; the guest sees the frames with the next flush.
+    fn commit_lent(
+        &mut self,
+        len: usize,
+        cut: usize,
+        headers: usize,
+        stamp: impl FnMut(Piece, &mut [u8; HEADERS_MAX]) -> usize,
+    ) {
+        let Some(outlet) = &mut self.outlet else {
+            return;
+        };
+        let (file, whole) = (&mut self.capture, &mut self.whole);
+        outlet.commit(len, cut, headers, stamp, |outlet, first, total| {
+            if file.is_some() {
+                whole.clear();
+                outlet.read_back(first, total, whole);
+                capture(file, |file, at| file.record(at, &[whole]));
+            }
+        });
+    }
+
     /// Up to `most` rooms of 64 KiB. `None` when the link is full, as of [`Outbox::reserve`].
     pub fn reserve_many(&mut self, most: usize) -> Option<Rooms> {
-        if self.socket.is_none() || self.used >= FULL {
+        if !self.has_guest() || self.used >= FULL {
             return None;
         }
         let frames = (FRAMES - FRAMES_KEPT).saturating_sub(self.frames.len()) / SEGMENTS;
@@ -272,7 +345,8 @@ impl Outbox {
         } else {
             start
         };
-        self.commit(Room { at, len }, len, cut, stamp);
+        let lent = None;
+        self.commit(Room { at, len, lent }, len, cut, stamp);
     }
 
     /// Queues a frame without payload.
@@ -280,7 +354,7 @@ impl Outbox {
     /// # Errors
     /// [`Why::LinkFull`] when no more frames may wait, [`Why::NoGuest`] when nobody is connected.
     pub fn bare(&mut self, stamp: impl FnOnce(&mut [u8; HEADERS_MAX]) -> usize) -> Result<(), Why> {
-        if self.socket.is_none() {
+        if !self.has_guest() {
             return Err(Why::NoGuest);
         }
         let head = self.heads.get_mut(self.frames.len()).ok_or(Why::LinkFull)?;
@@ -298,7 +372,7 @@ impl Outbox {
     /// # Errors
     /// [`Why::LinkFull`] when there is no room, [`Why::NoGuest`] when nobody is connected.
     pub fn copy(&mut self, frame: &[u8]) -> Result<(), Why> {
-        if self.socket.is_none() {
+        if !self.has_guest() {
             return Err(Why::NoGuest);
         }
         let memory = self
@@ -319,6 +393,9 @@ impl Outbox {
 
     /// Sends what waits, as far as the socket takes it.
     pub fn flush(&mut self) -> Flushed {
+        if self.queued {
+            return self.flush_queue();
+        }
         while self.first < self.frames.len()
             && let Some(socket) = &self.socket
         {
@@ -352,6 +429,40 @@ impl Outbox {
         }
         self.clear();
         Flushed::Done
+    }
+
+    /// Shows the guest what was committed, as far as it has buffers.
+    fn flush_queue(&mut self) -> Flushed {
+        self.fill_queue();
+        capture(&mut self.capture, |file, _| file.flush());
+        let Some(outlet) = &mut self.outlet else {
+            return Flushed::Blocked;
+        };
+        outlet.flush();
+        if self.frames.is_empty() && !outlet.is_short() {
+            Flushed::Done
+        } else {
+            Flushed::Blocked
+        }
+    }
+
+    /// Copies frames that wait here into the guest's buffers.
+    fn fill_queue(&mut self) {
+        let Some(outlet) = &mut self.outlet else {
+            return;
+        };
+        while let Some(frame) = self.frames.get(self.first) {
+            let head = self.heads.get(self.first);
+            let head = head.and_then(|head| head.get(PREFIX..frame.head));
+            let payload = self.arena.get(frame.at..frame.at + frame.len);
+            let parts = [head.unwrap_or_default(), payload.unwrap_or_default()];
+            if !outlet.copy(&parts) {
+                return;
+            }
+            capture(&mut self.capture, |file, at| file.record(at, &parts));
+            self.first += 1;
+        }
+        self.clear();
     }
 
     /// Notes that `octets` more were sent, and captures the frames that are complete.
@@ -464,119 +575,4 @@ fn list<'a>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::{
-        io::{Read, Write},
-        os::unix::net::UnixStream,
-    };
-
-    fn outbox() -> (Outbox, UnixStream) {
-        let (guest, ours) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let mut outbox = Outbox::new();
-        outbox.attach(Some(ours.into()));
-        (outbox, guest)
-    }
-
-    fn read_frame(guest: &mut UnixStream) -> Vec<u8> {
-        let mut prefix = [0; PREFIX];
-        guest.read_exact(&mut prefix).unwrap();
-        let mut frame = vec![0; u32::from_be_bytes(prefix) as usize];
-        guest.read_exact(&mut frame).unwrap();
-        frame
-    }
-
-    fn source(octets: &[u8]) -> UnixStream {
-        let (mut writer, reader) = UnixStream::pair().unwrap();
-        writer.write_all(octets).unwrap();
-        reader
-    }
-
-    /// Fills a room from a socket and commits it as frames with a header of their offset.
-    fn send(outbox: &mut Outbox, octets: &[u8], cut: usize) {
-        let room = outbox.reserve(octets.len(), cut).unwrap();
-        let mut iovecs = Iovecs::new();
-        let mut scatter = iovecs.scatter();
-        assert!(outbox.scatter(&room, &mut scatter));
-        let len = msg::receive(source(octets).as_fd(), &mut scatter).unwrap();
-        outbox.commit(room, len, cut, |piece, headers| {
-            headers[..54].fill(7);
-            headers[..4].copy_from_slice(&(piece.at as u32).to_be_bytes());
-            54
-        });
-    }
-
-    #[test]
-    fn one_read_becomes_frames_with_headers_of_their_own() {
-        let (mut outbox, mut guest) = outbox();
-        let octets: Vec<u8> = (0..2500_u32).map(|i| i as u8).collect();
-        send(&mut outbox, &octets, 1000);
-        assert_eq!(outbox.flush(), Flushed::Done);
-        for (at, len) in [(0, 1000), (1000, 1000), (2000, 500)] {
-            let frame = read_frame(&mut guest);
-            assert_eq!(frame[..4], (at as u32).to_be_bytes());
-            assert_eq!(frame[54..], octets[at..at + len]);
-        }
-    }
-
-    #[test]
-    fn short_frames_are_padded_to_sixty_octets() {
-        let (mut outbox, mut guest) = outbox();
-        send(&mut outbox, b"x", 1000);
-        outbox
-            .bare(|headers| {
-                headers[..54].fill(9);
-                54
-            })
-            .unwrap();
-        outbox.copy(&[5; 70]).unwrap();
-        assert_eq!(outbox.flush(), Flushed::Done);
-        let frame = read_frame(&mut guest);
-        assert_eq!(
-            (frame.len(), frame[54], &frame[55..]),
-            (60, b'x', &[0; 5][..])
-        );
-        assert_eq!(read_frame(&mut guest)[53..], [9, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(read_frame(&mut guest), [5; 70]);
-    }
-
-    #[test]
-    fn a_slow_reader_gets_every_frame_whole() {
-        let (mut outbox, mut guest) = outbox();
-        let octets: Vec<u8> = (0..100_000_u32).map(|i| (i / 7) as u8).collect();
-        let mut rounds = 0;
-        loop {
-            send(&mut outbox, &octets, 60_000);
-            rounds += 1;
-            if outbox.flush() == Flushed::Blocked {
-                break;
-            }
-        }
-        for frame in 0..2 * rounds {
-            let want = if frame % 2 == 0 {
-                &octets[..60_000]
-            } else {
-                &octets[60_000..]
-            };
-            if frame + 2 >= 2 * rounds {
-                assert_eq!(outbox.flush(), Flushed::Done);
-            }
-            assert_eq!(&read_frame(&mut guest)[54..], want);
-        }
-    }
-
-    #[test]
-    fn flows_find_no_room_before_services_do() {
-        let (mut outbox, _guest) = outbox();
-        while let Some(room) = outbox.reserve(1, 1) {
-            outbox.commit(room, 1, 1, |_, _| 54);
-        }
-        assert_eq!(outbox.copy(&[0; 1500]), Ok(()));
-        while outbox.bare(|_| 54).is_ok() {}
-        assert_eq!(outbox.copy(&[0; 1500]), Err(Why::LinkFull));
-        outbox.attach(None);
-        assert_eq!(outbox.copy(&[0; 60]), Err(Why::NoGuest));
-        assert!(outbox.reserve(1, 1).is_none());
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
@@ -17,6 +17,12 @@ impl Mac {
     /// Whether the group bit is set (multicast and broadcast).
     pub const fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0
+    }
+
+    /// The link-layer group address an IPv4 multicast destination maps to (RFC 1112, section 6.4).
+    pub const fn of_group4(group: Ipv4Addr) -> Self {
+        let o = group.octets();
+        Self([0x01, 0x00, 0x5e, o[1] & 0x7f, o[2], o[3]])
     }
 
     /// The link-layer group address an IPv6 multicast destination maps to (RFC 2464, section 7).

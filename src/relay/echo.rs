@@ -11,6 +11,7 @@ use super::{
     errors::{Fault, Quote},
     flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
     fragments,
+    guest_errors::is_error,
     request::Ready,
     state::Relay,
 };
@@ -29,6 +30,7 @@ use crate::{
         frame::{Ip, Message},
         headers::TTL,
         icmp::renumber,
+        quote,
     },
 };
 
@@ -62,11 +64,21 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        let request = if ip.src.is_ipv4() { REQUEST4 } else { REQUEST6 };
+        let v4 = ip.src.is_ipv4();
+        let octets = frame.part(&message.octets);
+        if is_error(v4, message.kind) {
+            let mut start = [0; quote::START];
+            let len = copy(inbox, octets, &mut start);
+            // What the guest sent before may belong to the flow that ends.
+            self.send_run(inbox, outbox);
+            let start = start.get(..len).unwrap_or_default();
+            self.guest_error(v4, message.kind, message.code, start);
+            return Ok(());
+        }
+        let request = if v4 { REQUEST4 } else { REQUEST6 };
         if (message.kind, message.code) != (request, 0) {
             return Err(Why::IcmpType);
         }
-        let octets = frame.part(&message.octets);
         let mut header = [0; HEADER];
         copy(inbox, octets, &mut header);
         let identifier = u16::from_be_bytes([header[4], header[5]]);
@@ -230,6 +242,10 @@ impl Relay {
     /// Hands the guest the reply that was received.
     fn echo_reply(&mut self, key: &Key, received: Received, outbox: &mut Outbox) {
         let Received { len, marks } = received;
+        let ends = Ends {
+            src: self.mac_of(key.remote.addr),
+            dst: self.guest.mac,
+        };
         let v4 = key.remote.addr.is_ipv4();
         let message = self.message.get_mut(..len).unwrap_or_default();
         let wanted = if v4 { REPLY4 } else { REPLY6 };
@@ -248,10 +264,6 @@ impl Relay {
             tos: marks.tos.unwrap_or(0),
             id: 0,
             whole: true,
-        };
-        let ends = Ends {
-            src: self.net.mac,
-            dst: self.guest.mac,
         };
         self.fragment_id = self.fragment_id.wrapping_add(1);
         let packet = (&ip, if v4 { ICMP } else { ICMPV6 }, self.fragment_id);

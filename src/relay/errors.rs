@@ -150,7 +150,7 @@ impl Relay {
         outbox: &mut Outbox,
     ) {
         let ends = Ends {
-            src: self.net.mac,
+            src: self.mac_of(offender),
             dst: self.guest_mac(),
         };
         let (packet, out) = (&self.quote, &mut self.scratch);

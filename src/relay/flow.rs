@@ -1,6 +1,7 @@
 //! What is remembered of a flow.
 
 use std::{
+    net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroU64},
     os::fd::OwnedFd,
 };
@@ -19,6 +20,7 @@ pub enum Flow {
     Tcp(TcpFlow),
     Udp(UdpFlow),
     Echo(EchoFlow),
+    Group(GroupFlow),
 }
 
 impl Flow {
@@ -27,6 +29,7 @@ impl Flow {
             Self::Tcp(flow) => flow.socket,
             Self::Udp(flow) => flow.socket,
             Self::Echo(flow) => flow.socket,
+            Self::Group(flow) => flow.socket,
         }
     }
 }
@@ -132,6 +135,20 @@ pub struct EchoFlow {
     pub last: Now,
     pub sent: Sent,
     pub manner: Option<Manner>,
+    pub readable: bool,
+    pub starved: bool,
+}
+
+/// A socket that sends to groups, or is a member of one.
+#[derive(Debug)]
+pub struct GroupFlow {
+    pub socket: OwnedFd,
+    /// Whether it only listens.
+    pub member: bool,
+    /// How it sends so far, and as whom it is seen where it sent last.
+    pub manner: Option<Manner>,
+    pub seen_as: Option<(IpAddr, SocketAddr)>,
+    pub last: Now,
     pub readable: bool,
     pub starved: bool,
 }

@@ -5,6 +5,8 @@ mod request;
 
 mod limit;
 
+mod audience;
+
 mod flow;
 
 mod run;
@@ -31,9 +33,15 @@ mod udp_out;
 
 mod udp_in;
 
+mod groups;
+
+mod guest_errors;
+
 mod echo;
 
 mod neighbour;
+
+mod lan;
 
 mod arrival;
 
@@ -84,6 +92,9 @@ impl Relay {
     ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
         let first = self.guest.mac == Mac::BROADCAST;
+        if first {
+            self.expect_groups(now);
+        }
         self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
@@ -109,8 +120,12 @@ impl Relay {
         if self.serve(read, frame.head, outbox, now)? {
             return Ok(());
         }
+        if let Some(message) = services::membership(&read.body) {
+            let v4 = matches!(read.body, Body::Igmp(..));
+            return self.membership(frame.head.get(message).unwrap_or_default(), v4, now);
+        }
         let protocol = match &read.body {
-            Body::Arp => return Err(Why::Unanswered),
+            Body::Arp | Body::Igmp(..) => return Err(Why::Unanswered),
             Body::Tcp(..) => Protocol::Tcp,
             Body::Udp(..) => Protocol::Udp,
             Body::Icmp(..) => Protocol::Echo,
@@ -122,7 +137,7 @@ impl Relay {
             return Err(Why::Disabled);
         }
         match &read.body {
-            Body::Arp | Body::Fragment(..) => Err(Why::Unanswered),
+            Body::Arp | Body::Igmp(..) | Body::Fragment(..) => Err(Why::Unanswered),
             Body::Tcp(ip, segment) => {
                 self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
             }
@@ -141,6 +156,7 @@ impl Relay {
             Some(Flow::Tcp(_)) => self.tcp_ready(id, ready, outbox, now),
             Some(Flow::Udp(_)) => self.udp_ready(id, ready, outbox, now),
             Some(Flow::Echo(_)) => self.echo_ready(id, ready, outbox, now),
+            Some(Flow::Group(_)) => self.group_ready(id, ready, outbox, now),
             None => {}
         }
     }
@@ -171,6 +187,10 @@ impl Relay {
                     flow.starved = false;
                     self.echo_pull(id, outbox, now);
                 }
+                Some(Flow::Group(flow)) => {
+                    flow.starved = false;
+                    self.group_pull(id, outbox, now);
+                }
                 None => {}
             }
             // Who is behind keeps its place.
@@ -188,7 +208,7 @@ impl Relay {
         }
         match self.flows.get(id) {
             Some(Flow::Tcp(_)) => self.reset(id, outbox),
-            Some(Flow::Udp(_) | Flow::Echo(_)) => self.remove(id),
+            Some(Flow::Udp(_) | Flow::Echo(_) | Flow::Group(_)) => self.remove(id),
             None => {}
         }
     }
@@ -198,6 +218,7 @@ impl Relay {
         self.begin_turn(now);
         self.expire_fragments(outbox, now);
         self.wake_ports(now);
+        self.ask_for_groups(outbox, now);
         self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
             let Some(id) = self.flows.at(slot) else {
@@ -210,6 +231,9 @@ impl Relay {
                 }
                 Some(Flow::Udp(flow)) => flow.last + self.udp_timeout(flow),
                 Some(Flow::Echo(flow)) => flow.last + ECHO_TIMEOUT,
+                // Members stay until the guest leaves the group.
+                Some(Flow::Group(flow)) if flow.member => continue,
+                Some(Flow::Group(flow)) => flow.last + self.limits.udp_stream,
                 None => continue,
             };
             if idle_until <= now {
@@ -223,7 +247,7 @@ impl Relay {
     /// The time until [`Relay::expire`] may have something to do.
     pub fn next_deadline(&self, now: Now) -> Option<Span> {
         let fragments = self.reassembly.deadline();
-        let others = [self.waiting.ask, self.rested, fragments];
+        let others = [self.waiting.ask, self.rested, fragments, self.groups.ask];
         let others = others.into_iter().flatten().min();
         let others = others.map(|at| at.since(now));
         self.wheel.next(now).into_iter().chain(others).min()
@@ -238,6 +262,7 @@ impl Relay {
         }
         self.starved.clear();
         self.reassembly.clear(&mut self.pool);
+        self.groups.clear();
         self.waiting.flows.clear();
         self.waiting.ask = None;
         self.guest.left();

@@ -17,6 +17,8 @@ pub struct Report {
     pub drops: Vec<(Why, u64)>,
     pub udp: usize,
     pub echo: usize,
+    /// Sockets that send to groups, or are members of one.
+    pub groups: usize,
     /// TCP connections by phase.
     pub syn_sent: usize,
     pub connecting: usize,
@@ -32,14 +34,15 @@ impl fmt::Display for Report {
         writeln!(f, "Frames from guest: {}", self.frames)?;
         writeln!(
             f,
-            "Flows: {tcp} TCP ({} SYN sent, {} connecting, {} SYN received, {} established, {} closing), {} UDP, {} echo",
+            "Flows: {tcp} TCP ({} SYN sent, {} connecting, {} SYN received, {} established, {} closing), {} UDP, {} echo, {} of groups",
             self.syn_sent,
             self.connecting,
             self.syn_received,
             self.established,
             self.closing,
             self.udp,
-            self.echo
+            self.echo,
+            self.groups
         )?;
         let dropped: u64 = self.drops.iter().map(|(_, count)| count).sum();
         write!(f, "Dropped: {dropped}")?;
@@ -63,6 +66,7 @@ impl Relay {
                 Some(Flow::Tcp(flow)) => *report.phase(flow.conn.phase()) += 1,
                 Some(Flow::Udp(_)) => report.udp += 1,
                 Some(Flow::Echo(_)) => report.echo += 1,
+                Some(Flow::Group(_)) => report.groups += 1,
                 None => {}
             }
         }

@@ -1,13 +1,17 @@
 //! Frames that we answer ourselves.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::Range};
 
 use super::state::Relay;
 use crate::{
     flow,
     link::Outbox,
     net::{Class, Now, Why, class},
-    service::{Answer, Note, arp, dhcp, dhcpv6, ndp},
+    service::{
+        Answer, Note, arp, dhcp, dhcpv6,
+        multicast::{MLD_DONE, MLD_REPORT, MLD_REPORT_V2},
+        ndp,
+    },
     wire::frame::{Body, Datagram, Frame, Ip, Message},
 };
 
@@ -34,8 +38,9 @@ impl Relay {
     ) -> Result<bool, Why> {
         self.learn(frame, head);
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
+        let neighbours = &self.neighbours;
         let answer = match &frame.body {
-            Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, out),
+            Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, neighbours, out),
             Body::Arp => return Err(Why::Disabled),
             Body::Udp(ip, datagram)
                 if is_dhcp(ip, datagram) && net.serve.dhcp && net.v4.is_some() =>
@@ -62,9 +67,15 @@ impl Relay {
                     return Err(Why::Disabled);
                 }
                 let octets = head.get(message.octets.clone()).unwrap_or_default();
-                ndp::answer(frame.mac, src, dst, ip.ttl, octets, net, guest, out)
+                ndp::answer(
+                    frame.mac, src, dst, ip.ttl, octets, net, guest, neighbours, out,
+                )
             }
-            Body::Udp(..) | Body::Icmp(..) | Body::Tcp(..) | Body::Fragment(..) => {
+            Body::Udp(..)
+            | Body::Icmp(..)
+            | Body::Tcp(..)
+            | Body::Igmp(..)
+            | Body::Fragment(..) => {
                 return Ok(false);
             }
         };
@@ -103,7 +114,11 @@ impl Relay {
                     None => {}
                 }
             }
-            Body::Icmp(..) | Body::Tcp(..) | Body::Udp(..) | Body::Fragment(..) => {}
+            Body::Icmp(..)
+            | Body::Tcp(..)
+            | Body::Udp(..)
+            | Body::Igmp(..)
+            | Body::Fragment(..) => {}
         }
     }
 
@@ -139,6 +154,20 @@ impl Relay {
     }
 }
 
+/// Where a frame's message about groups lies, if it is one.
+pub fn membership(body: &Body) -> Option<Range<usize>> {
+    match body {
+        Body::Igmp(_, octets) => Some(octets.clone()),
+        Body::Icmp(ip, message)
+            if ip.src.is_ipv6()
+                && matches!(message.kind, MLD_REPORT | MLD_DONE | MLD_REPORT_V2) =>
+        {
+            Some(message.octets.clone())
+        }
+        _ => None,
+    }
+}
+
 fn is_dhcp(ip: &Ip, datagram: &Datagram) -> bool {
     ip.src.is_ipv4() && datagram.dst_port == DHCP
 }
@@ -155,4 +184,26 @@ fn is_neighbour_discovery(ip: &Ip, message: &Message) -> bool {
             message.kind,
             ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::Limits;
+    use super::*;
+    use crate::{host::socket::Features, net::Span, service::fixture};
+
+    /// Regression N02: nobody is there to hear it, and nothing is wrong with that.
+    #[test]
+    fn without_a_guest_no_advertisement_is_missed() {
+        let net = fixture::net();
+        let limits = Limits {
+            flows: 16,
+            spill: 4096,
+            udp: Span::secs(30),
+            udp_stream: Span::secs(120),
+        };
+        let mut relay = Relay::new(net, Features::none(), limits);
+        relay.advertise(&mut Outbox::new());
+        assert_eq!(relay.drops().seen().count(), 0);
+    }
 }

@@ -4,10 +4,11 @@ use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
     num::NonZeroU64,
-    os::fd::RawFd,
+    os::fd::{AsRawFd, RawFd},
 };
 
 use super::{
+    audience::Groups,
     flow::{Burst, Flow, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Guest, Id, Key, Lru, Pool, Spare, Table, Wheel},
+    flow::{Guest, Id, Key, Lru, Neighbours, Pool, Spare, Table, Wheel},
     host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Span, Why},
     proto::tcp::{Disorder, SynRetries},
@@ -58,6 +59,8 @@ pub struct Limits {
 pub struct Relay {
     pub(super) net: Net,
     pub(super) guest: Guest,
+    /// Who else is on the host's link.
+    pub(super) neighbours: Neighbours,
     /// Whether any frame has come from a guest.
     pub(super) met: bool,
     /// Frames taken from the guest.
@@ -72,6 +75,7 @@ pub struct Relay {
     pub(super) disorders: Spare<Disorder>,
     pub(super) burst: Burst<Id>,
     pub(super) run: Run,
+    pub(super) groups: Groups,
     pub(super) reassembly: Reassembly,
     /// Tells packets apart that we fragment.
     pub(super) fragment_id: u32,
@@ -121,6 +125,7 @@ impl Relay {
         Self {
             net,
             guest,
+            neighbours: Neighbours::default(),
             met: false,
             frames: 0,
             features,
@@ -132,6 +137,7 @@ impl Relay {
             disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             run: Run::new(),
+            groups: Groups::new(),
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,
@@ -164,6 +170,12 @@ impl Relay {
         &mut self.requests
     }
 
+    /// How long a packet of the guest's may wait for its last part, over IPv4 and IPv6; `None` leaves it as it is.
+    pub fn set_fragment_timeouts(&mut self, (v4, v6): (Option<Span>, Option<Span>)) {
+        let patience = &mut self.reassembly.patience;
+        *patience = (v4.unwrap_or(patience.0), v6.unwrap_or(patience.1));
+    }
+
     /// Keeps connections from outside to the addresses given with `--address`.
     pub const fn pin_guest(&mut self, v4: bool, v6: bool) {
         self.guest.pin(v4, v6);
@@ -186,7 +198,8 @@ impl Relay {
         } else {
             0
         };
-        Template::new(self.net.mac, self.guest_mac(), key.remote, key.guest, label)
+        let source = self.neighbours.source(&self.net, key.remote.addr);
+        Template::new(source, self.guest_mac(), key.remote, key.guest, label)
     }
 
     pub(super) const fn guest_mac(&self) -> Mac {
@@ -232,10 +245,15 @@ impl Relay {
         if self.flows.len() == self.flows.capacity() {
             self.evict();
         }
+        let streams = matches!(flow, Flow::Tcp(_));
         match self.flows.insert(key, flow) {
             Ok(id) => {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
-                self.requests.push(Request::Watch(raw, id));
+                self.requests.push(if streams {
+                    Request::Watch(raw, id)
+                } else {
+                    Request::Hear(raw, id)
+                });
                 Ok(id)
             }
             Err(flow) => {
@@ -251,6 +269,23 @@ impl Relay {
         if let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
             log::debug!("flow {}: makes room", id.slot);
             self.remove(id);
+        }
+    }
+
+    /// The same, with its socket closed at once, where no request names its descriptor any more: the next one has that.
+    pub(super) fn evict_at_once(&mut self) {
+        self.evict();
+        let Some((Request::Close(socket), before)) = self.requests.split_last() else {
+            return;
+        };
+        let raw = socket.as_raw_fd();
+        let names = |request: &Request| match request {
+            Request::Watch(fd, _) | Request::Hear(fd, _) | Request::Rewatch(fd, _) => *fd == raw,
+            Request::Listen(fd, _) => *fd == raw,
+            Request::Close(_) => false,
+        };
+        if !before.iter().any(names) {
+            self.requests.pop();
         }
     }
 

@@ -111,9 +111,13 @@ impl Relay {
                 template.udp(headers, piece.len, piece.sum)
             });
         }
+        // Parts are written where the room lies, and would write over datagrams that are still to be cut.
+        let octets = outbox.received(rooms, at, 0..len);
+        let len = len.min(octets.len()).min(self.waste.len());
+        self.waste[..len].copy_from_slice(&octets[..len]);
         for start in (0..len).step_by(size) {
             let end = len.min(start + size);
-            let octets = outbox.received(rooms, at, start..end);
+            let octets = self.waste.get(start..end).unwrap_or_default();
             let whole = datagram(&mut self.message, key, octets);
             self.udp_packet(key, whole, marks, outbox);
         }
@@ -130,7 +134,7 @@ impl Relay {
             whole: true,
         };
         let ends = Ends {
-            src: self.net.mac,
+            src: self.mac_of(key.remote.addr),
             dst: self.guest_mac(),
         };
         self.fragment_id = self.fragment_id.wrapping_add(1);

@@ -11,7 +11,7 @@ use super::{
     udp::{HEADER, QUOTED},
 };
 use crate::{
-    flow::{Id, Key},
+    flow::{self, Id, Key},
     host::socket::{self, Manner},
     link::{Inbox, Outbox, Slot},
     net::{Now, Protocol, Why},
@@ -60,6 +60,9 @@ impl Relay {
             start: [0; 4],
         };
         copy(inbox, payload, &mut packet.start);
+        if flow::is_group(&self.net, ip.dst) {
+            return self.group_datagram(key.guest, key.remote, packet, payload, inbox, now);
+        }
         let id = match self.find(&key) {
             Some(id) => id,
             None => self.udp_open(key, packet, outbox, now)?,

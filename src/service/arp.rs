@@ -1,4 +1,5 @@
-//! ARP (RFC 826): every IPv4 address is reached through us, so we answer for all of them but the guest's own.
+//! ARP (RFC 826): every IPv4 address is reached through us, so we answer for all of them but the guest's own: with the link
+//! address of a neighbour of the host where that is known, else with ours.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -7,14 +8,20 @@ use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 use super::note::Answer;
 use crate::{
     config::{Net, Net4},
-    flow::Guest,
+    flow::{Guest, Neighbours},
     net::{Class, Mac, Why, class},
     wire::build::{ETHERNET, Ends, ethernet},
 };
 
-/// Answers an ARP frame with our MAC address. Silent about the guest's address, assigned or seen, lest the guest takes it for
+/// Answers an ARP frame with the MAC address where the target is. Silent about the guest's address, assigned or seen, lest the guest takes it for
 /// taken (RFC 5227, section 2.1), and on announcements.
-pub fn answer(frame: &[u8], net: &Net, guest: &Guest, out: &mut Vec<u8>) -> Answer {
+pub fn answer(
+    frame: &[u8],
+    net: &Net,
+    guest: &Guest,
+    neighbours: &Neighbours,
+    out: &mut Vec<u8>,
+) -> Answer {
     let Some(net4) = &net.v4 else {
         return Answer::Silent(Why::Disabled);
     };
@@ -40,14 +47,16 @@ pub fn answer(frame: &[u8], net: &Net, guest: &Guest, out: &mut Vec<u8>) -> Answ
     if target == sender || target == net4.addr || Some(target) == guest.addr4 {
         return Answer::Silent(Why::Unanswered);
     }
+    let known = neighbours.get(target.into());
+    let mac = known.map_or(net.mac, |known| known.mac);
     let reply = ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Reply,
-        source_hardware_addr: EthernetAddress(net.mac.0),
+        source_hardware_addr: EthernetAddress(mac.0),
         source_protocol_addr: target,
         target_hardware_addr: client,
         target_protocol_addr: sender,
     };
-    write(out, net.mac, Mac(client.0), &reply);
+    write(out, mac, Mac(client.0), &reply);
     Answer::Reply(None)
 }
 
@@ -61,6 +70,18 @@ pub fn sender(frame: &[u8]) -> Option<Ipv4Addr> {
         return None;
     };
     can_be_host(source_protocol_addr).then_some(source_protocol_addr)
+}
+
+/// Writes the announcement that `addr` is at `mac` now (RFC 5227, section 3).
+pub fn announce(addr: Ipv4Addr, mac: Mac, out: &mut Vec<u8>) {
+    let announcement = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: EthernetAddress(mac.0),
+        source_protocol_addr: addr,
+        target_hardware_addr: EthernetAddress(Mac::ZERO.0),
+        target_protocol_addr: addr,
+    };
+    write(out, mac, Mac::BROADCAST, &announcement);
 }
 
 /// Writes a broadcast that asks who has `target`, the guest's address as far as we know.
@@ -96,13 +117,14 @@ fn write(out: &mut Vec<u8>, src: Mac, dst: Mac, arp: &ArpRepr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Neighbour;
     use crate::service::fixture::{GUEST, GUEST_MAC, OUR_MAC, ROUTER, arp_request, net};
 
     const OTHER: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 
     fn ask(frame: &[u8], guest: &Guest) -> (Answer, Vec<u8>) {
         let mut out = vec![0xee; 100];
-        let answer = answer(frame, &net(), guest, &mut out);
+        let answer = answer(frame, &net(), guest, &Neighbours::default(), &mut out);
         (answer, out)
     }
 
@@ -133,6 +155,32 @@ mod tests {
             assert_eq!(out[38..42], GUEST.octets());
             assert_eq!(out[42..], [0; 18]);
         }
+    }
+
+    /// N12.
+    #[test]
+    fn a_known_neighbour_is_at_its_own_mac_and_its_move_is_announced() {
+        let (net, mut neighbours) = (net(), Neighbours::default());
+        let (addr, mac) = (Ipv4Addr::new(192, 0, 2, 7), Mac([2, 0, 0, 0, 0, 7]));
+        neighbours.note(
+            &net,
+            &Neighbour {
+                interface: 2,
+                addr: addr.into(),
+                mac: Some(mac),
+                router: false,
+            },
+        );
+        let mut out = Vec::new();
+        let reply = answer(&arp_request(addr), &net, &guest(), &neighbours, &mut out);
+        assert_eq!(reply, Answer::Reply(None));
+        assert_eq!((&out[6..12], &out[22..28]), (&mac.0[..], &mac.0[..]));
+        announce(addr, mac, &mut out);
+        assert_eq!(out.len(), 60);
+        assert_eq!(out[..12], [[0xff; 6], mac.0].concat());
+        assert_eq!(out[20..22], [0, 1]);
+        assert_eq!(out[22..32], [&mac.0[..], &addr.octets()].concat());
+        assert_eq!(out[32..42], [&[0; 6][..], &addr.octets()].concat());
     }
 
     /// N14.
@@ -220,7 +268,8 @@ mod tests {
     fn without_ipv4_nothing_is_said() {
         let mut net = net();
         net.v4 = None;
-        let answer = answer(&arp_request(ROUTER), &net, &guest(), &mut Vec::new());
+        let (guest, nobody) = (guest(), Neighbours::default());
+        let answer = answer(&arp_request(ROUTER), &net, &guest, &nobody, &mut Vec::new());
         assert_eq!(answer, Answer::Silent(Why::Disabled));
     }
 

@@ -7,6 +7,7 @@ mod note;
 pub mod arp;
 pub mod dhcp;
 pub mod dhcpv6;
+pub mod multicast;
 pub mod ndp;
 
 pub use note::{Answer, Note};
@@ -14,7 +15,10 @@ pub use note::{Answer, Note};
 #[cfg(test)]
 mod tests {
     use super::{fixture, *};
-    use crate::{flow::Guest, net::Mac};
+    use crate::{
+        flow::{Guest, Neighbours},
+        net::Mac,
+    };
     use fixture::{GUEST_MAC, Opened, net, open};
     use proptest::{collection::vec, prelude::*};
     use smoltcp::wire::{ArpPacket, ArpRepr, DhcpPacket};
@@ -60,7 +64,8 @@ mod tests {
             frame in prop_oneof![octets(), mutated(fixture::arp_request([192, 0, 2, 1].into()))],
         ) {
             let mut out = Vec::new();
-            if replied(arp::answer(&frame, &net(), &Guest::new(None, None), &mut out)) {
+            let (guest, nobody) = (Guest::new(None, None), Neighbours::default());
+            if replied(arp::answer(&frame, &net(), &guest, &nobody, &mut out)) {
                 prop_assert_eq!(out.len(), 60);
                 let packet = ArpPacket::new_checked(&out[14..]).unwrap();
                 prop_assert!(ArpRepr::parse(&packet).is_ok());
@@ -109,8 +114,8 @@ mod tests {
             dst in addr6(),
         ) {
             let mut out = Vec::new();
-            let guest = Guest::new(None, None);
-            if replied(ndp::answer(GUEST_MAC, src, dst, 255, &message, &net(), &guest, &mut out)) {
+            let (guest, nobody) = (Guest::new(None, None), Neighbours::default());
+            if replied(ndp::answer(GUEST_MAC, src, dst, 255, &message, &net(), &guest, &nobody, &mut out)) {
                 let Opened { hops, protocol, .. } = open(&out);
                 prop_assert_eq!((hops, protocol), (255, 58));
             }

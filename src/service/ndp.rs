@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::note::{Answer, Note};
 use crate::{
     config::{Net, Net6, PREFIX6},
-    flow::Guest,
+    flow::{Guest, Neighbours},
     net::{Class, Mac, Why, class},
     wire::{
         build::{Ends, Ip6, icmp6},
@@ -19,7 +19,7 @@ use crate::{
 /// Answers a neighbor or router solicitation. `message` begins at the ICMPv6 header, its checksum verified.
 #[expect(
     clippy::too_many_arguments,
-    reason = "each is a field of the packet or one of the two things a reply rests on"
+    reason = "each is a field of the packet or one of the three things a reply rests on"
 )]
 pub fn answer(
     from: Mac,
@@ -29,6 +29,7 @@ pub fn answer(
     message: &[u8],
     net: &Net,
     guest: &Guest,
+    neighbours: &Neighbours,
     out: &mut Vec<u8>,
 ) -> Answer {
     let Some(v6) = net.v6.as_ref().filter(|_| net.serve.ndp) else {
@@ -58,8 +59,15 @@ pub fn answer(
         Question::Neighbor { target } if duplicate_detection => {
             detect_duplicate(dst, target, net, v6, out)
         }
+        Question::Neighbor { target } if !can_be_host(target) => Answer::Silent(Why::Destination),
+        Question::Neighbor { target }
+            if [v6.addr, guest.addr6, guest.link_local6].contains(&Some(target)) =>
+        {
+            Answer::Silent(Why::Unanswered)
+        }
         Question::Neighbor { target } => {
-            advertise_neighbor((from, src), target, net, v6, guest, out)
+            advertise_neighbor((from, src), target, net, neighbours, out);
+            Answer::Reply(Some(Note::Ndp("received NS, sending NA")))
         }
     }
 }
@@ -100,32 +108,43 @@ pub fn solicit(net: &Net, target: Ipv6Addr, out: &mut Vec<u8>) -> bool {
         return false;
     };
     let group = solicited_node(target);
-    send(net, v6.ours, (Mac::of_group6(group), group), out, |out| {
-        write_neighbor_solicitation(out, target, net.mac);
-    });
+    send(
+        net.mac,
+        v6.ours,
+        (Mac::of_group6(group), group),
+        out,
+        |out| {
+            write_neighbor_solicitation(out, target, net.mac);
+        },
+    );
     true
 }
 
-/// The guest looks for a neighbor: that is us, whoever it is (RFC 4861, section 7.2.4).
+/// The guest looks for a neighbor: one of the host's, where it is known, else that is us, whoever it is (RFC 4861,
+/// section 7.2.4).
 fn advertise_neighbor(
-    to: (Mac, Ipv6Addr),
+    (mac, addr): (Mac, Ipv6Addr),
     target: Ipv6Addr,
     net: &Net,
-    v6: &Net6,
-    guest: &Guest,
+    neighbours: &Neighbours,
     out: &mut Vec<u8>,
-) -> Answer {
-    if !can_be_host(target) {
-        return Answer::Silent(Why::Destination);
-    }
-    if [v6.addr, guest.addr6, guest.link_local6].contains(&Some(target)) {
-        return Answer::Silent(Why::Unanswered);
-    }
-    send(net, target, to, out, |out| {
-        let flags = flag::ROUTER | flag::SOLICITED | flag::OVERRIDE;
-        write_neighbor_advertisement(out, flags, target, net.mac);
+) {
+    let (at, router) = match neighbours.get(target.into()) {
+        Some(known) => (known.mac, known.router),
+        None => (net.mac, true),
+    };
+    let flags = flag::SOLICITED | flag::OVERRIDE | if router { flag::ROUTER } else { 0 };
+    send(at, target, (mac, addr), out, |out| {
+        write_neighbor_advertisement(out, flags, target, at);
     });
-    Answer::Reply(Some(Note::Ndp("received NS, sending NA")))
+}
+
+/// Writes the advertisement to all nodes that `addr` is at `mac` now (RFC 4861, section 7.2.6).
+pub fn announce(addr: Ipv6Addr, mac: Mac, router: bool, out: &mut Vec<u8>) {
+    let flags = flag::OVERRIDE | if router { flag::ROUTER } else { 0 };
+    send(mac, addr, all_nodes(), out, |out| {
+        write_neighbor_advertisement(out, flags, addr, mac);
+    });
 }
 
 /// The guest is about to take an address (RFC 4862, section 5.4): it may have any but ours.
@@ -142,7 +161,7 @@ fn detect_duplicate(
     if target != v6.ours {
         return Answer::Silent(Why::Unanswered);
     }
-    send(net, target, all_nodes(), out, |out| {
+    send(net.mac, target, all_nodes(), out, |out| {
         write_neighbor_advertisement(out, flag::ROUTER | flag::OVERRIDE, target, net.mac);
     });
     Answer::Reply(Some(Note::Ndp("received NS, sending NA")))
@@ -171,20 +190,20 @@ fn write_router_advertisement(
         },
     };
     let limit = usize::from(net.mtu.max(1280)) - 40;
-    send(net, v6.ours, to.unwrap_or_else(all_nodes), out, |out| {
+    send(net.mac, v6.ours, to.unwrap_or_else(all_nodes), out, |out| {
         ra.write(out, limit);
     });
 }
 
 fn send(
-    net: &Net,
+    from: Mac,
     src: Ipv6Addr,
     (mac, dst): (Mac, Ipv6Addr),
     out: &mut Vec<u8>,
     body: impl FnOnce(&mut Vec<u8>),
 ) {
     let ends = Ends {
-        src: net.mac,
+        src: from,
         dst: mac,
     };
     let ip = Ip6 {
@@ -207,6 +226,7 @@ fn can_be_host(addr: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Neighbour;
     use crate::service::fixture::{
         GUEST_MAC, OUR_MAC, Opened, guest_link_local, guest6, neighbor_solicitation, net, open,
         ours6,
@@ -230,7 +250,10 @@ mod tests {
         let mut guest = Guest::new(None, Some(guest6()));
         guest.saw_addr(guest_link_local().into());
         let mut out = vec![0xee; 300];
-        let answer = answer(GUEST_MAC, src, dst, 255, message, net, &guest, &mut out);
+        let nobody = Neighbours::default();
+        let answer = answer(
+            GUEST_MAC, src, dst, 255, message, net, &guest, &nobody, &mut out,
+        );
         let opened = matches!(answer, Answer::Reply(_)).then(|| open(&out));
         (answer, opened)
     }
@@ -278,6 +301,55 @@ mod tests {
             assert_eq!(reply.payload[4..8], [0xe0, 0, 0, 0]);
             assert_eq!(reply.payload[8..24], target.octets());
             assert_eq!(reply.payload[24..], [&[2, 1][..], &OUR_MAC.0].concat());
+        }
+    }
+
+    /// N12.
+    #[test]
+    fn a_known_neighbor_is_at_its_own_mac_and_says_whether_it_is_a_router() {
+        let (net, guest) = (net(), Guest::new(None, None));
+        let mac = Mac([2, 0, 0, 0, 0, 7]);
+        for (router, flags) in [(false, 0x60), (true, 0xe0)] {
+            let mut neighbours = Neighbours::default();
+            neighbours.note(
+                &net,
+                &Neighbour {
+                    interface: 2,
+                    addr: neighbor().into(),
+                    mac: Some(mac),
+                    router,
+                },
+            );
+            let mut out = Vec::new();
+            let message = neighbor_solicitation(neighbor(), &[]);
+            let (src, group) = (guest6(), solicited_node(neighbor()));
+            let answer = answer(
+                GUEST_MAC,
+                src,
+                group,
+                255,
+                &message,
+                &net,
+                &guest,
+                &neighbours,
+                &mut out,
+            );
+            assert_eq!(answer, NS);
+            let from_there = |frame: &[u8]| {
+                assert_eq!(frame[6..12], mac.0);
+                let mut frame = frame.to_vec();
+                frame[6..12].copy_from_slice(&OUR_MAC.0);
+                open(&frame)
+            };
+            let reply = from_there(&out);
+            assert_eq!(reply.payload[4], flags);
+            assert_eq!(reply.payload[24..], [&[2, 1][..], &mac.0].concat());
+            announce(neighbor(), mac, router, &mut out);
+            let told = from_there(&out);
+            assert_eq!((told.src, told.dst), (neighbor().into(), ALL_NODES.into()));
+            // Nobody solicited it.
+            assert_eq!(told.payload[4], flags & !0x40);
+            assert_eq!(told.payload[24..], reply.payload[24..]);
         }
     }
 
@@ -352,6 +424,7 @@ mod tests {
                 message,
                 &net(),
                 &guest,
+                &Neighbours::default(),
                 &mut Vec::new(),
             );
             assert_eq!(far, malformed, "came through a router");

@@ -96,7 +96,7 @@ fn read(data: &[u8]) -> Option<SocketError> {
 }
 
 /// Reads the address of a `sockaddr_in` or `sockaddr_in6`.
-fn address(sockaddr: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(sockaddr: &[u8]) -> Option<IpAddr> {
     let family = u16::from_ne_bytes(sockaddr.get(..2)?.try_into().ok()?);
     match i32::from(family) {
         libc::AF_INET => {

@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use super::guestmem::{GuestMemory, Place};
+
 /// The most entries one call takes (`IOV_MAX`, limits.h).
 const MAX: usize = 1024;
 
@@ -75,7 +77,18 @@ impl<'a> Gather<'_, 'a> {
     /// Adds a piece; `false` if the list is full. A piece that follows its neighbour in memory is joined to it.
     #[must_use]
     pub fn push(&mut self, piece: &'a [u8]) -> bool {
-        let (base, len) = (piece.as_ptr() as usize, piece.len());
+        self.add(piece.as_ptr() as usize, piece.len())
+    }
+
+    /// Adds a piece of a guest's memory, as [`Gather::push`] does; `false` too if it is not mapped.
+    #[must_use]
+    pub fn push_guest(&mut self, memory: &'a GuestMemory, place: Place) -> bool {
+        memory
+            .address(place, 0, place.len())
+            .is_some_and(|base| self.add(base, place.len()))
+    }
+
+    fn add(&mut self, base: usize, len: usize) -> bool {
         let full = self.list.len() == MAX;
         let open = self.list.len() > self.closed;
         match self.list.last_mut() {
@@ -85,6 +98,11 @@ impl<'a> Gather<'_, 'a> {
         }
         self.octets += len;
         true
+    }
+
+    /// Whether so many pieces more fit.
+    pub const fn has_room(&self, pieces: usize) -> bool {
+        self.list.len() + pieces <= MAX
     }
 
     /// Ends a message: what follows is never joined to what stands here. Returns where the next one starts.
@@ -127,6 +145,21 @@ impl<'a> Scatter<'_, 'a> {
             len: piece.len(),
         });
         self.octets += piece.len();
+        true
+    }
+
+    /// Adds a piece of a guest's memory; `false` if the list is full or the piece not mapped.
+    #[must_use]
+    pub fn push_guest(&mut self, memory: &'a GuestMemory, place: Place) -> bool {
+        let len = place.len();
+        let Some(base) = memory.address(place, 0, len) else {
+            return false;
+        };
+        if self.list.len() == MAX {
+            return false;
+        }
+        self.list.push(Iovec { base, len });
+        self.octets += len;
         true
     }
 

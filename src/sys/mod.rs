@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod guestmem;
+
 mod iovec;
 
 mod reason;
@@ -14,6 +16,8 @@ pub mod errqueue;
 pub mod msg;
 
 pub mod process;
+
+pub mod rights;
 
 pub mod sockopt;
 

@@ -2,12 +2,14 @@
 
 use std::{
     io, mem,
+    net::SocketAddr,
     os::fd::{AsRawFd, BorrowedFd},
     ptr,
 };
 
 use super::{
     cmsg::{self, Control, Marks},
+    errqueue,
     iovec::{Gather, Part, Scatter},
 };
 
@@ -120,6 +122,38 @@ pub fn receive_many(
         };
     }
     Ok(count)
+}
+
+/// Receives a datagram, and who sent it.
+///
+/// # Errors
+/// Those of recvmsg(2); `WouldBlock` when there is none.
+pub fn receive_from(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<(Received, Option<SocketAddr>)> {
+    let mut control = Control::new();
+    let mut name = [0_u8; 128];
+    let mut iovec = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = &raw mut iovec;
+    header.msg_iovlen = 1;
+    header.msg_name = name.as_mut_ptr().cast();
+    header.msg_namelen = name.len() as _;
+    header.msg_control = (&raw mut control).cast();
+    header.msg_controllen = Control::LEN as _;
+    // SAFETY: `header` points to one iovec over `buffer`, to `name` and to `control`, with their true lengths; all outlive
+    // the call.
+    let len =
+        check(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) })?;
+    let marks = Marks::read(control.0.get(..header.msg_controllen).unwrap_or_default());
+    let port = u16::from_be_bytes([name[2], name[3]]);
+    let from = errqueue::address(&name).map(|addr| SocketAddr::new(addr, port));
+    Ok((Received { len, marks }, from))
 }
 
 /// Sends messages, one for each part of the list, [`SEND_MANY`] at most. Returns how many were sent: all of them, or those

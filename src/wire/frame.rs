@@ -22,6 +22,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+const IGMP: u8 = 2;
 
 /// A frame from the guest, as far as it concerns us.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub enum Body {
     Udp(Ip, Datagram),
     /// ICMP or ICMPv6 by the family of the addresses; its checksum is right.
     Icmp(Ip, Message),
+    /// IGMP, whose checksum is right, and where it lies in the frame.
+    Igmp(Ip, Range<usize>),
     /// A part of a packet.
     Fragment(Ip, Fragment),
 }
@@ -297,6 +300,9 @@ fn upper(head: &[u8], ip: Ip, protocol: u8, at: Range<usize>) -> Result<Body, Wh
         (TCP, _) => tcp(seen, &at).map(|segment| Body::Tcp(ip, segment)),
         (UDP, _) => udp(seen, &at).map(|datagram| Body::Udp(ip, datagram)),
         (ICMP, IpAddr::V4(_)) => icmp(seen, at, Sum::new()).map(|message| Body::Icmp(ip, message)),
+        (IGMP, IpAddr::V4(_)) => {
+            icmp(seen, at, Sum::new()).map(|message| Body::Igmp(ip, message.octets))
+        }
         (ICMPV6, IpAddr::V6(_)) => {
             let pseudo = Sum::pseudo(ip.src, ip.dst, ICMPV6, at.len());
             icmp(seen, at, pseudo).map(|message| Body::Icmp(ip, message))

@@ -111,9 +111,9 @@ impl Template {
         self.header = Sum::new().bytes(&self.octets[ETHERNET..ETHERNET + 20]);
     }
 
-    /// Octets of a TCP header without options, with all below it.
-    pub const fn tcp_len(&self) -> usize {
-        self.len + 20
+    /// Octets of a TCP header with so many of options, with all below it.
+    pub const fn tcp_len(&self, options: usize) -> usize {
+        self.len + 20 + options
     }
 
     /// Octets of a UDP header with all below it.

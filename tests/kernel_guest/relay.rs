@@ -65,6 +65,7 @@ impl Counters {
 }
 
 pub(super) struct Relay {
+    tap: Arc<Tap>,
     socket: UnixStream,
     counters: Arc<Counters>,
     threads: Vec<Worker>,
@@ -77,8 +78,8 @@ struct Worker {
 }
 
 impl Relay {
-    pub(super) fn start(tap: Tap, socket: UnixStream) -> io::Result<Self> {
-        let (tap, counters) = (Arc::new(tap), Arc::new(Counters::default()));
+    pub(super) fn start(tap: Arc<Tap>, socket: UnixStream) -> io::Result<Self> {
+        let counters = Arc::new(Counters::default());
         let up = {
             let (tap, counters, socket) = (tap.clone(), counters.clone(), socket.try_clone()?);
             Worker::start("guest-to-socket", socket, move |socket| {
@@ -86,12 +87,13 @@ impl Relay {
             })?
         };
         let down = {
-            let (counters, socket) = (counters.clone(), socket.try_clone()?);
+            let (tap, counters, socket) = (tap.clone(), counters.clone(), socket.try_clone()?);
             Worker::start("socket-to-guest", socket, move |socket| {
                 carry_down(&tap, socket, &counters)
             })?
         };
         Ok(Self {
+            tap,
             socket,
             counters,
             threads: vec![up, down],
@@ -113,8 +115,9 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
+impl Relay {
+    /// Cuts the wire; the device stays, to be plugged in elsewhere.
+    pub(super) fn cut(&mut self) -> Arc<Tap> {
         // Ends both threads: one reads the end of the stream, the other is polling for the hang-up.
         let _ = self.socket.shutdown(Shutdown::Both);
         for worker in &mut self.threads {
@@ -122,6 +125,13 @@ impl Drop for Relay {
                 let _ = thread.join();
             }
         }
+        self.tap.clone()
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.cut();
     }
 }
 

@@ -11,8 +11,10 @@
 )]
 
 pub mod capture;
+pub mod front_end;
 pub mod janitor;
 pub mod netns;
+pub mod path;
 pub mod servers;
 pub mod traffic;
 pub mod translator;

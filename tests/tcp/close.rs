@@ -180,7 +180,7 @@ fn a_reset_of_the_host_reaches_the_guest() {
 #[test]
 fn writes_after_the_hosts_close_are_reset() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let remote = (INTERNET4, 9).into();
     let listener = tcp_listener(&scene.world.outside, remote);
     let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);

@@ -38,6 +38,11 @@ impl Conn {
         usize::from(self.send.mss)
     }
 
+    /// Octets of options in each segment with payload.
+    pub const fn options(&self) -> usize {
+        self.terms.overhead() as usize
+    }
+
     /// Octets sent and not acknowledged, of the host's stream.
     pub fn unacknowledged(&self) -> u32 {
         let past_end = matches!(

@@ -47,11 +47,15 @@ impl Terms {
         }
     }
 
+    /// Octets of options in every segment.
+    pub const fn overhead(self) -> u16 {
+        if self.timestamps { STAMPED } else { 0 }
+    }
+
     /// Octets of payload in a segment to a guest with these options: the MSS does not count them (RFC 6691).
     pub fn segment_to(self, theirs: &Options) -> u16 {
         let mss = theirs.mss.unwrap_or(MSS_DEFAULT).max(MSS_LEAST);
-        let stamped = if self.timestamps { STAMPED } else { 0 };
-        mss.min(self.mss).saturating_sub(stamped).max(1)
+        mss.min(self.mss).saturating_sub(self.overhead()).max(1)
     }
 
     /// Options of our SYN or SYN,ACK.

@@ -108,10 +108,13 @@ impl Relay {
                 octets += slot.len();
                 slots.next();
             }
-            if flow.spill.is_empty() {
+            if flow.state.failed {
+                // Nothing follows what was lost: the host's side is gone.
+                written = octets;
+            } else if flow.spill.is_empty() {
                 written = match msg::send(flow.socket.as_fd(), &batch) {
                     Ok(written) => written,
-                    Err(error) if would_block(&error) => 0,
+                    Err(error) if passes(&error) => 0,
                     // The host's side is gone, and with it these octets.
                     Err(_) => {
                         fail(&mut flow.state);
@@ -180,7 +183,7 @@ impl Relay {
         while !flow.spill.is_empty() {
             match send_front(&mut self.iovecs, &self.pool, flow) {
                 Ok(octets) => self.pool.consume(&mut flow.spill, octets),
-                Err(error) if would_block(&error) => return,
+                Err(error) if passes(&error) => return,
                 Err(_) => {
                     let held = flow.spill.len();
                     self.pool.consume(&mut flow.spill, held);
@@ -313,9 +316,10 @@ fn fail(state: &mut State) {
     state.pull = true;
 }
 
-fn would_block(error: &io::Error) -> bool {
+/// Whether the socket will take octets later: it is full, or the system is short of memory.
+fn passes(error: &io::Error) -> bool {
     matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+        error.raw_os_error(),
+        Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM)
     )
 }

@@ -193,10 +193,11 @@ impl Relay {
             return Look::Nothing;
         };
         let cut = flow.conn.mss();
-        let room = match outbox.reserve(want, cut) {
+        let headers = template.tcp_len(flow.conn.options());
+        let room = match outbox.lend(want, cut, headers) {
             Some(room) => room,
             None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
-                match outbox.reserve(want, cut) {
+                match outbox.lend(want, cut, headers) {
                     Some(room) => room,
                     None => return self.starved(id),
                 }
@@ -260,6 +261,7 @@ impl Relay {
             Some(Flow::Tcp(flow)) => &mut flow.state.starved,
             Some(Flow::Udp(flow)) => &mut flow.starved,
             Some(Flow::Echo(flow)) => &mut flow.starved,
+            Some(Flow::Group(flow)) => &mut flow.starved,
             None => return,
         };
         if !std::mem::replace(starved, true) {

@@ -1,0 +1,496 @@
+//! What front-end and back end agree upon, message by message, and the queues that run by it. Front-ends differ in what they
+//! say first: a queue runs as soon as all it needs was said, whatever the order, and is started anew when any of it changes.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    sync::Arc,
+};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use super::{
+    intake::Intake,
+    message::{Channel, Message, Next, Refused, Request},
+    outlet::{Abilities, Outlet},
+    ring::{Ring, SIZE_MAX, Shape},
+};
+use crate::{
+    config::{VhostFeatures, vhost_bits as bits},
+    sys::guestmem::{DirtyLog, GuestMemory, RegionInfo},
+    wire::vnet,
+};
+
+/// Protocol features: LOG_SHMFD, RARP, REPLY_ACK, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
+const REPLY_ACK: u64 = 1 << 3;
+const PROTOCOL: u64 = 1 << 1 | 1 << 2 | REPLY_ACK | 1 << 13 | 1 << 15 | 1 << 16;
+
+/// The most memory regions.
+const REGIONS: usize = 32;
+
+/// The receive and the transmit queue, as the driver sees them.
+pub const RECEIVE: usize = 0;
+pub const TRANSMIT: usize = 1;
+
+/// Queue pairs, until several can be served.
+const PAIRS: u64 = 1;
+
+/// In a descriptor message: no descriptor comes with it.
+const NO_DESCRIPTOR: u64 = 1 << 8;
+
+/// Messages taken at a time.
+const TURN: usize = 64;
+
+/// In SET_VRING_ADDR: writes to the used ring are logged.
+const LOG_USED: u64 = 1;
+
+/// Where running queues live.
+#[derive(Debug)]
+pub struct Halves<'a> {
+    pub intake: &'a mut Option<Intake>,
+    pub outlet: &'a mut Option<Outlet>,
+}
+
+/// What is to be polled, or not any more: values, carried out in order.
+#[derive(Debug)]
+pub enum Watch {
+    /// Tell when the driver kicks this queue.
+    Kick(RawFd, usize),
+    /// Tell no more, and close.
+    Close(OwnedFd),
+}
+
+/// How a turn went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// There may be more messages.
+    More,
+    Waits,
+    /// The front-end has left.
+    Left,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    size: u16,
+    /// Descriptor table, available ring, used ring.
+    addresses: Option<(u64, u64, u64)>,
+    log: Option<u64>,
+    /// The entry of the available ring that comes next.
+    next: u16,
+    enabled: bool,
+    kick: Option<OwnedFd>,
+    /// While it runs, its ring has it.
+    call: Option<OwnedFd>,
+}
+
+/// One front-end's connection.
+#[derive(Debug)]
+pub struct Session {
+    channel: Channel,
+    offered: u64,
+    features: u64,
+    protocol: u64,
+    status: u64,
+    memory: Arc<GuestMemory>,
+    log: Option<Arc<DirtyLog>>,
+    queues: [Queue; 2],
+    watches: Vec<Watch>,
+}
+
+impl Session {
+    pub fn new(socket: OwnedFd, offered: VhostFeatures) -> Self {
+        Self {
+            channel: Channel::new(socket),
+            offered: offered.bits(),
+            features: 0,
+            protocol: 0,
+            status: 0,
+            memory: Arc::default(),
+            log: None,
+            queues: Default::default(),
+            watches: Vec::new(),
+        }
+    }
+
+    /// What is to be polled since this was last asked.
+    pub fn watches(&mut self) -> impl Iterator<Item = Watch> {
+        self.watches.drain(..)
+    }
+
+    /// Takes notice of a kick. Its counter is read, so that the front-end does not find it when the device is stopped.
+    pub fn kicked(&self, queue: usize) {
+        if let Some(kick) = self.queues.get(queue).and_then(|queue| queue.kick.as_ref()) {
+            let _ = nix::unistd::read(kick, &mut [0; 8]);
+        }
+    }
+
+    /// Takes messages, some at most, and answers them.
+    ///
+    /// # Errors
+    /// Why the connection cannot go on.
+    pub fn serve(&mut self, halves: &mut Halves<'_>) -> Result<Served, Refused> {
+        for _ in 0..TURN {
+            let message = match self.channel.next()? {
+                Next::Message(message) => message,
+                Next::Nothing => return Ok(Served::Waits),
+                Next::End => return Ok(Served::Left),
+            };
+            self.take(message, halves)?;
+        }
+        Ok(Served::More)
+    }
+
+    /// Stops all queues and lets go of what they were made of.
+    pub fn end(&mut self, halves: &mut Halves<'_>) {
+        for index in 0..self.queues.len() {
+            self.stop(index, halves);
+            if let Some(kick) = self
+                .queues
+                .get_mut(index)
+                .and_then(|queue| queue.kick.take())
+            {
+                self.watches.push(Watch::Close(kick));
+            }
+        }
+    }
+
+    fn take(&mut self, mut message: Message, halves: &mut Halves<'_>) -> Result<(), Refused> {
+        log::debug!("vhost-user: {:?}", message.request);
+        match self.carry_out(&mut message, halves)? {
+            Some(words) => self.channel.send(&message.reply(&words)),
+            None if message.wants_reply && self.protocol & REPLY_ACK != 0 => {
+                self.channel.send(&message.reply(&[0]))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Carries out a request; what the reply says, if it has one of its own.
+    fn carry_out(
+        &mut self,
+        message: &mut Message,
+        halves: &mut Halves<'_>,
+    ) -> Result<Option<Vec<u64>>, Refused> {
+        let answer = match message.request {
+            Request::GetFeatures => vec![self.offered],
+            Request::GetProtocolFeatures => vec![PROTOCOL],
+            Request::GetQueueNum => vec![PAIRS],
+            Request::GetMaxMemSlots => vec![REGIONS as u64],
+            Request::GetStatus => vec![self.status],
+            Request::GetVringBase => vec![self.get_base(message, halves)?],
+            Request::SetLogBase => {
+                self.set_log(message, halves)?;
+                vec![0]
+            }
+            Request::SetVringKick | Request::SetVringCall | Request::SetVringErr => {
+                self.set_descriptor(message, halves)?;
+                return Ok(None);
+            }
+            Request::SetVringNum
+            | Request::SetVringAddr
+            | Request::SetVringBase
+            | Request::SetVringEnable => {
+                self.set_queue(message, halves)?;
+                return Ok(None);
+            }
+            _ => {
+                self.set_device(message, halves)?;
+                return Ok(None);
+            }
+        };
+        Ok(Some(answer))
+    }
+
+    /// Requests about all of the device.
+    fn set_device(
+        &mut self,
+        message: &mut Message,
+        halves: &mut Halves<'_>,
+    ) -> Result<(), Refused> {
+        match message.request {
+            Request::SetFeatures => {
+                let [features] = message.words()?;
+                if features & !self.offered != 0 {
+                    return Err(Refused::Value(message.request));
+                }
+                self.change(halves, |session| session.features = features)
+            }
+            Request::SetProtocolFeatures => {
+                let [protocol] = message.words()?;
+                if protocol & !PROTOCOL != 0 {
+                    return Err(Refused::Value(message.request));
+                }
+                self.protocol = protocol;
+                Ok(())
+            }
+            Request::SetMemTable => {
+                let memory = memory_table(message)?;
+                self.change(halves, |session| session.memory = Arc::new(memory))
+            }
+            Request::AddMemReg => {
+                let [_, region @ ..] = message.words::<5>()?;
+                let file = message.descriptor()?;
+                if self.memory.regions() == REGIONS {
+                    return Err(Refused::Value(message.request));
+                }
+                let memory = add(&self.memory, region, &file)?;
+                self.change(halves, |session| session.memory = Arc::new(memory))
+            }
+            Request::RemMemReg => {
+                let [_, region @ ..] = message.words::<5>()?;
+                let memory = self.memory.without(region_info(region));
+                let memory = memory.ok_or(Refused::Value(message.request))?;
+                self.change(halves, |session| session.memory = Arc::new(memory))
+            }
+            Request::ResetOwner | Request::ResetDevice => {
+                for index in 0..self.queues.len() {
+                    self.reset(index, halves);
+                    self.queue(index as u32, message.request)?.enabled = false;
+                }
+                self.features = 0;
+                self.status = 0;
+                Ok(())
+            }
+            Request::SetStatus => {
+                let [status] = message.words()?;
+                self.status = status;
+                Ok(())
+            }
+            // The guest announces itself; who asks an error descriptor of a log never hears of one.
+            _ => Ok(()),
+        }
+    }
+
+    fn set_log(&mut self, message: &mut Message, halves: &mut Halves<'_>) -> Result<(), Refused> {
+        let [len, offset] = message.words()?;
+        let file = message.descriptor()?;
+        let log = DirtyLog::new(std::os::fd::AsFd::as_fd(&file), offset, len)
+            .map_err(|error| Refused::Memory(error.kind()))?;
+        self.change(halves, |session| session.log = Some(Arc::new(log)))
+    }
+
+    fn queue(&mut self, index: u32, request: Request) -> Result<&mut Queue, Refused> {
+        self.queues
+            .get_mut(index as usize)
+            .ok_or(Refused::Value(request))
+    }
+
+    /// Requests about a queue.
+    fn set_queue(&mut self, message: &Message, halves: &mut Halves<'_>) -> Result<(), Refused> {
+        let request = message.request;
+        if request == Request::SetVringAddr {
+            let [first, descriptors, used, available, log] = message.words()?;
+            let octets = first.to_ne_bytes();
+            let [a, b, c, d, e, f, g, h] = octets;
+            let index = u32::from_ne_bytes([a, b, c, d]);
+            let flags = u64::from(u32::from_ne_bytes([e, f, g, h]));
+            self.queue(index, request)?;
+            self.stop(index as usize, halves);
+            let queue = self.queue(index, request)?;
+            queue.addresses = Some((descriptors, available, used));
+            queue.log = (flags & LOG_USED != 0).then_some(log);
+            return self.start(index as usize, halves);
+        }
+        let (index, value) = message.state()?;
+        let wrong = Refused::Value(request);
+        self.queue(index, request)?;
+        self.stop(index as usize, halves);
+        let queue = self.queue(index, request)?;
+        match request {
+            Request::SetVringNum => {
+                queue.size = u16::try_from(value)
+                    .ok()
+                    .filter(|size| size.is_power_of_two() && *size <= SIZE_MAX)
+                    .ok_or(wrong)?;
+            }
+            Request::SetVringBase => queue.next = u16::try_from(value).map_err(|_| wrong)?,
+            _ => queue.enabled = value != 0,
+        }
+        self.start(index as usize, halves)
+    }
+
+    /// Stops a queue for good; where it stood.
+    fn get_base(&mut self, message: &Message, halves: &mut Halves<'_>) -> Result<u64, Refused> {
+        let (index, _) = message.state()?;
+        self.queue(index, message.request)?;
+        self.reset(index as usize, halves);
+        let next = self.queue(index, message.request)?.next;
+        let [a, b, c, d] = index.to_ne_bytes();
+        let [e, f, g, h] = u32::from(next).to_ne_bytes();
+        Ok(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+    }
+
+    fn set_descriptor(
+        &mut self,
+        message: &mut Message,
+        halves: &mut Halves<'_>,
+    ) -> Result<(), Refused> {
+        let request = message.request;
+        let [word] = message.words()?;
+        let descriptor = if word & NO_DESCRIPTOR == 0 {
+            let descriptor = message.descriptor()?;
+            // It is shared with the front-end, but nobody waits at it by reading.
+            let _ = fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+            Some(descriptor)
+        } else {
+            None
+        };
+        let index = (word & 0xff) as usize;
+        self.queue(index as u32, request)?;
+        if request == Request::SetVringErr {
+            return Ok(());
+        }
+        self.stop(index, halves);
+        let queue = self.queue(index as u32, request)?;
+        if request == Request::SetVringCall {
+            queue.call = descriptor;
+        } else {
+            // Without kicks the queue would have to be polled all the time.
+            let kick = descriptor.ok_or(Refused::Value(request))?;
+            let raw = kick.as_raw_fd();
+            if let Some(old) = queue.kick.replace(kick) {
+                self.watches.push(Watch::Close(old));
+            }
+            self.watches.push(Watch::Kick(raw, index));
+        }
+        self.start(index, halves)
+    }
+
+    /// Changes what all queues depend on.
+    fn change(
+        &mut self,
+        halves: &mut Halves<'_>,
+        change: impl FnOnce(&mut Self),
+    ) -> Result<(), Refused> {
+        let running: Vec<usize> = (0..self.queues.len())
+            .filter(|&index| self.stop(index, halves))
+            .collect();
+        change(self);
+        // Where memory was missing, the queue starts now.
+        for index in 0..self.queues.len() {
+            self.start(index, halves)?;
+            let runs = match index {
+                RECEIVE => halves.outlet.is_some(),
+                _ => halves.intake.is_some(),
+            };
+            if running.contains(&index) && !runs {
+                return Err(Refused::Ring);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops a queue and forgets its descriptors.
+    fn reset(&mut self, index: usize, halves: &mut Halves<'_>) {
+        self.stop(index, halves);
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.call = None;
+            if let Some(kick) = queue.kick.take() {
+                self.watches.push(Watch::Close(kick));
+            }
+        }
+    }
+
+    /// Stops a queue, if it runs.
+    fn stop(&mut self, index: usize, halves: &mut Halves<'_>) -> bool {
+        let ring = if index == RECEIVE {
+            halves.outlet.take().map(Outlet::into_ring)
+        } else {
+            halves.intake.take().map(Intake::into_ring)
+        };
+        let (Some(ring), Some(queue)) = (ring, self.queues.get_mut(index)) else {
+            return false;
+        };
+        (queue.next, queue.call) = ring.stop();
+        true
+    }
+
+    /// Starts a queue, if all it needs was said.
+    fn start(&mut self, index: usize, halves: &mut Halves<'_>) -> Result<(), Refused> {
+        let features = self.features;
+        let has = |bit: u64| features & bit != 0;
+        let Some(queue) = self.queues.get_mut(index) else {
+            return Ok(());
+        };
+        let Some((descriptors, available, used)) = queue.addresses else {
+            return Ok(());
+        };
+        let runs = queue.kick.is_some()
+            && queue.size > 0
+            && (queue.enabled || !has(bits::PROTOCOL_FEATURES))
+            && self.memory.regions() > 0;
+        if !runs {
+            return Ok(());
+        }
+        let shape = Shape {
+            size: queue.size,
+            descriptors,
+            available,
+            used,
+            log: queue.log,
+            next: queue.next,
+            event_index: has(bits::EVENT_IDX),
+            indirect: has(bits::INDIRECT_DESC),
+        };
+        let log = self.log.clone().filter(|_| has(bits::LOG_ALL));
+        let ring = Ring::new(shape, Arc::clone(&self.memory), log, queue.call.take())
+            .ok_or(Refused::Ring)?;
+        let header = if has(bits::VERSION_1) || has(bits::MRG_RXBUF) {
+            vnet::LEN
+        } else {
+            vnet::LEN_LEGACY
+        };
+        if index == TRANSMIT {
+            *halves.intake = Some(Intake::new(ring, header));
+        } else {
+            let abilities = Abilities {
+                header,
+                mergeable: has(bits::MRG_RXBUF),
+                checksum: has(bits::GUEST_CSUM),
+                segments4: has(bits::GUEST_TSO4),
+                segments6: has(bits::GUEST_TSO6),
+            };
+            *halves.outlet = Some(Outlet::new(ring, abilities));
+        }
+        Ok(())
+    }
+}
+
+/// Reads a region: guest physical address, length, the front-end's address, where it lies in its file.
+const fn region_info([guest, len, user, offset]: [u64; 4]) -> RegionInfo {
+    RegionInfo {
+        guest,
+        user,
+        len,
+        offset,
+    }
+}
+
+fn add(memory: &GuestMemory, region: [u64; 4], file: &OwnedFd) -> Result<GuestMemory, Refused> {
+    memory
+        .with(region_info(region), std::os::fd::AsFd::as_fd(file))
+        .map_err(|error| Refused::Memory(error.kind()))
+}
+
+/// Maps the regions of a table.
+fn memory_table(message: &Message) -> Result<GuestMemory, Refused> {
+    let wrong = || Refused::Payload(message.request);
+    let words: Vec<u64> = message.all_words()?.collect();
+    let (&first, regions) = words.split_first().ok_or_else(wrong)?;
+    let [a, b, c, d, ..] = first.to_ne_bytes();
+    let count = u32::from_ne_bytes([a, b, c, d]) as usize;
+    let (regions, rest) = regions.as_chunks::<4>();
+    // A front-end may send a table of the largest size and fill only a part.
+    if count > REGIONS || count > regions.len() || !rest.is_empty() {
+        return Err(wrong());
+    }
+    if message.descriptors.len() != count {
+        return Err(wrong());
+    }
+    regions
+        .iter()
+        .zip(&message.descriptors)
+        .try_fold(GuestMemory::default(), |memory, (region, file)| {
+            add(&memory, *region, file)
+        })
+}

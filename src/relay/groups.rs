@@ -1,0 +1,384 @@
+//! Multicast and broadcast. What the guest sends to a group leaves by a socket that is not connected, so that answers from
+//! anyone come back; of a group it has joined it hears what is sent to some ports, by one socket each. Nothing that was heard
+//! is ever sent again, and what we sent ourselves is not heard.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
+
+use super::{
+    audience::{ASK, MEMBERS, SENDERS},
+    flow::{Flow, GroupFlow, Packet},
+    fragments,
+    request::Ready,
+    state::Relay,
+    udp::HEADER,
+    udp_in,
+};
+use crate::{
+    flow::{self, Id, Key},
+    host::{
+        group,
+        socket::{self, Manner, Peer},
+    },
+    link::{Inbox, Outbox, Slot},
+    net::{Endpoint, Mac, Now, Protocol, Span, Why},
+    service::multicast::{self, Change},
+    sys::msg::{self, Received},
+    wire::{build::Ends, frame::Ip, headers::TTL},
+};
+
+/// Datagrams one socket may hand to the guest before it is another's turn.
+const TURN: usize = 64;
+
+/// How long after its first frame a guest is asked for its groups, if there was one before that was in some.
+const SETTLE: Span = Span::secs(1);
+
+const UDP: u8 = 17;
+const MDNS: u16 = 5353;
+const LLMNR: u16 = 5355;
+
+impl Relay {
+    const fn carries_groups(&self) -> bool {
+        self.net.serve.multicast && self.net.serve.udp
+    }
+
+    /// A guest came.
+    pub(super) fn expect_groups(&mut self, now: Now) {
+        if std::mem::take(&mut self.groups.left) {
+            self.groups.ask = Some(now + SETTLE);
+        }
+    }
+
+    /// Asks the guest which groups it is in, if that is due; groups of which it says nothing end.
+    pub(super) fn ask_for_groups(&mut self, outbox: &mut Outbox, now: Now) {
+        if self.groups.ask.is_none_or(|at| at > now) {
+            return;
+        }
+        self.groups.forget_old(now);
+        self.follow_groups(now);
+        // Without any the next report starts over.
+        self.groups.ask = (!self.groups.is_empty()).then_some(now + ASK);
+        for query in [multicast::query4, multicast::query6] {
+            if query(&self.net, &mut self.scratch)
+                && let Err(why) = outbox.copy(&self.scratch)
+            {
+                self.count(why);
+            }
+        }
+    }
+
+    /// A report of the guest's, about groups.
+    pub(super) fn membership(&mut self, message: &[u8], v4: bool, now: Now) -> Result<(), Why> {
+        if !self.carries_groups() {
+            return Err(Why::Disabled);
+        }
+        let groups = &mut self.groups;
+        let each = |group: IpAddr, change| match change {
+            Change::Join if can_be_joined(group) => groups.join(group, now),
+            Change::Join => {}
+            Change::Leave => groups.leave(group),
+        };
+        let read = if v4 {
+            multicast::igmp(message, each)
+        } else {
+            multicast::mld(message, each)
+        };
+        if !self.groups.is_empty() {
+            self.groups.ask.get_or_insert(now + ASK);
+        }
+        self.follow_groups(now);
+        read
+    }
+
+    /// Begins anew after the host's network changed.
+    pub fn renew_groups(&mut self, now: Now) {
+        for id in std::mem::take(&mut self.groups.members) {
+            self.remove(id);
+        }
+        for id in std::mem::take(&mut self.groups.senders) {
+            self.remove(id);
+        }
+        self.follow_groups(now);
+    }
+
+    /// Opens and closes members as groups and ports have it.
+    fn follow_groups(&mut self, now: Now) {
+        let mut members = std::mem::take(&mut self.groups.members);
+        members.retain(|&id| {
+            let Some(key) = self.flows.key(id) else {
+                return false;
+            };
+            let Endpoint { addr, port } = key.guest;
+            let wanted = self.groups.hears(&self.net.multicast, addr, port);
+            if !wanted {
+                self.remove(id);
+            }
+            wanted
+        });
+        let wanted: Vec<_> = self.groups.wanted(&self.net.multicast).collect();
+        for (group, host, guest) in wanted {
+            let key = unconnected(Endpoint::new(group, guest));
+            if members.len() >= MEMBERS || self.flows.find(&key).is_some() {
+                continue;
+            }
+            let peer = self.group_peer(Endpoint::new(group, host));
+            match group::member(peer, &self.net.outbound) {
+                Ok(socket) => members.extend(self.add_group(key, socket, true, now)),
+                // Where there is no such interface now there may be one later.
+                Err(error) => log::debug!("cannot hear {}: {error}", peer.endpoint),
+            }
+        }
+        self.groups.members = members;
+    }
+
+    fn add_group(&mut self, key: Key, socket: OwnedFd, member: bool, now: Now) -> Option<Id> {
+        let raw = socket.as_raw_fd();
+        let flow = GroupFlow {
+            socket,
+            member,
+            manner: None,
+            seen_as: None,
+            last: now,
+            readable: false,
+            starved: false,
+        };
+        self.insert(key, Flow::Group(flow), raw).ok()
+    }
+
+    /// A group, with the interface it is reached through.
+    fn group_peer(&self, endpoint: Endpoint) -> Peer {
+        let scope = if endpoint.addr.is_ipv6() {
+            self.net.v6.as_ref().map(|v6| v6.scope)
+        } else {
+            self.net.v4.as_ref().map(|v4| v4.interface)
+        };
+        let scope = scope.unwrap_or(0);
+        Peer { endpoint, scope }
+    }
+
+    /// A datagram of the guest to a group or broadcast address.
+    pub(super) fn group_datagram(
+        &mut self,
+        source: Endpoint,
+        group: Endpoint,
+        packet: Packet,
+        payload: Slot,
+        inbox: &Inbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        if !self.net.serve.multicast || !self.may_leave(group) {
+            return Err(Why::Multicast);
+        }
+        self.check_source(source.addr)?;
+        if source.port == 0 || group.port == 0 {
+            return Err(Why::PortZero);
+        }
+        let peer = self.group_peer(group);
+        let id = match self.find(&unconnected(source)) {
+            Some(id) => id,
+            None => self.group_open(source, peer, now)?,
+        };
+        if group.addr.is_multicast() {
+            let fresh = [group.port, source.port].map(|port| self.groups.use_port(port));
+            if fresh.contains(&true) {
+                self.follow_groups(now);
+            }
+        }
+        let Some(Flow::Group(flow)) = self.flows.get_mut(id) else {
+            return Err(Why::NoFlow);
+        };
+        flow.last = now;
+        let mut len = 0;
+        let message = &mut self.message;
+        inbox.copy(payload, |octets| {
+            if let Some(place) = message.get_mut(len..len + octets.len()) {
+                place.copy_from_slice(octets);
+                len += octets.len();
+            }
+        });
+        let octets = message.get(..len).unwrap_or_default();
+        prepare(flow, peer, packet.manner);
+        if flow.seen_as.is_none_or(|(to, _)| to != group.addr) {
+            flow.seen_as = group::seen_as(&flow.socket, peer, &self.net.outbound)
+                .map(|from| (group.addr, from));
+        }
+        match group::send(&flow.socket, peer, octets) {
+            Ok(_) => {
+                if let Some((_, from)) = flow.seen_as {
+                    self.groups.sent(from, octets, now);
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Why::HostFull),
+            Err(_) => Err(Why::Socket),
+        }
+    }
+
+    fn group_open(&mut self, source: Endpoint, peer: Peer, now: Now) -> Result<Id, Why> {
+        let mut senders = std::mem::take(&mut self.groups.senders);
+        senders.retain(|&id| self.flows.get(id).is_some());
+        if senders.len() >= SENDERS {
+            self.remove(senders.remove(0));
+        }
+        self.groups.senders = senders;
+        // A port that is forwarded to another would be taken from that.
+        let heard = &self.net.multicast.heard;
+        let is_taken = |&(host, guest): &(u16, u16)| host == source.port && guest != source.port;
+        let port = if heard.iter().any(is_taken) {
+            0
+        } else {
+            source.port
+        };
+        let socket = group::sender(peer, &self.net.outbound, port).map_err(|_| Why::Socket)?;
+        let id = self.add_group(unconnected(source), socket, false, now);
+        let id = id.ok_or(Why::NoFlow)?;
+        self.groups.senders.push(id);
+        self.wheel.arm(id.slot, now + self.limits.udp_stream);
+        Ok(id)
+    }
+
+    /// Whether a datagram to a group may leave: of the link's own groups only what finds services.
+    fn may_leave(&self, group: Endpoint) -> bool {
+        let of_link = match group.addr {
+            IpAddr::V4(v4) => matches!(v4.octets(), [224, 0, 0, _]),
+            IpAddr::V6(v6) => v6.is_multicast() && v6.segments()[0] & 0xf <= 2,
+        };
+        let listed = &self.net.multicast.listed;
+        !of_link || matches!(group.port, MDNS | LLMNR) || listed.contains(&group.port)
+    }
+
+    pub(super) fn group_ready(&mut self, id: Id, ready: Ready, outbox: &mut Outbox, now: Now) {
+        if let Some(Flow::Group(flow)) = self.flows.get_mut(id) {
+            flow.readable |= ready.readable;
+            if ready.error {
+                let _ = socket::outcome(&flow.socket);
+            }
+        }
+        self.group_pull(id, outbox, now);
+    }
+
+    /// Hands over what came to a group's socket.
+    pub(super) fn group_pull(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+        let Some(key) = self.flows.key(id) else {
+            return;
+        };
+        for _ in 0..TURN {
+            let Some(Flow::Group(flow)) = self.flows.get_mut(id) else {
+                return;
+            };
+            if !flow.readable {
+                return;
+            }
+            if !outbox.has_room() {
+                break;
+            }
+            let message = self.waste.get_mut(..).unwrap_or_default();
+            match msg::receive_from(flow.socket.as_fd(), message) {
+                Ok((received, from)) => {
+                    flow.last = now;
+                    self.group_deliver(&key, received, from, outbox, now);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,
+                Err(_) => {}
+            }
+        }
+        self.starve(id);
+    }
+
+    /// Hands over one datagram, which lies in `self.waste`.
+    fn group_deliver(
+        &mut self,
+        key: &Key,
+        received: Received,
+        from: Option<SocketAddr>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) {
+        let payload = self.waste.get(..received.len).unwrap_or_default();
+        let Some(from) = from.filter(|from| !self.groups.is_own(*from, payload, now)) else {
+            return;
+        };
+        let seen = flow::inbound_source(&self.net, from.ip(), &self.guest);
+        let Some(seen) = seen.filter(|seen| seen.is_ipv4() == key.guest.addr.is_ipv4()) else {
+            return;
+        };
+        let key = Key {
+            remote: Endpoint::new(seen, from.port()),
+            ..*key
+        };
+        let len = udp_in::datagram(&mut self.message, &key, payload);
+        if len < HEADER {
+            return;
+        }
+        let ip = Ip {
+            src: key.remote.addr,
+            dst: key.guest.addr,
+            ttl: received.marks.ttl.unwrap_or(TTL),
+            tos: received.marks.tos.unwrap_or(0),
+            id: 0,
+            whole: true,
+        };
+        let ends = Ends {
+            src: self.net.mac,
+            dst: match key.guest.addr {
+                IpAddr::V4(group) if group.is_multicast() => Mac::of_group4(group),
+                IpAddr::V6(group) if group.is_multicast() => Mac::of_group6(group),
+                _ => self.guest.mac,
+            },
+        };
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let upper = self.message.get(..len).unwrap_or_default();
+        let packet = (&ip, UDP, self.fragment_id);
+        let mtu = usize::from(self.net.mtu);
+        if !fragments::send(&mut self.scratch, ends, packet, upper, mtu, outbox) {
+            self.count(Why::LinkFull);
+        }
+    }
+}
+
+/// Whether membership of a group is more than the guest's own affair.
+fn can_be_joined(group: IpAddr) -> bool {
+    match group {
+        IpAddr::V4(v4) => v4.is_multicast() && !matches!(v4.octets(), [224, 0, 0, 1 | 2 | 22]),
+        IpAddr::V6(v6) => {
+            let segments = v6.segments();
+            // Of this node, all nodes and routers, and those of neighbour discovery (RFC 4291, section 2.7.1).
+            let own = matches!(
+                segments,
+                [0xff00..0xff02, ..] | [0xff02, 0, 0, 0, 0, 0, 0, 1 | 2 | 0x16]
+            );
+            let solicited = matches!(segments, [0xff02, 0, 0, 0, 0, 1, 0xff00..=0xffff, _]);
+            v6.is_multicast() && !own && !solicited
+        }
+    }
+}
+
+/// Has a socket send as the guest did. Its fragments are ours to make: nobody is told of a path's MTU to many.
+fn prepare(flow: &mut GroupFlow, peer: Peer, manner: Manner) {
+    let v6 = peer.endpoint.addr.is_ipv6();
+    if flow.manner.is_none_or(|now| now.ttl != manner.ttl) {
+        // It is of the right range.
+        let _ = group::set_reach(&flow.socket, v6, manner.ttl);
+    }
+    let manner = Manner {
+        whole: false,
+        ..manner
+    };
+    socket::set_manner(&flow.socket, v6, &mut flow.manner, manner);
+}
+
+/// What a socket is found by that has no peer.
+const fn unconnected(guest: Endpoint) -> Key {
+    let any = match guest.addr {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    Key {
+        protocol: Protocol::Udp,
+        guest,
+        remote: Endpoint::new(any, 0),
+    }
+}

@@ -29,6 +29,11 @@ tools=(
   ping:iputils-ping
   tracepath:iputils-tracepath
   traceroute:traceroute
+  setpriv:util-linux
+  setcap:libcap2-bin
+  apparmor_parser:apparmor
+  checkmodule:checkpolicy
+  semodule_package:semodule-utils
 )
 
 # Debian 12 has libvirt 9.0, which starts passt in its own way; its backports have a libvirt, and a QEMU that reconnects.

@@ -65,6 +65,7 @@ pub(super) const OURS: &[&str] = &[
     "print-sandbox",
     "no-multicast",
     "multicast-ports",
+    "strict-source",
 ];
 
 /// Every option, in the order of the help text, which leaves out those of pasta.
@@ -430,6 +431,12 @@ pub(super) const OPTIONS: &[Opt] = &[
         "ADDR",
         Draft::map_guest_addr,
         "Address that stands for the host at the guest's own address; 'none' for none (default: none)",
+    ),
+    flag(
+        "strict-source",
+        None,
+        switch_on!(strict_source),
+        "Serve the guest at no addresses but those it was given",
     ),
     flag(
         "ipv4-only",

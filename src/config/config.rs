@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::RawFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{forward::Rule, vhost::VhostFeatures};
@@ -85,6 +85,8 @@ pub struct Config {
     pub map_guest_addr6: Option<Ipv6Addr>,
     /// Whom to become after start (`--runas`).
     pub identity: Option<Identity>,
+    /// Whether the guest may use no addresses but those it was given (`--strict-source`).
+    pub strict_source: bool,
     /// The socket at which forwards can be changed at run time.
     pub conf_path: Option<PathBuf>,
     /// Whether chroot(2) will do where pivot_root(2) fails.
@@ -102,6 +104,22 @@ impl Config {
         asked
             .into_iter()
             .find_map(|(asked, option)| asked.then_some(option))
+    }
+}
+
+impl Config {
+    /// Where `passt-repair` is to find us, given where the guest's socket is.
+    pub fn repair_path(&self, socket: Option<&Path>) -> Option<PathBuf> {
+        match &self.repair_path {
+            _ if !self.vhost_user => None,
+            RepairPath::Off => None,
+            RepairPath::At(path) => Some(path.clone()),
+            RepairPath::Default => {
+                let mut path = socket?.as_os_str().to_owned();
+                path.push(".repair");
+                Some(path.into())
+            }
+        }
     }
 }
 
@@ -150,6 +168,7 @@ impl Default for Config {
             map_guest_addr4: None,
             map_guest_addr6: None,
             identity: None,
+            strict_source: false,
             conf_path: None,
             chroot_fallback: false,
             require_sandbox: false,

@@ -23,6 +23,8 @@ pub struct Net {
     pub serve: Serve,
     pub outbound: Outbound,
     pub multicast: Multicast,
+    /// Whether the guest may use no addresses but those it was given.
+    pub strict_source: bool,
 }
 
 /// What is carried to and from groups.

@@ -76,6 +76,7 @@ pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
             listed: config.multicast_ports.clone(),
             heard: heard(config),
         },
+        strict_source: config.strict_source,
     };
     if config.dns_servers != DnsServers::Given(Vec::new()) {
         warn_of_nameservers(&net, &mut said);

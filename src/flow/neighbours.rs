@@ -162,6 +162,7 @@ mod tests {
             serve: Serve::default(),
             outbound: Outbound::default(),
             multicast: Multicast::default(),
+            strict_source: false,
         }
     }
 

@@ -138,6 +138,10 @@ impl Ports {
             }
         }
         if let Some((port, error)) = end {
+            if self.ports.is_empty() {
+                let why = reason(&error);
+                return Ok(Some(format!("No ports are forwarded: {why}")));
+            }
             return Ok(Some(format!(
                 "Forwarding ports below {port} only, {} sockets in all: {}",
                 self.ports.len(),

@@ -175,6 +175,27 @@ pub fn udp_reply(
     Ok(socket.into())
 }
 
+/// Opens a UDP socket for a flow that had these ends elsewhere; of ours the port counts, and the address where it is the host's.
+/// `scope` is the interface of link-local addresses.
+///
+/// # Errors
+/// Those of socket(2), bind(2) and connect(2).
+pub fn udp_again(local: SocketAddr, remote: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
+    let peer = remote.address();
+    udp_reply(local, peer, None, false)
+        .inspect(|socket| {
+            discard_strays(&SockRef::from(socket));
+            receive_segments(socket);
+        })
+        .or_else(|_| udp(remote, outbound, local.port()))
+}
+
+/// The two ends of a connected socket.
+pub fn ends(socket: &impl AsFd) -> Option<(SocketAddr, SocketAddr)> {
+    let local = SockRef::from(socket).local_addr().ok()?.as_socket()?;
+    Some((canonical(local), peer(socket)?))
+}
+
 /// The peer a socket is connected to.
 pub fn peer(socket: &impl AsFd) -> Option<SocketAddr> {
     let peer = SockRef::from(socket).peer_addr().ok()?.as_socket()?;
@@ -182,7 +203,7 @@ pub fn peer(socket: &impl AsFd) -> Option<SocketAddr> {
 }
 
 /// An IPv4 address in the guise of an IPv6 one, made plain.
-fn canonical(addr: SocketAddr) -> SocketAddr {
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
     match addr.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), addr.port()),
         IpAddr::V6(_) => addr,

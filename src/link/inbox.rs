@@ -36,6 +36,8 @@ pub struct Frame<'a> {
     pub payload: Slot,
     /// The payload octets of each datagram, if it stands for several.
     pub segment: Option<u16>,
+    /// Where checksumming starts and where behind that the checksum goes, if the guest has left it to us.
+    pub checksum: Option<(u16, u16)>,
 }
 
 /// How a read went.
@@ -47,6 +49,8 @@ pub enum Received {
     Last,
     /// Nothing to read until the socket is readable again.
     Blocked,
+    /// The system is short of memory: nothing was read, and no edge tells when to try again.
+    Short,
     /// The guest is gone.
     Closed,
     /// A frame length no link has; what follows cannot be told apart any more.
@@ -103,6 +107,7 @@ impl Inbox {
                 head: whole,
                 payload: whole,
                 segment: None,
+                checksum: None,
             });
         }
     }
@@ -148,8 +153,10 @@ impl Inbox {
             Ok(0) => return Received::Closed,
             Ok(octets) => octets,
             Err(error) => {
-                return match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Received::Blocked,
+                return match (error.kind(), error.raw_os_error()) {
+                    (io::ErrorKind::WouldBlock, _) => Received::Blocked,
+                    (io::ErrorKind::Interrupted, _) => Received::Burst,
+                    (_, Some(libc::ENOMEM | libc::ENOBUFS)) => Received::Short,
                     _ => Received::Closed,
                 };
             }
@@ -183,6 +190,7 @@ impl Inbox {
                 head: whole,
                 payload: whole,
                 segment: None,
+                checksum: None,
             });
             self.start = next;
         }
@@ -201,6 +209,7 @@ impl Inbox {
             head: self.octets(frame.head),
             payload: frame.payload,
             segment: frame.segment,
+            checksum: frame.checksum,
         })
     }
 

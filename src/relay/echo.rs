@@ -13,7 +13,7 @@ use super::{
     fragments,
     guest_errors::is_error,
     request::Ready,
-    state::Relay,
+    state::{FAILURES, Relay, is_shortage},
 };
 use crate::{
     flow::{self, Id, Key},
@@ -171,6 +171,7 @@ impl Relay {
         ) {
             Ok(socket) => socket,
             Err(error) => {
+                self.make_do(&error);
                 self.warn_echo(&error);
                 return Err(Why::Socket);
             }
@@ -214,6 +215,7 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        let mut failures = 0;
         for _ in 0..TURN {
             let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
                 return;
@@ -233,7 +235,13 @@ impl Relay {
                     self.echo_reply(&key, received[0], outbox);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,
-                Err(_) => self.echo_errors(id, outbox),
+                Err(error) if is_shortage(&error) || failures == FAILURES => {
+                    return self.rest(id, now);
+                }
+                Err(_) => {
+                    failures += 1;
+                    self.echo_errors(id, outbox);
+                }
             }
         }
         self.starve(id);

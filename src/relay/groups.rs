@@ -13,7 +13,7 @@ use super::{
     flow::{Flow, GroupFlow, Packet},
     fragments,
     request::Ready,
-    state::Relay,
+    state::{FAILURES, Relay, is_shortage},
     udp::HEADER,
     udp_in,
 };
@@ -265,6 +265,7 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        let mut failures = 0;
         for _ in 0..TURN {
             let Some(Flow::Group(flow)) = self.flows.get_mut(id) else {
                 return;
@@ -282,7 +283,10 @@ impl Relay {
                     self.group_deliver(&key, received, from, outbox, now);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,
-                Err(_) => {}
+                Err(error) if is_shortage(&error) || failures == FAILURES => {
+                    return self.rest(id, now);
+                }
+                Err(_) => failures += 1,
             }
         }
         self.starve(id);

@@ -15,6 +15,8 @@ mod reassembly;
 
 mod waiting;
 
+mod away;
+
 mod state;
 
 mod report;
@@ -44,6 +46,10 @@ mod neighbour;
 mod lan;
 
 mod arrival;
+
+mod departure;
+
+mod settling;
 
 pub use limit::RateLimit;
 pub use report::Report;
@@ -98,12 +104,12 @@ impl Relay {
         self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
-            let level = if first {
-                log::Level::Info
+            let said = format_args!("New guest MAC address observed: {}", read.mac);
+            if first {
+                self.sighted.log(log::Level::Info, now, said);
             } else {
-                log::Level::Debug
-            };
-            log::log!(level, "New guest MAC address observed: {}", read.mac);
+                log::debug!("{said}");
+            }
         }
         self.packet(&read, frame, inbox, outbox, now)
     }
@@ -141,9 +147,7 @@ impl Relay {
             Body::Tcp(ip, segment) => {
                 self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
             }
-            Body::Udp(ip, datagram) => {
-                self.udp_datagram(ip, datagram, frame.payload, inbox, outbox, now)
-            }
+            Body::Udp(ip, datagram) => self.udp_datagram(ip, datagram, frame, inbox, outbox, now),
             Body::Icmp(ip, message) => {
                 self.icmp_message(ip, message, frame.payload, inbox, outbox, now)
             }
@@ -152,6 +156,9 @@ impl Relay {
 
     /// Takes an event of a flow's socket; one for a flow that is gone finds nothing.
     pub fn from_host(&mut self, id: Id, ready: Ready, outbox: &mut Outbox, now: Now) {
+        if self.away.on_the_way {
+            return;
+        }
         match self.flows.get(id) {
             Some(Flow::Tcp(_)) => self.tcp_ready(id, ready, outbox, now),
             Some(Flow::Udp(_)) => self.udp_ready(id, ready, outbox, now),
@@ -163,6 +170,10 @@ impl Relay {
 
     /// Lets flows go on that waited for room on the link, each for one turn. `true` if some still wait though there is room.
     pub fn resume(&mut self, outbox: &mut Outbox, now: Now) -> bool {
+        if self.away.on_the_way {
+            return false;
+        }
+        self.say_farewells(outbox);
         let knocks = self.answer_knocks(outbox, now);
         for _ in 0..self.starved.len() {
             if self.budget == 0 {
@@ -215,9 +226,12 @@ impl Relay {
 
     /// Begins a turn of the loop: carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
+        if self.away.on_the_way {
+            return;
+        }
         self.begin_turn(now);
         self.expire_fragments(outbox, now);
-        self.wake_ports(now);
+        self.wake_rested(now);
         self.ask_for_groups(outbox, now);
         self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
@@ -246,6 +260,9 @@ impl Relay {
 
     /// The time until [`Relay::expire`] may have something to do.
     pub fn next_deadline(&self, now: Now) -> Option<Span> {
+        if self.away.on_the_way {
+            return None;
+        }
         let fragments = self.reassembly.deadline();
         let others = [self.waiting.ask, self.rested, fragments, self.groups.ask];
         let others = others.into_iter().flatten().min();
@@ -253,14 +270,16 @@ impl Relay {
         self.wheel.next(now).into_iter().chain(others).min()
     }
 
-    /// The guest is gone: every connection's peer hears a reset, nothing is kept.
+    /// The guest is gone: every connection's peer hears a reset, unless the connection moved with the guest.
     pub fn guest_left(&mut self) {
+        self.let_go();
         let mut slot = 0;
         while let Some(id) = self.flows.from(slot) {
             slot = id.slot + 1;
             self.abort(id);
         }
         self.starved.clear();
+        self.weary.clear();
         self.reassembly.clear(&mut self.pool);
         self.groups.clear();
         self.waiting.flows.clear();

@@ -103,15 +103,22 @@ impl Relay {
         match &frame.body {
             Body::Arp => {
                 if let Some(sender) = arp::sender(head) {
-                    self.guest.saw_addr(sender.into());
+                    // An address that cannot be the guest's is a lie, or another's.
+                    let _ = self.check_source(sender.into());
                 }
             }
             Body::Icmp(ip, message) if is_neighbour_discovery(ip, message) => {
                 let octets = head.get(message.octets.clone()).unwrap_or_default();
                 match ndp::told(ip.src, octets) {
-                    Some(ndp::Told::Has(addr)) => self.guest.saw_addr(addr.into()),
-                    Some(ndp::Told::Probes(addr)) => self.guest.saw_probe(addr),
-                    None => {}
+                    Some(ndp::Told::Has(addr)) => {
+                        let _ = self.check_source(addr.into());
+                    }
+                    Some(ndp::Told::Probes(addr))
+                        if flow::check_source(&self.net, addr.into()).is_ok() =>
+                    {
+                        self.guest.saw_probe(addr);
+                    }
+                    Some(ndp::Told::Probes(_)) | None => {}
                 }
             }
             Body::Icmp(..)

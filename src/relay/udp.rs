@@ -57,6 +57,7 @@ impl Relay {
         let socket = match opened {
             Ok(socket) => socket,
             Err(error) => {
+                self.make_do(&error);
                 self.unreachable(&key, packet, &[], &error, outbox);
                 return Err(Why::Socket);
             }

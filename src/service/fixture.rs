@@ -68,6 +68,7 @@ pub(crate) fn net() -> Net {
         serve: Serve::default(),
         outbound: Outbound::default(),
         multicast: Multicast::default(),
+        strict_source: false,
     }
 }
 

@@ -124,6 +124,18 @@ pub fn set_ttl(socket: BorrowedFd<'_>, v6: bool, ttl: u8) -> io::Result<()> {
     set(socket, level, name, c_int::from(ttl))
 }
 
+/// Has packets dropped that come with a lower time to live, or hop limit (IP_MINTTL, ip(7); IPV6_MINHOPCOUNT): as if they were
+/// lost. 0 drops none.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_least_ttl(socket: BorrowedFd<'_>, ttl: u8) -> io::Result<()> {
+    // linux/in6.h; a socket of IPv6 has both, and needs the other for IPv4 addresses in the guise of its own.
+    const IPV6_MINHOPCOUNT: c_int = 73;
+    let v4 = set(socket, libc::SOL_IP, libc::IP_MINTTL, c_int::from(ttl));
+    set(socket, libc::SOL_IPV6, IPV6_MINHOPCOUNT, c_int::from(ttl)).or(v4)
+}
+
 /// Sets the type of service, or traffic class, of what is sent. Of a TCP socket the lower two bits stay the kernel's.
 ///
 /// # Errors

@@ -15,6 +15,8 @@ mod todo;
 
 mod terms;
 
+mod saved;
+
 mod ranges;
 
 mod flight;
@@ -34,6 +36,7 @@ mod conn;
 pub use conn::Conn;
 pub use disorder::Disorder;
 pub use phase::{Half, Phase};
+pub use saved::{Saved, SavedReceiver, SavedSender, Stage};
 pub use syn::SynRetries;
 pub use terms::Terms;
 pub use todo::{Ack, Todo, reset_for};

@@ -264,6 +264,7 @@ impl Reactor {
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
+                        self.outbox.stirred();
                         if event.is_writable() {
                             self.link_room.told(self.poll.registry(), self.client);
                         }

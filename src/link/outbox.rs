@@ -95,6 +95,8 @@ pub struct Outbox {
     /// The first frame not wholly sent, and how many octets of it are.
     first: usize,
     sent: usize,
+    /// The socket took no more; there is no use in trying before something happens.
+    full: bool,
     iovecs: Iovecs,
     short: bool,
     capture: Option<Capture>,
@@ -114,6 +116,7 @@ impl Outbox {
             frames: Vec::with_capacity(FRAMES),
             first: 0,
             sent: 0,
+            full: false,
             iovecs: Iovecs::new(),
             short: false,
             capture: None,
@@ -146,7 +149,13 @@ impl Outbox {
     /// Serves another client, or none; what waited for the last is forgotten.
     pub fn attach(&mut self, socket: Option<OwnedFd>) {
         self.socket = socket;
+        self.full = false;
         self.clear();
+    }
+
+    /// Something has happened on the link: it may take more.
+    pub const fn stirred(&mut self) {
+        self.full = false;
     }
 
     /// Serves a vhost-user front-end from now on, or nobody; what waited is forgotten.
@@ -422,6 +431,9 @@ impl Outbox {
         while self.first < self.frames.len()
             && let Some(socket) = &self.socket
         {
+            if self.full {
+                return Flushed::Blocked;
+            }
             let mut gather = self.iovecs.gather();
             list(
                 &mut gather,
@@ -433,7 +445,10 @@ impl Outbox {
             );
             match msg::send(socket.as_fd(), &gather) {
                 Ok(octets) => self.advance_by(octets),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.full = true;
+                    return Flushed::Blocked;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The guest is gone: reading will tell, and nothing of this can arrive.
                 Err(error) if is_gone(&error) => break,

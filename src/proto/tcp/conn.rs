@@ -318,6 +318,11 @@ impl Conn {
         self.send.is_silly()
     }
 
+    /// Whether what may be sent now is too little to be fetched, and more will be soon.
+    pub fn gathers(&self) -> bool {
+        self.send.gathers()
+    }
+
     /// Whether the guest was asked whether it is there, for the first time since it was heard.
     pub const fn asked_once(&self) -> bool {
         self.idle.asked_once()

@@ -25,6 +25,10 @@ const DUPLICATES: u8 = 3;
 /// Octets in flight that keep a guest busy whose round trip is short.
 const NEAR_FLIGHT: u32 = 1 << 20;
 
+/// Octets worth a call to the kernel of their own, while so many times more are in flight that acknowledgements are sure to come.
+const WORTH: u32 = 64 * 1024;
+const PLENTY: u32 = 4;
+
 /// The deadline of a timer that does not run.
 const NEVER: Now = Now(u64::MAX);
 
@@ -208,6 +212,12 @@ impl Sender {
     pub fn is_silly(&self) -> bool {
         let usable = self.window.saturating_sub(self.in_flight());
         usable < u32::from(self.mss).min(self.largest / 2) && !self.probing
+    }
+
+    /// Whether a guest nearby has so much before it that the little which may be sent now waits for more acknowledgements.
+    pub fn gathers(&self) -> bool {
+        let calm = !self.gaps && self.nxt == self.max && self.backoff == 0;
+        calm && self.rtt.is_near() && self.in_flight() >= PLENTY * WORTH && self.sendable() < WORTH
     }
 
     pub fn in_flight(&self) -> u32 {

@@ -96,7 +96,7 @@ impl Relay {
             return 0;
         };
         // An acknowledgement is on its way that will open more.
-        if flow.conn.is_silly() && flow.conn.unacknowledged() > 0 {
+        if flow.conn.gathers() || flow.conn.is_silly() && flow.conn.unacknowledged() > 0 {
             return 0;
         }
         let disorder = flow

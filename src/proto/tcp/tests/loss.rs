@@ -234,3 +234,26 @@ fn a_window_too_small_for_a_segment_is_not_filled() {
     assert!(conn.expired(None, due).pull);
     assert!(!conn.is_silly() && conn.sendable() == 256);
 }
+
+/// A guest that has plenty to do is sent more in pieces that are worth a call; one that has little is sent what there is.
+#[test]
+fn little_is_not_fetched_for_a_guest_that_has_plenty() {
+    let mut syn = syn();
+    syn.options.window_scale = Some(12);
+    let mut conn = Conn::new(&syn, ISS, 1460);
+    conn.connected(NOW);
+    conn.segment(&segment(IRS + 1, ISS + 1, Flags::ACK, 0), None, NOW);
+    let first = conn.next();
+    let most = conn.sendable() as u32;
+    assert!(most >= 1 << 20 && !conn.gathers());
+    conn.sent(most, NOW);
+    assert!(conn.gathers());
+    let mut ack = |octets| {
+        let ack = segment(conn.receive.nxt, first + octets, Flags::ACK, 0);
+        assert!(conn.segment(&ack, None, NOW + Span(100)).pull);
+        conn.gathers()
+    };
+    assert!(ack(2920) && !ack(64 * 1024));
+    // The rest was not sent, as there was no more: nothing holds the next octets back.
+    assert!(!ack(most - 200_000));
+}

@@ -9,10 +9,16 @@ FUZZ_SECONDS ?= 20
 target := $(or $(CARGO_TARGET_DIR),target)
 passt := $(target)/release/passt
 
-# What the longer variants ask for: frames of nonsense, MiB through the scripted guest, MiB through the QEMU guest.
-long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 GUEST_MIB=64
+empty :=
+space := $(empty) $(empty)
+
+# What the longer variants ask for: frames of nonsense, MiB through the scripted guest, MiB through the QEMU guest; how long
+# guests come and go (1800 s for a soak in earnest) and each attack is watched; MiB past the counting allocator; every error
+# for every call; how long the process is stopped.
+long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 GUEST_MIB=64 SOAK_SECONDS=120 ABUSE_MS=2000 MEMORY_MIB=1024 \
+  FAULTS=all STOP_SECONDS=60
 # The integration tests that read one of these in their own files, and so have a longer variant.
-long_tests = $(shell grep -lE 'HOSTILE_FRAMES|TRANSFER_MIB|GUEST_MIB' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
+long_tests = $(shell grep -lE '$(subst $(space),|,$(patsubst %=,%,$(filter %=,$(subst =,= ,$(long_sizes)))))' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
   sed -E 's,^tests/([^/.]+).*,\1,' | sort -u)
 
 .PHONY: help build demo tools test lint unit test-all long fuzz bench install clean

@@ -45,6 +45,12 @@ const QUIET: Span = Span::secs(60);
 /// Errors that reading a socket of datagrams may bring, each of an earlier datagram, before it is left alone for a while.
 pub const FAILURES: usize = 16;
 
+/// Datagrams of others that may lie in a socket between bind(2) and connect(2).
+pub const STRAYS: usize = 256;
+
+/// Requests one burst of frames may give rise to: as many flows ended as begun.
+const REQUESTS: usize = 2 * 8192;
+
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -73,6 +79,8 @@ pub struct Relay {
     /// UDP and echo flows, by their last use.
     pub(super) idle: Lru,
     pub(super) limits: Limits,
+    /// How many datagram flows have sockets bound to each port.
+    pub(super) sharing: Box<[u16]>,
     pub(super) wheel: Wheel,
     pub(super) pool: Pool,
     pub(super) disorders: Spare<Disorder>,
@@ -94,6 +102,8 @@ pub struct Relay {
     pub(super) weary: Vec<Id>,
     pub(super) rested: Option<Now>,
     pub(super) syn_retries: SynRetries,
+    /// Flows in the making, whose sockets may hold what is of others.
+    pub(super) fresh: Vec<Id>,
     /// What waits until the guest is found.
     pub(super) waiting: Waiting,
     pub(super) requests: Vec<Request>,
@@ -141,6 +151,7 @@ impl Relay {
             flows: Table::new(limits.flows),
             idle: Lru::new(limits.flows),
             limits,
+            sharing: vec![0; 1 << 16].into_boxed_slice(),
             wheel: Wheel::new(limits.flows),
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
             disorders: Spare::new(DISORDERS.min(limits.flows)),
@@ -150,15 +161,16 @@ impl Relay {
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,
-            starved: VecDeque::with_capacity(limits.flows.min(4096)),
+            starved: VecDeque::with_capacity(limits.flows),
             ports: Ports::default(),
             knocks: VecDeque::new(),
             resting: Vec::new(),
-            weary: Vec::new(),
+            weary: Vec::with_capacity(limits.flows),
             rested: None,
             syn_retries: SynRetries::default(),
+            fresh: Vec::with_capacity(STRAYS),
             waiting: Waiting::default(),
-            requests: Vec::with_capacity(1024),
+            requests: Vec::with_capacity(REQUESTS),
             drops: Drops::new(),
             iovecs: Iovecs::new(),
             waste: vec![0; WASTE].into_boxed_slice(),

@@ -11,7 +11,7 @@ mod relay;
 
 pub mod machine;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{os::unix::net::UnixStream, sync::atomic::Ordering, time::Duration};
 
 use crate::lab::{Host, Translator};
 
@@ -51,6 +51,19 @@ impl KernelGuest {
         mtu: u32,
         prepare: impl FnOnce(&Host),
     ) -> Option<Self> {
+        Self::wire(|| translator.connect(), mtu, prepare)
+    }
+
+    /// The same, at the other end of a socket.
+    pub fn plug_into(stream: UnixStream, mtu: u32) -> Option<Self> {
+        Self::wire(|| stream, mtu, |_| {})
+    }
+
+    fn wire(
+        connect: impl FnOnce() -> UnixStream,
+        mtu: u32,
+        prepare: impl FnOnce(&Host),
+    ) -> Option<Self> {
         let host = Host::new().expect("a namespace for the guest");
         prepare(&host);
         let tap = match host.run(|| Tap::create(DEVICE)) {
@@ -64,7 +77,7 @@ impl KernelGuest {
         host.ip(&format!(
             "link set dev {DEVICE} address {MAC} mtu {mtu} txqueuelen {QUEUE} up"
         ));
-        let relay = Relay::start(tap, translator.connect()).expect("relay");
+        let relay = Relay::start(tap, connect()).expect("relay");
         Some(Self { host, relay })
     }
 

@@ -54,6 +54,8 @@ impl Refusal {
                 code6: 1,
             },
             Some(libc::ETIMEDOUT) => Self::Silence,
+            // Ours to bear: when the guest repeats its SYN, a flow that was given up has made room.
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Silence,
             _ => Self::Reset,
         }
     }

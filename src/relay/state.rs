@@ -261,7 +261,7 @@ impl Relay {
     /// Adds a flow and has its socket watched.
     pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
         if self.flows.len() == self.flows.capacity() {
-            self.evict();
+            self.make_room();
         }
         match self.flows.insert(key, flow) {
             Ok(id) => {
@@ -272,38 +272,40 @@ impl Relay {
             }
             Err(flow) => {
                 self.requests.push(Request::Close(flow.into_socket()));
-                if is_news(&mut self.wanted, self.turn) {
-                    log::warn!(
-                        "Flow table full ({} flows): new flows are refused",
-                        self.flows.len()
-                    );
-                }
                 Err(Why::NoFlow)
             }
         }
     }
 
-    /// Makes room for another flow: ends the datagram flow that was idle for longest, or the connection whose handshake is
-    /// the oldest, whichever was used less recently. So a flood of either pushes out itself.
-    pub(super) fn evict(&mut self) {
+    fn make_room(&mut self) {
+        let flows = self.flows.len();
+        let outcome = if self.evict() {
+            "those idle or half-open for longest make way"
+        } else {
+            "new flows are refused"
+        };
+        if is_news(&mut self.wanted, self.turn) {
+            log::warn!("Flow table full ({flows} flows): {outcome}");
+        }
+    }
+
+    /// Ends a flow in favour of another: the datagram flow that was idle for longest, or the connection whose handshake is
+    /// the oldest, whichever was used less recently. So a flood of either pushes out itself. `false` if there is none.
+    fn evict(&mut self) -> bool {
         while let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
             match self.flows.get(id) {
-                Some(Flow::Tcp(flow)) if !flow.conn.phase().is_handshake() => {
-                    // It has come through since, and stays.
+                Some(Flow::Tcp(flow)) if flow.conn.phase().is_handshake() => self.abort(id),
+                Some(Flow::Udp(_) | Flow::Echo(_)) => self.remove(id),
+                // It has come through since, or the guest has asked for it: it stays.
+                Some(Flow::Tcp(_) | Flow::Group(_)) | None => {
                     self.idle.remove(id.slot);
                     continue;
                 }
-                // The guest has asked for it to stay.
-                Some(Flow::Group(_)) => {
-                    self.idle.remove(id.slot);
-                    continue;
-                }
-                Some(Flow::Tcp(_)) => self.abort(id),
-                Some(Flow::Udp(_) | Flow::Echo(_)) | None => self.remove(id),
             }
             log::debug!("flow {}: makes room", id.slot);
-            return;
+            return true;
         }
+        false
     }
 
     /// Where an error means that the system is short of what flows need, says so and gives up a flow for the next one.

@@ -60,7 +60,13 @@ macro_rules! switch_off {
 }
 
 /// Options upstream does not have; they make no abbreviation of its options ambiguous.
-pub(super) const OURS: &[&str] = &["require-sandbox", "print-sandbox", "strict-source"];
+pub(super) const OURS: &[&str] = &[
+    "require-sandbox",
+    "print-sandbox",
+    "no-multicast",
+    "multicast-ports",
+    "strict-source",
+];
 
 /// Every option, in the order of the help text, which leaves out those of pasta.
 pub(super) const OPTIONS: &[Opt] = &[
@@ -382,6 +388,13 @@ pub(super) const OPTIONS: &[Opt] = &[
         None,
         switch_off!(multicast),
         "Carry no multicast and broadcast",
+    ),
+    text(
+        "multicast-ports",
+        None,
+        "PORTS",
+        set!(values::multicast_ports, multicast_ports),
+        "Ports heard of the guest's multicast groups, separated by commas, or 'none' (default: 5353,1900,5355,3702)",
     ),
     flag("no-dhcp", None, switch_off!(dhcp), "No DHCP server"),
     flag("no-ndp", None, switch_off!(ndp), "No neighbour discovery"),

@@ -15,23 +15,30 @@ pub mod bits {
     pub const EVENT_IDX: u64 = 1 << 29;
     pub const PROTOCOL_FEATURES: u64 = 1 << 30;
     pub const VERSION_1: u64 = 1 << 32;
+    pub const GUEST_USO4: u64 = 1 << 54;
+    pub const GUEST_USO6: u64 = 1 << 55;
+    pub const HOST_USO: u64 = 1 << 56;
 }
 
 use bits::{
-    CSUM, EVENT_IDX, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_ECN, HOST_TSO4, HOST_TSO6,
-    INDIRECT_DESC, LOG_ALL, MRG_RXBUF, PROTOCOL_FEATURES, VERSION_1,
+    CSUM, EVENT_IDX, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6, HOST_ECN,
+    HOST_TSO4, HOST_TSO6, HOST_USO, INDIRECT_DESC, LOG_ALL, MRG_RXBUF, PROTOCOL_FEATURES,
+    VERSION_1,
 };
 
 /// Names of those that can be left out.
-const NAMES: [(&str, u64); 10] = [
+const NAMES: [(&str, u64); 13] = [
     ("csum", CSUM),
     ("event-idx", EVENT_IDX),
     ("guest-csum", GUEST_CSUM),
     ("guest-tso4", GUEST_TSO4),
     ("guest-tso6", GUEST_TSO6),
+    ("guest-uso4", GUEST_USO4),
+    ("guest-uso6", GUEST_USO6),
     ("host-ecn", HOST_ECN),
     ("host-tso4", HOST_TSO4),
     ("host-tso6", HOST_TSO6),
+    ("host-uso", HOST_USO),
     ("indirect-desc", INDIRECT_DESC),
     ("mrg-rxbuf", MRG_RXBUF),
 ];
@@ -85,13 +92,13 @@ impl VhostFeatures {
     /// Segments that are not cut have no checksums either: without one there is not the other (virtio 1.2, section 5.1.3.1).
     const fn offering(mut bits: u64) -> Self {
         if bits & CSUM == 0 {
-            bits &= !(HOST_TSO4 | HOST_TSO6);
+            bits &= !(HOST_TSO4 | HOST_TSO6 | HOST_USO);
         }
         if bits & (HOST_TSO4 | HOST_TSO6) == 0 {
             bits &= !HOST_ECN;
         }
         if bits & GUEST_CSUM == 0 {
-            bits &= !(GUEST_TSO4 | GUEST_TSO6);
+            bits &= !(GUEST_TSO4 | GUEST_TSO6 | GUEST_USO4 | GUEST_USO6);
         }
         Self(bits | ALWAYS)
     }
@@ -126,7 +133,9 @@ mod tests {
     fn nothing_is_offered_without_what_it_builds_upon() {
         let parse = |list| VhostFeatures::parse(list).unwrap().bits();
         assert_eq!(parse("host-tso4,host-ecn,guest-tso6"), ALWAYS);
-        assert_eq!(parse("~guest-csum") & (GUEST_TSO4 | GUEST_TSO6), 0);
-        assert_eq!(parse("~csum") & (HOST_TSO4 | HOST_TSO6 | HOST_ECN), 0);
+        let guests = GUEST_TSO4 | GUEST_TSO6 | GUEST_USO4 | GUEST_USO6;
+        assert_eq!(parse("~guest-csum") & guests, 0);
+        let hosts = HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
+        assert_eq!(parse("~csum") & hosts, 0);
     }
 }

@@ -41,15 +41,23 @@ impl Reactor {
         }
     }
 
-    /// Ends the connection if the driver has broken the queue of frames to it.
+    /// Ends the connection if the driver has broken the queue of frames to it, or its memory is gone.
     pub(super) fn end_broken(&mut self) {
-        if let Some(broken) = self.outbox.broken() {
+        let Some(session) = &self.session else {
+            return;
+        };
+        if let Err(refused) = session.check() {
+            self.refuse(&refused);
+        } else if let Some(broken) = self.outbox.broken() {
             self.refuse(&broken);
         }
     }
 
     /// Ends the connection, and says why.
     pub(super) fn refuse(&mut self, why: &dyn fmt::Display) {
+        // Where memory has vanished all else follows from it.
+        let vanished = self.session.as_ref().and_then(|s| s.check().err());
+        let why = vanished.as_ref().map_or(why, |refused| refused);
         log::warn!("vhost-user: {why}, resetting connection");
         self.detach();
     }

@@ -36,6 +36,8 @@ pub struct Frame<'a> {
     pub payload: Slot,
     /// The payload octets of each datagram, if it stands for several.
     pub segment: Option<u16>,
+    /// Where checksumming starts and where behind that the checksum goes, if the guest has left it to us.
+    pub checksum: Option<(u16, u16)>,
 }
 
 /// How a read went.
@@ -105,6 +107,7 @@ impl Inbox {
                 head: whole,
                 payload: whole,
                 segment: None,
+                checksum: None,
             });
         }
     }
@@ -187,6 +190,7 @@ impl Inbox {
                 head: whole,
                 payload: whole,
                 segment: None,
+                checksum: None,
             });
             self.start = next;
         }
@@ -205,6 +209,7 @@ impl Inbox {
             head: self.octets(frame.head),
             payload: frame.payload,
             segment: frame.segment,
+            checksum: frame.checksum,
         })
     }
 

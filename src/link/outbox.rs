@@ -15,13 +15,18 @@ use std::{
 use super::{
     capture::Capture,
     inbox::{Inbox, PREFIX},
+    queued::{HEAD, Queued, fill, list},
     slot::Piece,
     vhost::{outlet::Outlet, ring::Broken},
 };
 use crate::{
     net::Why,
-    sys::{Gather, Iovecs, Scatter, msg, reason},
-    wire::{checksum::Sum, headers::HEADERS_MAX},
+    sys::{Iovecs, Scatter, msg, reason},
+    wire::{
+        checksum::Sum,
+        headers::HEADERS_MAX,
+        vnet::{self, Cut, Vnet},
+    },
 };
 
 /// Payload memory, in octets.
@@ -44,14 +49,11 @@ const ROOM: usize = 65_536;
 /// Datagrams that may be received as one (UDP_MAX_SEGMENTS, linux/udp.h).
 const SEGMENTS: usize = 128;
 
+/// The largest datagram that stands for several: what the length field of an IPv4 header can say, less the headers.
+const DATAGRAM_MAX: usize = 65_535 - 28;
+
 /// Queued octets from which a flush pays before more is fetched.
 const FULL: usize = 256 * 1024;
-
-/// Memory of one frame's prefix and headers, and of a payload that fits behind them.
-const HEAD: usize = 128;
-
-/// The shortest Ethernet frame without its checksum (IEEE 802.3); shorter ones are padded, some drivers insist.
-const PADDED: usize = 60;
 
 /// Room for payload; a value that is given back with `commit` or forgotten.
 #[derive(Debug)]
@@ -77,15 +79,6 @@ pub enum Flushed {
     Done,
     /// The rest waits until the socket is writable, or the guest has buffers for it.
     Blocked,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Queued {
-    /// Octets in its head: prefix, headers, a short payload, padding.
-    head: usize,
-    /// Payload in the arena.
-    at: usize,
-    len: usize,
 }
 
 /// The sending half of the link: of a stream socket, or of a queue.
@@ -139,6 +132,9 @@ impl Outbox {
             for frame in (0..inbox.frames()).filter_map(|index| inbox.frame(index)) {
                 self.whole.clear();
                 inbox.copy(frame.payload, |octets| self.whole.extend_from_slice(octets));
+                if let Some(place) = frame.checksum {
+                    vnet::complete_checksum(&mut self.whole, place);
+                }
                 capture(&mut self.capture, |file, at| {
                     file.record(at, &[&self.whole])
                 });
@@ -242,24 +238,36 @@ impl Outbox {
         let Some(memory) = self.arena.get(room.at..room.at + len) else {
             return;
         };
+        let leaves = self.outlet.as_ref().is_some_and(Outlet::leaves_checksums);
         let mut at = 0;
         loop {
             let octets = memory.get(at..len.min(at + cut)).unwrap_or_default();
+            // Short ones are summed up faster than told about.
+            let leave = leaves && octets.len() >= HEAD;
             let piece = Piece {
                 at,
                 len: octets.len(),
-                sum: Sum::new().bytes(octets),
+                sum: if leave {
+                    Sum::new()
+                } else {
+                    Sum::new().bytes(octets)
+                },
                 last: at + octets.len() >= len,
             };
             let Some(head) = self.heads.get_mut(self.frames.len()) else {
                 return;
             };
-            let (head, at_arena) = fill(head, octets, |headers| stamp(piece, headers));
+            let (used, at_arena) = fill(head, octets, |headers| stamp(piece, headers));
             let len = if at_arena { piece.len } else { 0 };
+            let headers = head.get_mut(PREFIX..used).filter(|_| leave);
             self.frames.push(Queued {
-                head,
+                head: used,
                 at: room.at + at,
                 len,
+                left: headers.map_or_else(Vnet::default, |headers| Vnet {
+                    checksum: vnet::leave_checksum(headers, len),
+                    ..Vnet::default()
+                }),
             });
             at += piece.len;
             if piece.last {
@@ -282,10 +290,13 @@ impl Outbox {
             return;
         };
         let (file, whole) = (&mut self.capture, &mut self.whole);
-        outlet.commit(len, cut, headers, stamp, |outlet, first, total| {
+        outlet.commit(len, cut, headers, stamp, |outlet, first, total, header| {
             if file.is_some() {
                 whole.clear();
                 outlet.read_back(first, total, whole);
+                if let Some(place) = header.checksum {
+                    vnet::complete_checksum(whole, place);
+                }
                 capture(file, |file, at| file.record(at, &[whole]));
             }
         });
@@ -339,7 +350,18 @@ impl Outbox {
             start
         };
         let lent = None;
-        self.commit(Room { at, len, lent }, len, cut, stamp);
+        let before = self.frames.len();
+        let outlet = self.outlet.as_ref();
+        let several = len > cut && len <= DATAGRAM_MAX;
+        if several && outlet.is_some_and(Outlet::leaves_datagrams) {
+            self.commit(Room { at, len, lent }, len, len, stamp);
+            if let Some(frame) = self.frames.get_mut(before) {
+                frame.left.cut = Cut::Udp(cut as u16);
+                frame.left.headers = (frame.head - PREFIX) as u16;
+            }
+        } else {
+            self.commit(Room { at, len, lent }, len, cut, stamp);
+        }
     }
 
     /// Queues a frame without payload.
@@ -356,6 +378,7 @@ impl Outbox {
             head,
             at: 0,
             len: 0,
+            left: Vnet::default(),
         });
         Ok(())
     }
@@ -379,6 +402,7 @@ impl Outbox {
             head: PREFIX,
             at: self.used,
             len: frame.len(),
+            left: Vnet::default(),
         });
         self.used = (self.used + frame.len()).next_multiple_of(64).min(ARENA);
         Ok(())
@@ -452,10 +476,19 @@ impl Outbox {
             let head = head.and_then(|head| head.get(PREFIX..frame.head));
             let payload = self.arena.get(frame.at..frame.at + frame.len);
             let parts = [head.unwrap_or_default(), payload.unwrap_or_default()];
-            if !outlet.copy(&parts) {
+            if !outlet.copy(&parts, frame.left) {
                 return;
             }
-            capture(&mut self.capture, |file, at| file.record(at, &parts));
+            if self.capture.is_some() {
+                self.whole.clear();
+                self.whole.extend(parts.iter().copied().flatten());
+                if let Some(place) = frame.left.checksum {
+                    vnet::complete_checksum(&mut self.whole, place);
+                }
+                capture(&mut self.capture, |file, at| {
+                    file.record(at, &[&self.whole])
+                });
+            }
             self.first += 1;
         }
         self.clear();
@@ -509,64 +542,6 @@ fn capture(
     if let Err(error) = act(file, at) {
         log::warn!("Capture ends here: {}", reason(&error));
         *capture = None;
-    }
-}
-
-/// Writes prefix and headers of one frame; a payload that fits joins them. Returns the octets used, and whether the payload
-/// stays in the arena.
-fn fill(
-    head: &mut [u8; HEAD],
-    payload: &[u8],
-    stamp: impl FnOnce(&mut [u8; HEADERS_MAX]) -> usize,
-) -> (usize, bool) {
-    let (prefix, rest) = head.split_at_mut(PREFIX);
-    let mut headers = 0;
-    if let Some(space) = rest.first_chunk_mut() {
-        headers = stamp(space);
-    }
-    let inside = headers + payload.len() <= rest.len();
-    let mut used = headers;
-    if inside {
-        rest[headers..headers + payload.len()].copy_from_slice(payload);
-        used += payload.len();
-        if used < PADDED {
-            rest[used..PADDED].fill(0);
-            used = PADDED;
-        }
-    }
-    let frame = if inside {
-        used
-    } else {
-        headers + payload.len()
-    };
-    prefix.copy_from_slice(&(frame as u32).to_be_bytes());
-    (PREFIX + used, !inside)
-}
-
-/// Lists the frames from `first` on, less the octets of it that were sent, as far as the list takes them.
-fn list<'a>(
-    gather: &mut Gather<'_, 'a>,
-    heads: &'a [[u8; HEAD]],
-    arena: &'a [u8],
-    frames: &[Queued],
-    first: usize,
-    sent: usize,
-) {
-    let mut skip = sent;
-    for (frame, head) in frames.iter().zip(heads).skip(first) {
-        let parts = [
-            &head[..frame.head],
-            arena
-                .get(frame.at..frame.at + frame.len)
-                .unwrap_or_default(),
-        ];
-        for part in parts {
-            let (gone, part) = part.split_at(skip.min(part.len()));
-            skip -= gone.len();
-            if !part.is_empty() && !gather.push(part) {
-                return;
-            }
-        }
     }
 }
 

@@ -220,7 +220,7 @@ impl Relay {
         now: Now,
     ) -> Result<(), Why> {
         let (id, fresh) = self.udp_flow_of(place, forward, arrival, now)?;
-        self.hold(id, arrival.len);
+        self.hold(id, arrival.len, arrival.marks);
         if fresh {
             self.sort_strays(id, place, forward, arrival.to, now);
             if let Some(Flow::Udp(flow)) = self.flows.get(id) {
@@ -300,7 +300,7 @@ impl Relay {
             arrival.to = to;
             match self.udp_flow_of(place, forward, arrival, now) {
                 Ok((id, is_new)) => {
-                    self.hold(id, arrival.len);
+                    self.hold(id, arrival.len, arrival.marks);
                     if is_new {
                         fresh.push(id);
                     }
@@ -313,7 +313,7 @@ impl Relay {
     }
 
     /// Sends the guest a datagram that was held.
-    pub(super) fn udp_held(&mut self, id: Id, chain: &Chain, outbox: &mut Outbox) {
+    pub(super) fn udp_held(&mut self, id: Id, chain: &Chain, marks: Marks, outbox: &mut Outbox) {
         let Some(key) = self.flows.key(id) else {
             return;
         };
@@ -322,6 +322,6 @@ impl Relay {
             self.scratch.extend_from_slice(piece);
         }
         let len = udp_in::datagram(&mut self.message, &key, &self.scratch);
-        self.udp_packet(&key, len, Marks::default(), outbox);
+        self.udp_packet(&key, len, marks, outbox);
     }
 }

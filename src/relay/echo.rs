@@ -11,6 +11,7 @@ use super::{
     errors::{Fault, Quote},
     flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
     fragments,
+    guest_errors::is_error,
     request::Ready,
     state::{FAILURES, Relay, is_shortage},
 };
@@ -29,6 +30,7 @@ use crate::{
         frame::{Ip, Message},
         headers::TTL,
         icmp::renumber,
+        quote,
     },
 };
 
@@ -62,11 +64,21 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        let request = if ip.src.is_ipv4() { REQUEST4 } else { REQUEST6 };
+        let v4 = ip.src.is_ipv4();
+        let octets = frame.part(&message.octets);
+        if is_error(v4, message.kind) {
+            let mut start = [0; quote::START];
+            let len = copy(inbox, octets, &mut start);
+            // What the guest sent before may belong to the flow that ends.
+            self.send_run(inbox, outbox);
+            let start = start.get(..len).unwrap_or_default();
+            self.guest_error(v4, message.kind, message.code, start);
+            return Ok(());
+        }
+        let request = if v4 { REQUEST4 } else { REQUEST6 };
         if (message.kind, message.code) != (request, 0) {
             return Err(Why::IcmpType);
         }
-        let octets = frame.part(&message.octets);
         let mut header = [0; HEADER];
         copy(inbox, octets, &mut header);
         let identifier = u16::from_be_bytes([header[4], header[5]]);

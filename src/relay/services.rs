@@ -192,3 +192,25 @@ fn is_neighbour_discovery(ip: &Ip, message: &Message) -> bool {
             ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
         )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::Limits;
+    use super::*;
+    use crate::{host::socket::Features, net::Span, service::fixture};
+
+    /// Regression N02: nobody is there to hear it, and nothing is wrong with that.
+    #[test]
+    fn without_a_guest_no_advertisement_is_missed() {
+        let net = fixture::net();
+        let limits = Limits {
+            flows: 16,
+            spill: 4096,
+            udp: Span::secs(30),
+            udp_stream: Span::secs(120),
+        };
+        let mut relay = Relay::new(net, Features::none(), limits);
+        relay.advertise(&mut Outbox::new());
+        assert_eq!(relay.drops().seen().count(), 0);
+    }
+}

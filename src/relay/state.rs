@@ -5,11 +5,13 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     num::NonZeroU64,
-    os::fd::RawFd,
+    os::fd::{AsRawFd, RawFd},
 };
 
 use super::{
-    flow::{Burst, Flow, Groups, UdpFlow},
+    audience::Groups,
+    away::Away,
+    flow::{Burst, Flow, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
     request::Request,
@@ -120,6 +122,7 @@ pub struct Relay {
     secret: RandomState,
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
+    pub(super) away: Away,
     /// When it was last warned of want of descriptors or room in the table, and of sockets that cannot be watched.
     pub(super) wanted: Option<Now>,
     pub(super) unwatched: Option<Now>,
@@ -157,7 +160,7 @@ impl Relay {
             disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             run: Run::new(),
-            groups: Groups::default(),
+            groups: Groups::new(),
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,
@@ -179,6 +182,7 @@ impl Relay {
             message: vec![0; 65_536].into_boxed_slice(),
             secret: RandomState::new(),
             echo_warned: false,
+            away: Away::default(),
             wanted: None,
             unwatched: None,
             gave_up: None,
@@ -192,6 +196,12 @@ impl Relay {
     /// Requests made since they were last taken, in order.
     pub fn requests(&mut self) -> &mut Vec<Request> {
         &mut self.requests
+    }
+
+    /// How long a packet of the guest's may wait for its last part, over IPv4 and IPv6; `None` leaves it as it is.
+    pub fn set_fragment_timeouts(&mut self, (v4, v6): (Option<Span>, Option<Span>)) {
+        let patience = &mut self.reassembly.patience;
+        *patience = (v4.unwrap_or(patience.0), v6.unwrap_or(patience.1));
     }
 
     /// Keeps connections from outside to the addresses given with `--address`.
@@ -263,11 +273,16 @@ impl Relay {
         if self.flows.len() == self.flows.capacity() {
             self.make_room();
         }
+        let streams = matches!(flow, Flow::Tcp(_));
         match self.flows.insert(key, flow) {
             Ok(id) => {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
                 self.idle.touch(id.slot);
-                self.requests.push(Request::Watch(raw, id));
+                self.requests.push(if streams {
+                    Request::Watch(raw, id)
+                } else {
+                    Request::Hear(raw, id)
+                });
                 Ok(id)
             }
             Err(flow) => {
@@ -319,6 +334,23 @@ impl Relay {
         }
         if is_news(&mut self.wanted, self.turn) {
             log::warn!("Cannot open more sockets for flows: {error}");
+        }
+    }
+
+    /// The same, with its socket closed at once, where no request names its descriptor any more: the next one has that.
+    pub(super) fn evict_at_once(&mut self) {
+        self.evict();
+        let Some((Request::Close(socket), before)) = self.requests.split_last() else {
+            return;
+        };
+        let raw = socket.as_raw_fd();
+        let names = |request: &Request| match request {
+            Request::Watch(fd, _) | Request::Hear(fd, _) | Request::Rewatch(fd, _) => *fd == raw,
+            Request::Listen(fd, _) => *fd == raw,
+            Request::Close(_) => false,
+        };
+        if !before.iter().any(names) {
+            self.requests.pop();
         }
     }
 

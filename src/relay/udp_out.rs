@@ -13,7 +13,7 @@ use super::{
 use crate::{
     flow::{self, Id, Key},
     host::socket::{self, Manner},
-    link::{Inbox, Outbox, Slot},
+    link::{Frame, Inbox, Outbox, Slot},
     net::{Now, Protocol, Why},
     sys::{Part, msg, sockopt},
     wire::frame::{Datagram, Ip},
@@ -23,6 +23,9 @@ use crate::{
 const HEADERS4: u32 = 28;
 const HEADERS6: u32 = 48;
 
+/// The most datagrams one frame of the guest's may stand for (UDP_MAX_SEGMENTS, linux/udp.h).
+const SEGMENTS: usize = 128;
+
 /// The first message of a row could not be sent.
 struct Refused {
     error: io::Error,
@@ -31,12 +34,12 @@ struct Refused {
 }
 
 impl Relay {
-    /// A datagram from the guest; `frame` is where it lies.
+    /// A datagram from the guest, or several that are one until they are cut; `frame` is where it lies.
     pub(super) fn udp_datagram(
         &mut self,
         ip: &Ip,
         datagram: &Datagram,
-        frame: Slot,
+        frame: Frame<'_>,
         inbox: &Inbox,
         outbox: &mut Outbox,
         now: Now,
@@ -46,7 +49,11 @@ impl Relay {
             guest: ip.source(datagram.src_port),
             remote: ip.destination(datagram.dst_port),
         };
-        let payload = frame.part(&datagram.payload);
+        let payload = frame.payload.part(&datagram.payload);
+        let size = frame.segment.map_or(payload.len(), usize::from).max(1);
+        if payload.len() > size * SEGMENTS {
+            return Err(Why::Malformed);
+        }
         let manner = Manner {
             ttl: ip.ttl.max(1),
             tos: ip.tos,
@@ -61,24 +68,51 @@ impl Relay {
         };
         copy(inbox, payload, &mut packet.start);
         if flow::is_group(&self.net, ip.dst) {
-            return self.group_datagram(key, packet, payload, inbox, now);
+            return self.group_datagram(key.guest, key.remote, packet, payload, inbox, now);
         }
         let id = match self.find(&key) {
             Some(id) => id,
             None => self.udp_open(key, packet, outbox, now)?,
         };
-        if !self.run.takes(id, manner) {
-            self.send_run(inbox, outbox);
-        }
         let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
             return Err(Why::NoFlow);
         };
         flow.last = now;
         flow.seen.0 = flow.seen.0.saturating_add(1).min(2);
-        flow.sent.note(packet);
         self.idle.touch(id.slot);
-        self.run.push(id, Piece { payload, packet });
-        Ok(())
+        let mut at = 0;
+        loop {
+            let one = payload.part(&(at..at + size));
+            if frame.segment.is_some() {
+                // Each has a checksum of its own, which nobody has computed.
+                (packet.len, packet.checksum) = ((HEADER + one.len()) as u16, 0);
+                copy(inbox, one, &mut packet.start);
+            }
+            self.udp_line_up(
+                id,
+                Piece {
+                    payload: one,
+                    packet,
+                },
+                inbox,
+                outbox,
+            );
+            at += size;
+            if at >= payload.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Puts a datagram behind those it may leave with.
+    fn udp_line_up(&mut self, id: Id, piece: Piece, inbox: &Inbox, outbox: &mut Outbox) {
+        if !self.run.takes(id, piece.packet.manner) {
+            self.send_run(inbox, outbox);
+        }
+        if let Some(Flow::Udp(flow)) = self.flows.get_mut(id) {
+            flow.sent.note(piece.packet);
+            self.run.push(id, piece);
+        }
     }
 
     /// Sends the datagrams that stand in a row.

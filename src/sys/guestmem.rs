@@ -13,6 +13,8 @@ use std::{
     },
 };
 
+use super::vanish::Watched;
+
 /// Octets of a page in a dirty log (vhost-user, "Migration").
 const LOG_PAGE: u64 = 4096;
 
@@ -23,6 +25,7 @@ struct Mapping {
     len: usize,
     /// Where in it that begins which was asked for.
     skip: usize,
+    watched: Option<Watched>,
 }
 
 impl Mapping {
@@ -60,11 +63,18 @@ impl Mapping {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self {
+        let mut mapping = Self {
             base: base as usize,
             len: whole,
             skip,
-        })
+            watched: None,
+        };
+        mapping.watched = Some(Watched::new(mapping.base, whole)?);
+        Ok(mapping)
+    }
+
+    fn has_vanished(&self) -> bool {
+        self.watched.as_ref().is_some_and(Watched::has_vanished)
     }
 }
 
@@ -82,6 +92,8 @@ fn stat(file: BorrowedFd<'_>) -> io::Result<libc::stat> {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // What comes to lie there next is not to be replaced.
+        self.watched = None;
         // SAFETY: exactly what `new` has mapped; whoever used it borrowed the memory this belongs to.
         unsafe { libc::munmap(self.base as *mut libc::c_void, self.len) };
     }
@@ -181,6 +193,13 @@ impl GuestMemory {
         let mut regions = self.regions.clone();
         regions.remove(at);
         Some(Self { regions })
+    }
+
+    /// Whether a region's file was cut off: what is read there is nothing any more.
+    pub fn has_vanished(&self) -> bool {
+        self.regions
+            .iter()
+            .any(|region| region.mapping.has_vanished())
     }
 
     pub const fn regions(&self) -> usize {
@@ -321,6 +340,11 @@ impl DirtyLog {
             mapping,
             len: len as usize,
         })
+    }
+
+    /// Whether its file was cut off.
+    pub fn has_vanished(&self) -> bool {
+        self.mapping.has_vanished()
     }
 
     /// Marks the pages of `len` octets from a guest physical address on; pages the log has no bit for are left out.

@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)]
 
+mod vanish;
+
 pub mod guestmem;
 
 mod iovec;
@@ -20,6 +22,8 @@ pub mod process;
 pub mod rights;
 
 pub mod sockopt;
+
+pub mod repair;
 
 pub use cmsg::Marks;
 pub use iovec::{Gather, Iovecs, Part, Scatter};

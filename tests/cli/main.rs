@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod any_words;
+mod completions;
 mod forwards;
 mod print_out;
 mod process;

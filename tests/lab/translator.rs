@@ -17,14 +17,20 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 
 use super::{
     Host, LONG,
+    front_end::{Driver, LINUX, bridge},
     janitor::{self, TempDir},
     wait_until,
 };
@@ -52,6 +58,11 @@ impl fmt::Debug for Preparation {
     }
 }
 
+/// Whether guests are to be plugged in by vhost-user: `TEST_LINK=vhost-user` puts every test to that link.
+fn by_vhost_user() -> bool {
+    env::var_os("TEST_LINK").is_some_and(|link| link == "vhost-user")
+}
+
 /// How a translator is to be started; [`Translator::start`] is the short way.
 #[derive(Debug)]
 pub struct Setup {
@@ -61,6 +72,7 @@ pub struct Setup {
     private_tmp: bool,
     foreground: bool,
     files: Option<u32>,
+    forbidden: Vec<Forbidden>,
     fd: Option<OwnedFd>,
     env: Vec<(String, String)>,
     preparation: Option<Preparation>,
@@ -77,6 +89,7 @@ impl Setup {
             private_tmp: false,
             foreground: true,
             files: None,
+            forbidden: Vec::new(),
             fd: None,
             env: Vec::new(),
             preparation: None,
@@ -139,6 +152,13 @@ impl Setup {
         self
     }
 
+    /// Has a system call fail with this error, as a container's filter would; with an argument's number and value, only
+    /// calls with that one.
+    pub fn forbid(mut self, call: i64, argument: Option<(u8, u64)>, error: Errno) -> Self {
+        self.forbidden.push((call, argument, error));
+        self
+    }
+
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
@@ -147,6 +167,11 @@ impl Setup {
     /// The folder of its socket and whatever else the test needs.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Whether guests need a front-end before them that the test does not bring.
+    fn bridged(&self) -> bool {
+        by_vhost_user() && self.fd.is_none() && !self.args.iter().any(|arg| arg == "--vhost-user")
     }
 
     /// Starts it in the foreground and waits until it listens (with [`Self::fd`]: until it runs).
@@ -176,6 +201,7 @@ impl Setup {
     }
 
     fn try_start_at(mut self, host: &Host, socket: Option<PathBuf>) -> Translator {
+        let bridged = self.bridged();
         let mut command = self.command(socket.as_deref());
         let mut child = self.spawn(host, &mut command);
         drop(command);
@@ -193,6 +219,7 @@ impl Setup {
                 Some(path) => path.clone(),
                 None => PathBuf::new(),
             },
+            bridged,
             dir: self.dir,
             ended: None,
         };
@@ -250,6 +277,9 @@ impl Setup {
         if self.foreground {
             command.arg("-f");
         }
+        if self.bridged() {
+            command.arg("--vhost-user");
+        }
         if let Some(fd) = self.fd.take() {
             command.args(["--fd", "5"]).stdin(fd);
         } else {
@@ -287,9 +317,27 @@ impl Setup {
             if let Some(Preparation(work)) = preparation {
                 work();
             }
+            self.forbidden.iter().for_each(forbid);
             command.spawn().expect("the binary under test")
         })
     }
+}
+
+type Forbidden = (i64, Option<(u8, u64)>, Errno);
+
+/// Binds this thread, and what it starts from now on.
+fn forbid(&(call, argument, error): &Forbidden) {
+    let rule = argument.map(|(number, value)| {
+        let length = SeccompCmpArgLen::Dword;
+        let condition = SeccompCondition::new(number, length, SeccompCmpOp::Eq, value);
+        SeccompRule::new(vec![condition.expect("a condition")]).expect("a rule")
+    });
+    let rules = [(call, rule.into_iter().collect())].into();
+    let refuse = SeccompAction::Errno(error as u32);
+    let arch = env::consts::ARCH.try_into().expect("a known architecture");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).expect("a filter");
+    let program: BpfProgram = filter.try_into().expect("a program");
+    seccompiler::apply_filter(&program).expect("seccomp");
 }
 
 /// A running translator; killed on drop.
@@ -298,6 +346,7 @@ pub struct Translator {
     child: Child,
     log: Log,
     socket: PathBuf,
+    bridged: bool,
     dir: TempDir,
     ended: Option<ExitStatus>,
 }
@@ -322,7 +371,12 @@ impl Translator {
 
     /// Becomes its client, as QEMU would.
     pub fn connect(&self) -> UnixStream {
-        UnixStream::connect(&self.socket).expect("connect to the translator")
+        let socket = UnixStream::connect(&self.socket).expect("connect to the translator");
+        if self.bridged {
+            bridge(socket, Driver::new(LINUX))
+        } else {
+            socket
+        }
     }
 
     /// Whether the process has ended by now.

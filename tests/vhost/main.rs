@@ -7,7 +7,9 @@ mod guest;
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod abuse;
 mod guests;
+mod offload;
 mod protocol;
 
 use guest::frame::{ETHERTYPE_ARP, GUEST_MAC, ethernet, of_type};

@@ -37,7 +37,17 @@ pub struct Fetched {
     pub payload: Slot,
     /// The payload octets of each datagram it stands for, if it is more than one.
     pub segment: Option<u16>,
+    /// Where checksumming starts and where behind that the checksum goes, if it was left to us.
+    pub checksum: Option<(u16, u16)>,
 }
+
+/// What stands for a frame that is none, so that it is counted with those that are too short.
+const NOTHING: Fetched = Fetched {
+    head: Slot::ours(0, 0),
+    payload: Slot::ours(0, 0),
+    segment: None,
+    checksum: None,
+};
 
 /// What a look into the queue brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,19 +110,17 @@ impl Intake {
             octets += chain.len;
             let len = chain.len.saturating_sub(self.header as u64);
             let free = memory.get_mut(used..).unwrap_or_default();
-            if (FRAME_MIN..=FRAME_MAX).contains(&len)
-                && chain.pieces <= FRAME_PIECES
-                && let Some(frame) = self.open(first, len as usize, used, free)
-            {
-                used += frame.head.len().next_multiple_of(64);
-                frames.push(frame);
-            }
+            let frame = ((FRAME_MIN..=FRAME_MAX).contains(&len) && chain.pieces <= FRAME_PIECES)
+                .then(|| self.open(first, len as usize, used, free));
+            let frame = frame.flatten().unwrap_or(NOTHING);
+            used += frame.head.len().next_multiple_of(64);
+            frames.push(frame);
         }
         Ok(Look::More)
     }
 
     /// Copies what is to be read of the frame in the pieces from `first` on to `out`, which starts at `at` of the burst's
-    /// memory. `None` if it asks for what was not negotiated.
+    /// memory. `None` if it is to be cut in a manner nobody knows.
     fn open(&self, first: usize, len: usize, at: usize, out: &mut [u8]) -> Option<Fetched> {
         let mut header = [0; vnet::LEN_LEGACY];
         self.read(Slot::guests(first, 0, header.len()), &mut header);
@@ -138,6 +146,7 @@ impl Intake {
             head: Slot::ours(at, head),
             payload,
             segment,
+            checksum: header.checksum,
         })
     }
 

@@ -50,6 +50,8 @@ pub enum Request {
     RemMemReg,
     SetStatus,
     GetStatus,
+    SetDeviceStateFd,
+    CheckDeviceState,
 }
 
 impl Request {
@@ -80,6 +82,8 @@ impl Request {
             38 => Self::RemMemReg,
             39 => Self::SetStatus,
             40 => Self::GetStatus,
+            42 => Self::SetDeviceStateFd,
+            43 => Self::CheckDeviceState,
             _ => return None,
         })
     }
@@ -108,6 +112,8 @@ pub enum Refused {
     Value(Request),
     /// Memory that cannot be mapped.
     Memory(io::ErrorKind),
+    /// Shared memory whose file was cut off.
+    Vanished,
     /// A queue that is not in shared memory.
     Ring,
     /// The socket does not work any more.
@@ -122,6 +128,7 @@ impl fmt::Display for Refused {
             Self::Payload(request) => write!(f, "bad payload of {request:?}"),
             Self::Value(request) => write!(f, "bad value in {request:?}"),
             Self::Memory(kind) => write!(f, "cannot map memory: {kind}"),
+            Self::Vanished => f.write_str("shared memory has vanished"),
             Self::Ring => f.write_str("queue outside of shared memory"),
             Self::Socket => f.write_str("connection broken"),
         }

@@ -49,6 +49,8 @@ pub struct Abilities {
     /// GUEST_TSO4, GUEST_TSO6: frames may hold many segments.
     pub segments4: bool,
     pub segments6: bool,
+    /// GUEST_USO4 and GUEST_USO6: and many datagrams.
+    pub datagrams: bool,
 }
 
 /// A frame of the room that was lent.
@@ -109,6 +111,16 @@ impl Outlet {
         let unused = self.staged.len() - self.taken;
         self.ring.put_back(unused as u16);
         self.ring
+    }
+
+    /// Whether checksums may be left to the guest.
+    pub const fn leaves_checksums(&self) -> bool {
+        self.abilities.checksum
+    }
+
+    /// Whether datagrams of one size may go to the guest as one.
+    pub const fn leaves_datagrams(&self) -> bool {
+        self.abilities.datagrams
     }
 
     /// What the driver did wrong, if it did.
@@ -204,7 +216,7 @@ impl Outlet {
         cut: usize,
         headers: usize,
         mut stamp: impl FnMut(Piece, &mut [u8; HEADERS_MAX]) -> usize,
-        mut seen: impl FnMut(&Self, usize, usize),
+        mut seen: impl FnMut(&Self, usize, usize, Vnet),
     ) {
         let mut at = 0;
         for index in 0..self.plan.len() {
@@ -254,14 +266,14 @@ impl Outlet {
                 octets.get(..head).unwrap_or_default(),
             );
             let total = self.pad(frame.first, chains, total);
-            seen(self, frame.first, total);
+            seen(self, frame.first, total, header);
             self.give(chains, total);
             at += payload;
         }
     }
 
-    /// Makes a frame of octets of ours. `false` if buffers are missing.
-    pub fn copy(&mut self, parts: &[&[u8]]) -> bool {
+    /// Makes a frame of octets of ours, of which the guest is left to do what `left` says. `false` if buffers are missing.
+    pub fn copy(&mut self, parts: &[&[u8]], left: Vnet) -> bool {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let total = self.abilities.header + len;
         self.compact();
@@ -274,7 +286,7 @@ impl Outlet {
         }
         let header = Vnet {
             buffers: chains as u16,
-            ..Vnet::default()
+            ..left
         };
         let mut at = self.abilities.header;
         self.write(first, chains, 0, &header.write()[..at]);

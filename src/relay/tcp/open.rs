@@ -113,7 +113,14 @@ impl Relay {
             },
         };
         let peeks = self.features.peek_offset(key.remote.addr);
-        let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks, syn.manner) {
+        let mut opened = socket::tcp(peer, &self.net.outbound, peeks, syn.manner);
+        if let Err(error) = &opened
+            && matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+        {
+            self.evict_at_once();
+            opened = socket::tcp(peer, &self.net.outbound, peeks, syn.manner);
+        }
+        let (socket, connected) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 self.make_do(&error);
@@ -257,7 +264,7 @@ impl Relay {
     }
 
     /// Sends a segment without payload outside of any flow.
-    fn say_to(&mut self, key: &Key, fields: TcpFields, outbox: &mut Outbox) {
+    pub(in super::super) fn say_to(&mut self, key: &Key, fields: TcpFields, outbox: &mut Outbox) {
         let template = self.template(key);
         let queued = outbox
             .bare(|headers| template.tcp(headers, fields, 0, crate::wire::checksum::Sum::new()));

@@ -380,6 +380,14 @@ impl FrontEnd {
         }
     }
 
+    /// Says that more was made available than there is.
+    pub fn jump(&mut self, queue: usize, by: u16) {
+        let ring = &mut self.rings[queue];
+        ring.available = ring.available.wrapping_add(by);
+        let (new, at) = (ring.available, ring.available_ring());
+        self.poke(at + 2, &new.to_le_bytes());
+    }
+
     pub fn kick(&mut self, queue: usize) {
         self.rings[queue].kicks += 1;
         self.rings[queue].kick.write(1).expect("kick");

@@ -13,6 +13,9 @@ pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 pub const VERSION_1: u64 = 1 << 32;
+pub const GUEST_USO4: u64 = 1 << 54;
+pub const GUEST_USO6: u64 = 1 << 55;
+pub const HOST_USO: u64 = 1 << 56;
 
 /// What a Linux guest of today takes.
 pub const LINUX: u64 = VERSION_1
@@ -25,7 +28,10 @@ pub const LINUX: u64 = VERSION_1
     | HOST_ECN
     | GUEST_CSUM
     | GUEST_TSO4
-    | GUEST_TSO6;
+    | GUEST_TSO6
+    | GUEST_USO4
+    | GUEST_USO6
+    | HOST_USO;
 
 /// What the firmware of a network card takes (iPXE).
 pub const IPXE: u64 = VERSION_1;

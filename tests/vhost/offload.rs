@@ -1,0 +1,245 @@
+//! What driver and device leave to each other: checksums, and cutting what is too large for the link. Each on and off.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream, UdpSocket},
+};
+
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+
+use crate::{
+    Scene,
+    guest::{
+        Tcp, Udp, assert_pattern, both,
+        dhcp::{DISCOVER, Dhcp, OFFER},
+        frame::{ACK, PSH, SYN},
+        guest_addr, pattern,
+    },
+    lab::{
+        front_end::{
+            Arrival, CSUM, Driver, FrontEnd, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4,
+            GUEST_USO6, LINUX, cut,
+        },
+        servers::{accept, tcp_listener, udp_socket},
+        world::{INTERNET4, INTERNET6},
+    },
+};
+
+const MTU: usize = 1500;
+const NEEDS_CSUM: u8 = 1;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+
+/// Octets of a segment that is many, within the first window.
+const PART: usize = 20_000;
+
+/// Octets of a stream to the guest, more or less.
+const LARGE: usize = 60_000;
+
+fn scene() -> Option<Scene> {
+    Scene::new(&["--mtu", "1500"])
+}
+
+/// Has a frame leave as segments of `size` octets, each behind its headers of `headers` octets.
+fn post_large(guest: &mut FrontEnd, mut frame: Vec<u8>, kind: u8, size: u16, headers: u16) {
+    let mut header = cut::leave_checksum(&mut frame);
+    header[1] = kind;
+    header[2..4].copy_from_slice(&headers.to_le_bytes());
+    header[4..6].copy_from_slice(&size.to_le_bytes());
+    guest.transmit(&header, &frame, 5);
+}
+
+/// The next TCP segment to `port`, cut.
+fn segments(arrival: &Arrival, port: u16) -> Option<Vec<Tcp>> {
+    let frames = cut::cut(arrival);
+    let segments: Vec<_> = frames.iter().filter_map(|f| Tcp::of_frame(f)).collect();
+    segments
+        .first()
+        .is_some_and(|first| first.dst.port() == port)
+        .then_some(segments)
+}
+
+/// A connection of the guest's, with the other end.
+fn connect(scene: &Scene, guest: &mut FrontEnd, remote: SocketAddr) -> (Tcp, TcpStream) {
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let local = guest_addr(remote, 40_000);
+    let mut syn = Tcp::new(local, remote, SYN);
+    syn.seq = 1000;
+    // MSS 1460, window scale 8.
+    syn.options = vec![2, 4, 0x05, 0xb4, 1, 3, 3, 8];
+    let header = vec![0; guest.driver.header()];
+    guest.transmit(&header, &syn.frame(), 1);
+    let answer = guest.expect("SYN,ACK", |arrival| {
+        segments(arrival, 40_000)?
+            .into_iter()
+            .find(|tcp| tcp.has(SYN | ACK))
+    });
+    let mut next = Tcp::new(local, remote, ACK);
+    (next.seq, next.ack) = (1001, answer.seq.wrapping_add(1));
+    guest.transmit(&header, &next.frame(), 1);
+    (next, accept(&listener))
+}
+
+#[test]
+fn segments_the_guest_has_not_cut_arrive_as_a_stream() {
+    let Some(scene) = scene() else { return };
+    let mut guest = scene.guest(Driver::new(LINUX));
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let (mut tcp, mut server) = connect(&scene, &mut guest, remote);
+        let (kind, headers) = if remote.is_ipv4() {
+            (GSO_TCPV4, 54)
+        } else {
+            (GSO_TCPV6, 74)
+        };
+        for round in 0..5_usize {
+            // An ECN mark on the first of them changes nothing for us (HOST_ECN).
+            let kind = kind | if round == 2 { 0x80 } else { 0 };
+            tcp.flags = ACK | PSH;
+            tcp.payload = pattern((round * PART) as u64, PART);
+            post_large(&mut guest, tcp.frame(), kind, 1440, headers);
+            tcp.seq += PART as u32;
+            let mut got = vec![0; PART];
+            server.read_exact(&mut got).unwrap();
+            assert_pattern((round * PART) as u64, &got);
+            let seq = tcp.seq;
+            guest.expect("acknowledgement", |arrival| {
+                let all = segments(arrival, 40_000)?;
+                all.iter().any(|tcp| tcp.ack == seq).then_some(())
+            });
+        }
+    }
+}
+
+/// Regression V01: without offloads what we say has whole checksums, which [`Tcp::of_frame`] holds it to.
+#[test]
+fn streams_come_in_large_frames_to_those_who_cut_them() {
+    for (features, large) in [
+        (LINUX, true),
+        (LINUX & !GUEST_TSO4 & !GUEST_TSO6, false),
+        (LINUX & !GUEST_CSUM & !GUEST_TSO4 & !GUEST_TSO6, false),
+    ] {
+        let Some(scene) = scene() else { return };
+        let mut guest = scene.guest(Driver::new(features));
+        for remote in both(INTERNET4, INTERNET6, 7) {
+            let (mut tcp, mut server) = connect(&scene, &mut guest, remote);
+            let data = pattern(0, 4 * LARGE);
+            let sending = std::thread::spawn(move || server.write_all(&data).map(|()| server));
+            let (mut got, mut longest) = (Vec::new(), 0);
+            while got.len() < 4 * LARGE {
+                let all = guest.expect("data", |arrival| {
+                    longest = longest.max(arrival.frame.len());
+                    assert_eq!(
+                        arrival.header[0] & NEEDS_CSUM != 0,
+                        features & GUEST_CSUM != 0 && arrival.frame.len() > 200,
+                        "who computes the checksum of {} octets",
+                        arrival.frame.len()
+                    );
+                    segments(arrival, 40_000)
+                });
+                for segment in all {
+                    assert!(segment.payload.len() <= 1460);
+                    if segment.seq == tcp.ack {
+                        tcp.ack = tcp.ack.wrapping_add(segment.payload.len() as u32);
+                        got.extend(segment.payload);
+                    }
+                }
+                let header = vec![0; guest.driver.header()];
+                guest.transmit(&header, &tcp.frame(), 1);
+            }
+            assert_pattern(0, &got);
+            assert_eq!(longest > MTU + 14, large, "{longest}");
+            drop(sending.join().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_datagram_that_stands_for_many_leaves_as_many() {
+    let Some(scene) = scene() else { return };
+    let mut guest = scene.guest(Driver::new(LINUX));
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let server = udp_socket(&scene.world.outside, remote);
+        let headers = if remote.is_ipv4() { 42 } else { 62 };
+        for size in [1000_usize, 1400, 9] {
+            let len = (size * 60 + size / 2).min(50_000);
+            let data = pattern(0, len);
+            let udp = Udp::new(guest_addr(remote, 40_000), remote, &data);
+            post_large(&mut guest, udp.frame(), GSO_UDP_L4, size as u16, headers);
+            let mut at = 0;
+            while at < len {
+                let mut octets = [0; 2000];
+                let got = server.recv(&mut octets).unwrap();
+                assert_eq!(got, size.min(len - at));
+                assert_pattern(at as u64, &octets[..got]);
+                at += got;
+            }
+        }
+        // More than any kernel makes of one: not one of them goes out, and the next does.
+        let udp = Udp::new(guest_addr(remote, 40_000), remote, &[7; 1000]);
+        post_large(&mut guest, udp.frame(), GSO_UDP_L4, 1, headers);
+        let one = Udp::new(guest_addr(remote, 40_000), remote, b"one");
+        guest.transmit(&[0; 12], &one.frame(), 1);
+        let mut octets = [0; 2000];
+        assert_eq!(server.recv(&mut octets).unwrap(), 3);
+    }
+}
+
+#[test]
+fn datagrams_of_one_size_come_as_one_to_those_who_cut_them() {
+    const SIZE: usize = 1200;
+    for (features, large) in [
+        (LINUX, true),
+        (LINUX & !GUEST_USO4 & !GUEST_USO6, false),
+        (LINUX & !GUEST_USO6, false),
+    ] {
+        let Some(scene) = scene() else { return };
+        let mut guest = scene.guest(Driver::new(features));
+        for remote in both(INTERNET4, INTERNET6, 7) {
+            let server = udp_socket(&scene.world.outside, remote);
+            let hello = Udp::new(guest_addr(remote, 40_000), remote, b"hello");
+            guest.transmit(&[0; 12], &hello.frame(), 1);
+            let (_, client) = server.recv_from(&mut [0; 9]).unwrap();
+            let data = pattern(0, 20 * SIZE + 77);
+            send_segmented(&server, client, &data, SIZE);
+            let (mut got, mut longest) = (Vec::new(), 0);
+            while got.len() < data.len() {
+                guest.expect("datagrams", |arrival| {
+                    let frames = cut::cut(arrival);
+                    let all: Vec<_> = frames.iter().filter_map(|f| Udp::of_frame(f)).collect();
+                    if all.is_empty() || all[0].dst.port() != 40_000 {
+                        return None;
+                    }
+                    longest = longest.max(arrival.frame.len());
+                    for udp in all {
+                        assert_eq!(udp.payload.len(), SIZE.min(data.len() - got.len()));
+                        got.extend(udp.payload);
+                    }
+                    Some(())
+                });
+            }
+            assert_pattern(0, &got);
+            assert_eq!(longest > MTU + 14, large, "{longest}");
+        }
+    }
+}
+
+fn send_segmented(server: &UdpSocket, client: SocketAddr, data: &[u8], size: usize) {
+    setsockopt(server, UdpGsoSegment, &(size as i32)).unwrap();
+    assert_eq!(server.send_to(data, client).unwrap(), data.len());
+}
+
+/// What a service reads is completed first.
+#[test]
+fn a_question_to_a_service_may_come_without_its_checksum() {
+    let Some(scene) = scene() else { return };
+    let mut guest = scene.guest(Driver::new(LINUX));
+    assert_ne!(guest.driver.features & CSUM, 0);
+    let mut frame = Dhcp::new(DISCOVER).frame();
+    let header = cut::leave_checksum(&mut frame);
+    guest.transmit(&header, &frame, 3);
+    guest.expect("DHCP offer", |arrival| {
+        let (_, reply) = Dhcp::of_frame(&cut::cut(arrival)[0])?;
+        (reply.kind() == Some(OFFER)).then_some(())
+    });
+}

@@ -11,11 +11,14 @@ passt := $(target)/release/passt
 repair := $(target)/release/passt-repair
 
 # What the longer variants ask for: frames of nonsense, MiB through the scripted guest, MiB through each guest of the matrix,
-# all long ways, connections held and connections made, MiB through the QEMU guest.
+# all long ways, connections held and connections made, MiB through the QEMU guest; how long guests come and go (1800 s for a
+# soak in earnest) and each attack is watched; MiB past the counting allocator; every error for every call; how long the
+# process is stopped.
 long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 MATRIX_MIB=256 DELAY_LAB=1 HELD_FLOWS=19000 CHURN_FLOWS=1000000 \
-  GUEST_MIB=64
+  GUEST_MIB=64 SOAK_SECONDS=120 ABUSE_MS=2000 MEMORY_MIB=1024 FAULTS=all STOP_SECONDS=60
 # The integration tests that read one of these in their own files, and so have a longer variant.
-long_tests = $(shell grep -lE 'HOSTILE_FRAMES|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
+long_vars := HOSTILE_FRAMES|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB|SOAK_SECONDS|ABUSE_MS|MEMORY_MIB|STOP_SECONDS
+long_tests = $(shell grep -lE '$(long_vars)' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
   sed -E 's,^tests/([^/.]+).*,\1,' | sort -u)
 
 # What Miri looks at, and what it leaves out.

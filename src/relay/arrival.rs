@@ -9,7 +9,7 @@ use std::{
 use super::{
     flow::{Flow, UdpFlow},
     request::Request,
-    state::{Relay, is_shortage},
+    state::{Relay, STRAYS, is_shortage},
     udp_in,
 };
 use crate::{
@@ -29,9 +29,6 @@ const TURN: usize = 32;
 
 /// How long a port rests whose next connection the system has no descriptor for.
 const REST: Span = Span::millis(500);
-
-/// Datagrams of others that may lie in a socket between bind(2) and connect(2).
-const STRAYS: usize = 256;
 
 /// Ports tried where two peers look the same to the guest.
 const TRIES: u16 = 64;
@@ -288,11 +285,10 @@ impl Relay {
         to: Option<SocketAddr>,
         now: Now,
     ) {
-        let mut fresh = vec![first];
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.push(first);
         for _ in 0..STRAYS {
-            let Some(&id) = fresh.last() else {
-                return;
-            };
+            let Some(&id) = fresh.last() else { break };
             let Some(Flow::Udp(flow)) = self.flows.get(id) else {
                 fresh.pop();
                 continue;
@@ -312,6 +308,8 @@ impl Relay {
                 Err(why) => self.count(why),
             }
         }
+        fresh.clear();
+        self.fresh = fresh;
     }
 
     /// Sends the guest a datagram that was held.

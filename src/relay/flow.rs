@@ -126,6 +126,8 @@ pub struct UdpFlow {
     pub starved: bool,
     /// Nothing goes to the guest yet: it is not found.
     pub waits: bool,
+    /// The socket is bound to the guest's port.
+    pub bound: bool,
 }
 
 /// A series of echo requests with one identifier.
@@ -213,6 +215,7 @@ impl UdpFlow {
             readable: false,
             starved: false,
             waits: false,
+            bound: false,
         }
     }
 
@@ -238,11 +241,14 @@ pub struct Burst<I> {
     pub touched: Vec<I>,
 }
 
+/// Segments one burst can hold, of the smallest there are.
+const SEGMENTS: usize = 8192;
+
 impl<I> Burst<I> {
     pub fn new() -> Self {
         Self {
-            pieces: Vec::with_capacity(4096),
-            touched: Vec::with_capacity(1024),
+            pieces: Vec::with_capacity(SEGMENTS),
+            touched: Vec::with_capacity(SEGMENTS),
         }
     }
 

@@ -47,6 +47,12 @@ const QUIET: Span = Span::secs(60);
 /// Errors that reading a socket of datagrams may bring, each of an earlier datagram, before it is left alone for a while.
 pub const FAILURES: usize = 16;
 
+/// Datagrams of others that may lie in a socket between bind(2) and connect(2).
+pub const STRAYS: usize = 256;
+
+/// Requests one burst of frames may give rise to: as many flows ended as begun.
+const REQUESTS: usize = 2 * 8192;
+
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -75,6 +81,8 @@ pub struct Relay {
     /// UDP and echo flows, by their last use.
     pub(super) idle: Lru,
     pub(super) limits: Limits,
+    /// How many datagram flows have sockets bound to each port.
+    pub(super) sharing: Box<[u16]>,
     pub(super) wheel: Wheel,
     pub(super) pool: Pool,
     pub(super) disorders: Spare<Disorder>,
@@ -96,6 +104,8 @@ pub struct Relay {
     pub(super) weary: Vec<Id>,
     pub(super) rested: Option<Now>,
     pub(super) syn_retries: SynRetries,
+    /// Flows in the making, whose sockets may hold what is of others.
+    pub(super) fresh: Vec<Id>,
     /// What waits until the guest is found.
     pub(super) waiting: Waiting,
     pub(super) requests: Vec<Request>,
@@ -144,6 +154,7 @@ impl Relay {
             flows: Table::new(limits.flows),
             idle: Lru::new(limits.flows),
             limits,
+            sharing: vec![0; 1 << 16].into_boxed_slice(),
             wheel: Wheel::new(limits.flows),
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
             disorders: Spare::new(DISORDERS.min(limits.flows)),
@@ -153,15 +164,16 @@ impl Relay {
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,
-            starved: VecDeque::with_capacity(limits.flows.min(4096)),
+            starved: VecDeque::with_capacity(limits.flows),
             ports: Ports::default(),
             knocks: VecDeque::new(),
             resting: Vec::new(),
-            weary: Vec::new(),
+            weary: Vec::with_capacity(limits.flows),
             rested: None,
             syn_retries: SynRetries::default(),
+            fresh: Vec::with_capacity(STRAYS),
             waiting: Waiting::default(),
-            requests: Vec::with_capacity(1024),
+            requests: Vec::with_capacity(REQUESTS),
             drops: Drops::new(),
             iovecs: Iovecs::new(),
             waste: vec![0; WASTE].into_boxed_slice(),
@@ -259,7 +271,7 @@ impl Relay {
     /// Adds a flow and has its socket watched.
     pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
         if self.flows.len() == self.flows.capacity() {
-            self.evict();
+            self.make_room();
         }
         let streams = matches!(flow, Flow::Tcp(_));
         match self.flows.insert(key, flow) {
@@ -275,38 +287,40 @@ impl Relay {
             }
             Err(flow) => {
                 self.requests.push(Request::Close(flow.into_socket()));
-                if is_news(&mut self.wanted, self.turn) {
-                    log::warn!(
-                        "Flow table full ({} flows): new flows are refused",
-                        self.flows.len()
-                    );
-                }
                 Err(Why::NoFlow)
             }
         }
     }
 
-    /// Makes room for another flow: ends the datagram flow that was idle for longest, or the connection whose handshake is
-    /// the oldest, whichever was used less recently. So a flood of either pushes out itself.
-    pub(super) fn evict(&mut self) {
+    fn make_room(&mut self) {
+        let flows = self.flows.len();
+        let outcome = if self.evict() {
+            "those idle or half-open for longest make way"
+        } else {
+            "new flows are refused"
+        };
+        if is_news(&mut self.wanted, self.turn) {
+            log::warn!("Flow table full ({flows} flows): {outcome}");
+        }
+    }
+
+    /// Ends a flow in favour of another: the datagram flow that was idle for longest, or the connection whose handshake is
+    /// the oldest, whichever was used less recently. So a flood of either pushes out itself. `false` if there is none.
+    fn evict(&mut self) -> bool {
         while let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
             match self.flows.get(id) {
-                Some(Flow::Tcp(flow)) if !flow.conn.phase().is_handshake() => {
-                    // It has come through since, and stays.
+                Some(Flow::Tcp(flow)) if flow.conn.phase().is_handshake() => self.abort(id),
+                Some(Flow::Udp(_) | Flow::Echo(_)) => self.remove(id),
+                // It has come through since, or the guest has asked for it: it stays.
+                Some(Flow::Tcp(_) | Flow::Group(_)) | None => {
                     self.idle.remove(id.slot);
                     continue;
                 }
-                // The guest has asked for it to stay.
-                Some(Flow::Group(_)) => {
-                    self.idle.remove(id.slot);
-                    continue;
-                }
-                Some(Flow::Tcp(_)) => self.abort(id),
-                Some(Flow::Udp(_) | Flow::Echo(_)) | None => self.remove(id),
             }
             log::debug!("flow {}: makes room", id.slot);
-            return;
+            return true;
         }
+        false
     }
 
     /// Where an error means that the system is short of what flows need, says so and gives up a flow for the next one.

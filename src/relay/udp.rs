@@ -29,7 +29,19 @@ const ERRORS: usize = 16;
 /// Octets of a datagram at fault that are quoted: the least of an IPv6 error's room.
 pub const QUOTED: usize = 1280;
 
+/// Sockets bound to one port of the host: the kernel goes through all of them to bind another, so that a guest which talks to
+/// very many peers from one port would be slowed down, and everybody with it. What is more has a port of the kernel's choice.
+const SHARING: u16 = 1024;
+
 impl Relay {
+    /// How many flows' sockets are bound to a port, as the guest is.
+    fn sharing(&self, port: u16) -> u16 {
+        self.sharing
+            .get(usize::from(port))
+            .copied()
+            .unwrap_or_default()
+    }
+
     /// A flow for the first datagram of a pair of endpoints.
     pub(super) fn udp_open(
         &mut self,
@@ -47,12 +59,14 @@ impl Relay {
             endpoint: target.addr,
             scope: target.scope,
         };
-        let mut opened = socket::udp(peer, &self.net.outbound, key.guest.port);
+        let bound = self.sharing(key.guest.port) < SHARING;
+        let port = if bound { key.guest.port } else { 0 };
+        let mut opened = socket::udp(peer, &self.net.outbound, port);
         if let Err(error) = &opened
             && matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
         {
             self.evict_at_once();
-            opened = socket::udp(peer, &self.net.outbound, key.guest.port);
+            opened = socket::udp(peer, &self.net.outbound, port);
         }
         let socket = match opened {
             Ok(socket) => socket,
@@ -63,10 +77,17 @@ impl Relay {
             }
         };
         let raw = socket.as_raw_fd();
-        let flow = UdpFlow::new(socket, now);
+        let flow = UdpFlow {
+            bound,
+            ..UdpFlow::new(socket, now)
+        };
         let timeout = self.udp_timeout(&flow);
-        self.insert(key, Flow::Udp(flow), raw)
-            .inspect(|&id| self.wheel.arm(id.slot, now + timeout))
+        let id = self.insert(key, Flow::Udp(flow), raw)?;
+        if bound && let Some(sharing) = self.sharing.get_mut(usize::from(port)) {
+            *sharing += 1;
+        }
+        self.wheel.arm(id.slot, now + timeout);
+        Ok(id)
     }
 
     pub(super) fn udp_ready(&mut self, id: Id, ready: Ready, outbox: &mut Outbox, now: Now) {

@@ -270,7 +270,10 @@ fn connections_that_find_no_place_are_reset_and_warned_of_once() {
     assert!(wait_until(LONG, || refused() > 30), "{}", refused());
     let said = translator.log().matches("Flow table full").count();
     assert_eq!(said, 1, "{}", translator.log());
-    // Those that have one are still being offered to the guest.
-    let syn = Peer::expect_syn(&wire, 80);
+    // Those that have one are still being offered to the guest; the oldest made way.
+    let last = clients.last().unwrap().local_addr().unwrap().port();
+    let syn = wire.expect("SYN", |frame| {
+        Tcp::of_frame(frame).filter(|syn| syn.has(SYN) && syn.src.port() == last)
+    });
     let _peer = Peer::answer(&wire, &syn);
 }

@@ -12,6 +12,7 @@ mod relay;
 pub mod machine;
 
 use std::{
+    os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -54,6 +55,19 @@ impl KernelGuest {
         mtu: u32,
         prepare: impl FnOnce(&Host),
     ) -> Option<Self> {
+        Self::wire(|| translator.connect(), mtu, prepare)
+    }
+
+    /// The same, at the other end of a socket.
+    pub fn plug_into(stream: UnixStream, mtu: u32) -> Option<Self> {
+        Self::wire(|| stream, mtu, |_| {})
+    }
+
+    fn wire(
+        connect: impl FnOnce() -> UnixStream,
+        mtu: u32,
+        prepare: impl FnOnce(&Host),
+    ) -> Option<Self> {
         let host = Host::new().expect("a namespace for the guest");
         prepare(&host);
         let tap = match host.run(|| Tap::create(DEVICE)) {
@@ -67,7 +81,7 @@ impl KernelGuest {
         host.ip(&format!(
             "link set dev {DEVICE} address {MAC} mtu {mtu} txqueuelen {QUEUE} up"
         ));
-        let relay = Relay::start(Arc::new(tap), translator.connect()).expect("relay");
+        let relay = Relay::start(Arc::new(tap), connect()).expect("relay");
         Some(Self { host, relay })
     }
 

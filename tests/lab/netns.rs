@@ -38,6 +38,12 @@ impl Host {
         Ok(host)
     }
 
+    /// The same host once more.
+    pub fn again(&self) -> Self {
+        let netns = self.netns.try_clone().expect("dup");
+        Self { netns }
+    }
+
     /// Runs `work` in a thread that is on this host; a panic in it goes on in the caller.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let done = thread::scope(|scope| {

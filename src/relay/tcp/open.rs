@@ -54,6 +54,8 @@ impl Refusal {
                 code6: 1,
             },
             Some(libc::ETIMEDOUT) => Self::Silence,
+            // Ours to bear: when the guest repeats its SYN, a flow that was given up has made room.
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Silence,
             _ => Self::Reset,
         }
     }
@@ -111,7 +113,14 @@ impl Relay {
             },
         };
         let peeks = self.features.peek_offset(key.remote.addr);
-        let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks, syn.manner) {
+        let mut opened = socket::tcp(peer, &self.net.outbound, peeks, syn.manner);
+        if let Err(error) = &opened
+            && matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+        {
+            self.evict_at_once();
+            opened = socket::tcp(peer, &self.net.outbound, peeks, syn.manner);
+        }
+        let (socket, connected) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 self.make_do(&error);

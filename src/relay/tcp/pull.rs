@@ -377,9 +377,17 @@ impl Relay {
     /// Forgets a flow and closes its socket.
     pub(in super::super) fn remove(&mut self, id: Id) {
         self.forget_held(id);
+        let key = self.flows.key(id);
         let Some(mut flow) = self.flows.remove(id) else {
             return;
         };
+        if let Flow::Udp(flow) = &flow
+            && flow.bound
+            && let Some(key) = key
+            && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port))
+        {
+            *sharing = sharing.saturating_sub(1);
+        }
         self.wheel.disarm(id.slot);
         self.idle.remove(id.slot);
         if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {

@@ -7,6 +7,7 @@
 
 mod tap;
 
+mod queues;
 mod relay;
 
 pub mod machine;
@@ -51,9 +52,23 @@ impl KernelGuest {
         mtu: u32,
         prepare: impl FnOnce(&Host),
     ) -> Option<Self> {
+        Self::plug_with(translator, mtu, None, prepare)
+    }
+
+    /// The same behind a vhost-user front-end, whose driver takes these virtio features.
+    pub fn plug_queues(translator: &Translator, mtu: u32, features: u64) -> Option<Self> {
+        Self::plug_with(translator, mtu, Some(features), |_| {})
+    }
+
+    fn plug_with(
+        translator: &Translator,
+        mtu: u32,
+        features: Option<u64>,
+        prepare: impl FnOnce(&Host),
+    ) -> Option<Self> {
         let host = Host::new().expect("a namespace for the guest");
         prepare(&host);
-        let tap = match host.run(|| Tap::create(DEVICE)) {
+        let tap = match host.run(|| Tap::create(DEVICE, features.is_some())) {
             Ok(tap) => tap,
             Err(error) => {
                 println!("skipped: no TAP device: {error}");
@@ -64,7 +79,12 @@ impl KernelGuest {
         host.ip(&format!(
             "link set dev {DEVICE} address {MAC} mtu {mtu} txqueuelen {QUEUE} up"
         ));
-        let relay = Relay::start(tap, translator.connect()).expect("relay");
+        let socket = translator.connect();
+        let relay = match features {
+            Some(features) => Relay::by_queues(tap, socket, features),
+            None => Relay::start(tap, socket),
+        }
+        .expect("relay");
         Some(Self { host, relay })
     }
 

@@ -1,4 +1,4 @@
-//! The TAP device: one frame per `read` and per `write`, no header of the kernel's in front of it.
+//! The TAP device: one frame per `read` and per `write`, with no header of the kernel's in front of it, or virtio-net's.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use crate::lab::front_end::{CSUM, HOST_ECN, HOST_TSO4, HOST_TSO6, HOST_USO};
+
 /// Where the kernel hands out TAP devices.
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
@@ -16,7 +18,8 @@ pub(super) struct Tap(File);
 
 impl Tap {
     /// Create the device `name` in the network namespace of the calling thread. It goes away with the last descriptor.
-    pub(super) fn create(name: &str) -> io::Result<Self> {
+    /// With `header` virtio-net's header stands before each frame.
+    pub(super) fn create(name: &str, header: bool) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -30,12 +33,62 @@ impl Tap {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+        let flags = if header { libc::IFF_VNET_HDR } else { 0 };
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as libc::c_short;
         // SAFETY: the kernel reads and writes one ifreq, which outlives the call.
         if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
             return Err(io::Error::last_os_error());
         }
+        if header {
+            let size: libc::c_int = 12;
+            // SAFETY: the kernel reads one int, which outlives the call.
+            if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) } < 0
+            {
+                return Err(io::Error::last_os_error());
+            }
+        }
         Ok(Self(file))
+    }
+
+    /// Has the guest's kernel leave to others what these virtio features let it.
+    pub(super) fn offload(&self, features: u64) -> io::Result<()> {
+        let pairs = [
+            (CSUM, libc::TUN_F_CSUM),
+            (HOST_TSO4, libc::TUN_F_TSO4),
+            (HOST_TSO6, libc::TUN_F_TSO6),
+            (HOST_ECN, libc::TUN_F_TSO_ECN),
+            (HOST_USO, libc::TUN_F_USO4 | libc::TUN_F_USO6),
+        ];
+        let flags = pairs.into_iter().filter(|(bit, _)| features & bit != 0);
+        let flags = flags.fold(0, |all, (_, flag)| all | flag);
+        // SAFETY: the argument is a number.
+        if unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                libc::TUNSETOFFLOAD,
+                libc::c_ulong::from(flags),
+            )
+        } < 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Read one frame into a list of memory.
+    pub(super) fn read_to(&self, room: &mut [libc::iovec]) -> io::Result<usize> {
+        // SAFETY: whoever made the list vouches for it: it is memory of the process, mapped for as long as this takes.
+        let len = unsafe { libc::readv(self.0.as_raw_fd(), room.as_ptr(), room.len() as _) };
+        usize::try_from(len).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Hand one frame in a list of memory to the guest's stack.
+    pub(super) fn write_from(&self, frame: &[libc::iovec]) -> io::Result<()> {
+        // SAFETY: as for `read_to`.
+        let len = unsafe { libc::writev(self.0.as_raw_fd(), frame.as_ptr(), frame.len() as _) };
+        usize::try_from(len)
+            .map(drop)
+            .map_err(|_| io::Error::last_os_error())
     }
 
     /// Read one frame; `WouldBlock` if there is none.

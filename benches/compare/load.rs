@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::sockopt::UdpGsoSegment;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{cpu, kernel_guest::KernelGuest, lab::Host};
@@ -23,6 +24,9 @@ const BULK: usize = 128 * 1024;
 
 /// Payload of a flooded datagram.
 const DATAGRAM: usize = 1400;
+
+/// Datagrams sent as one.
+const SEGMENTS: usize = 40;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -43,6 +47,8 @@ pub(crate) enum Workload {
     UdpDown,
     /// UDP datagrams of 1400 bytes, guest to server, as fast as they go
     UdpUp,
+    /// The same in pieces of 40 that whoever comes last cuts (UDP_SEGMENT)
+    UsoUp,
     /// Idle connections held open
     Hold,
 }
@@ -53,7 +59,7 @@ impl Workload {
         match self {
             Self::Down | Self::Up => ("Gbit/s", "CPU s/GiB"),
             Self::Rr | Self::Crr | Self::Crr16 => ("1/s", "CPU µs/op"),
-            Self::UdpDown | Self::UdpUp => ("1/s", "CPU µs/datagram"),
+            Self::UdpDown | Self::UdpUp | Self::UsoUp => ("1/s", "CPU µs/datagram"),
             Self::Hold => ("opened/s", "RSS MiB"),
         }
     }
@@ -97,8 +103,9 @@ impl Load<'_> {
             Workload::Rr => self.request_response(),
             Workload::Crr => self.connections(1),
             Workload::Crr16 => self.connections(16),
-            Workload::UdpDown => self.flood(false),
-            Workload::UdpUp => self.flood(true),
+            Workload::UdpDown => self.flood(false, 1),
+            Workload::UdpUp => self.flood(true, 1),
+            Workload::UsoUp => self.flood(true, SEGMENTS),
             Workload::Hold => self.hold(),
         }?;
         sample.retransmissions = self.guest.retransmissions() - before;
@@ -217,7 +224,7 @@ impl Load<'_> {
         stream.read_exact(&mut [0])
     }
 
-    fn flood(&self, up: bool) -> io::Result<Sample> {
+    fn flood(&self, up: bool, segments: usize) -> io::Result<Sample> {
         let server = self.server.run(|| UdpSocket::bind((self.bind, 0)))?;
         let target = SocketAddr::new(self.target, server.local_addr()?.port());
         let guest = self.guest.host().run(|| {
@@ -238,12 +245,16 @@ impl Load<'_> {
         } else {
             (&server, &guest)
         };
+        if segments > 1 {
+            nix::sys::socket::setsockopt(from, UdpGsoSegment, &(DATAGRAM as i32))?;
+        }
+        let data = vec![0; segments * DATAGRAM];
         let (arrived, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         let measured = thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Relaxed) {
                     // A full queue of our own is no reason to stop.
-                    let _ = from.send(&[0; DATAGRAM]);
+                    let _ = from.send(&data);
                 }
             });
             scope.spawn(|| {
@@ -254,7 +265,12 @@ impl Load<'_> {
                     }
                 }
             });
-            let measured = self.measure(&arrived);
+            let measured = if up {
+                // Carried is what reached its socket, though the server may be too slow to read it.
+                self.measure_by(|| datagrams(self.server))
+            } else {
+                self.measure(&arrived)
+            };
             stop.store(true, Relaxed);
             measured
         });
@@ -284,13 +300,11 @@ impl Load<'_> {
 
     /// Warm up, then take the difference of `count` and of the translator's time over the measuring time.
     fn measure(&self, count: &AtomicU64) -> Measured {
-        let mark = || {
-            (
-                Instant::now(),
-                count.load(Relaxed),
-                cpu::time_of(self.translator),
-            )
-        };
+        self.measure_by(|| count.load(Relaxed))
+    }
+
+    fn measure_by(&self, count: impl Fn() -> u64) -> Measured {
+        let mark = || (Instant::now(), count(), cpu::time_of(self.translator));
         thread::sleep(self.warm_up);
         let (start, count_before, cpu_before) = mark();
         thread::sleep(self.time);
@@ -355,6 +369,18 @@ impl Measured {
             retransmissions: 0,
         }
     }
+}
+
+/// Datagrams that reached a socket on `host`, or found it full.
+fn datagrams(host: &Host) -> u64 {
+    let table = host.proc_net("snmp");
+    let mut rows = table.iter().filter(|line| line.starts_with("Udp:"));
+    let (names, values) = rows.next().zip(rows.next()).expect("Udp: twice");
+    let columns = names.split(' ').zip(values.split(' '));
+    columns
+        .filter(|(name, _)| ["InDatagrams", "RcvbufErrors"].contains(name))
+        .map(|(_, value)| value.parse::<u64>().expect("a number"))
+        .sum()
 }
 
 fn patient(stream: &TcpStream) -> io::Result<()> {

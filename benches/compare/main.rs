@@ -225,7 +225,12 @@ fn one(
         Err(error) => println!("{who:<6}{:<9} failed: {error}", report::name(workload)),
     }
     let dropped = subject.guest.dropped_at_device() - dropped_before;
-    if dropped > 0 && !matches!(workload, Workload::UdpDown | Workload::UdpUp) {
+    if dropped > 0
+        && !matches!(
+            workload,
+            Workload::UdpDown | Workload::UdpUp | Workload::UsoUp
+        )
+    {
         println!(
             "{who:<6}{dropped} frames dropped at the guest's device: figures are not to be trusted"
         );
@@ -248,7 +253,7 @@ fn floor_for(arguments: &Arguments, world: &World, workload: Workload, mtu: u32)
     let result = floor::measure(
         &world.hosts.pod,
         up,
-        mtu,
+        (!arguments.vhost_user).then_some(mtu),
         &arguments.congestion,
         arguments.pin,
         Duration::from_secs_f64(arguments.warm_up),

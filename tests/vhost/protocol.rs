@@ -197,7 +197,7 @@ fn written_pages_are_marked_while_they_are_logged() {
     let pages = |from: u64, len: u64| from / 4096..(from + len).div_ceil(4096);
     let [_, _, used] = guest.places(RX);
     let buffers = 1 << 20..16 << 20;
-    let any = |range: std::ops::Range<u64>| range.clone().any(marked);
+    let any = |range: std::ops::Range<u64>| range.into_iter().any(marked);
     assert_works(&mut guest);
     assert!(!any(pages(0, 16 << 20)), "marked before it was asked for");
 

@@ -8,26 +8,35 @@ FUZZ_SECONDS ?= 20
 
 target := $(or $(CARGO_TARGET_DIR),target)
 passt := $(target)/release/passt
+repair := $(target)/release/passt-repair
 
-# What the longer variants ask for: frames of nonsense, MiB through the scripted guest, MiB through the QEMU guest.
-long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 GUEST_MIB=64
+# What the longer variants ask for: frames of nonsense, MiB through the scripted guest, MiB through each guest of the matrix,
+# all long ways, connections held and connections made, MiB through the QEMU guest.
+long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 MATRIX_MIB=256 DELAY_LAB=1 HELD_FLOWS=19000 CHURN_FLOWS=1000000 \
+  GUEST_MIB=64
 # The integration tests that read one of these in their own files, and so have a longer variant.
-long_tests = $(shell grep -lE 'HOSTILE_FRAMES|TRANSFER_MIB|GUEST_MIB' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
+long_tests = $(shell grep -lE 'HOSTILE_FRAMES|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
   sed -E 's,^tests/([^/.]+).*,\1,' | sort -u)
 
-.PHONY: help build demo tools test lint unit test-all long fuzz bench install clean
+# What Miri looks at, and what it leaves out.
+miri_layers := net config wire flow proto service
+miri_slow := a_list_without_end_is_refused
+
+.PHONY: help build demo tools test lint unit test-all long fuzz supply miri bench install clean
 
 help:
 	@echo 'make demo              boot a real guest behind passt and show that it is online'
 	@echo 'make test              format, lints, unit, property and integration tests, QEMU boots'
 	@echo 'make test-all          the same, then the longer variants, the documentation and the man page'
 	@echo 'make fuzz              coverage-guided search for crashes, FUZZ_SECONDS=20 for each target'
+	@echo 'make supply            licences, duplicates and advisories of dependencies, where the tools are at hand'
+	@echo 'make miri              the pure layers under Miri, where a nightly toolchain has it'
 	@echo 'make bench             the comparison bench; BENCH_ARGS="--peer PATH" puts another binary beside ours'
 	@echo 'make build             release build'
-	@echo 'make install           binary and man page below PREFIX (/usr/local), staged in DESTDIR'
+	@echo 'make install           binaries and man pages below PREFIX (/usr/local), staged in DESTDIR'
 
 build:
-	$(CARGO) build --release --bin passt
+	$(CARGO) build --release --bin passt --bin passt-repair
 
 demo:
 	contrib/setup.sh
@@ -51,17 +60,27 @@ unit: tools lint
 	$(CARGO) test --lib --manifest-path fuzz/Cargo.toml --target-dir $(target)
 
 # Adds to `make test` what is too long for it, and repeats only tests that grow with a size.
-test-all: test long fuzz
+test-all: test long fuzz supply
 
 long: test
-	mandoc -T lint -W warning man/passt.1
+	mandoc -T lint -W warning man/passt.1 man/passt-repair.1
 	$(long_sizes) $(CARGO) test --no-fail-fast $(addprefix --test ,$(long_tests))
 	$(CARGO) test --test labs -- --ignored
 	TEST_LINK=vhost-user $(CARGO) test --test hostile --test transfer --test fragments --test udp
 
-# Nine targets: three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
+# Ten targets: some three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
 fuzz: tools
 	CARGO=$(CARGO) fuzz/run $(FUZZ_SECONDS)
+
+# Skips, with the reason, what this machine has no tool or no data for.
+supply:
+	CARGO=$(CARGO) contrib/supply-chain
+
+# Tests of the pure layers under an interpreter that finds undefined behaviour, few cases of each property. Takes a nightly
+# toolchain with Miri, and a quarter of an hour; tests that count to millions are left out.
+miri:
+	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=2 $(CARGO) +nightly miri test --lib --target-dir $(target)/miri -- \
+	  $(addsuffix ::,$(miri_layers)) $(addprefix --skip ,$(miri_slow))
 
 bench:
 	mkdir -p target/bench
@@ -69,7 +88,9 @@ bench:
 
 install: build
 	install -D -m 755 $(passt) $(DESTDIR)$(PREFIX)/bin/passt
+	install -D -m 755 $(repair) $(DESTDIR)$(PREFIX)/bin/passt-repair
 	install -D -m 644 man/passt.1 $(DESTDIR)$(PREFIX)/share/man/man1/passt.1
+	install -D -m 644 man/passt-repair.1 $(DESTDIR)$(PREFIX)/share/man/man1/passt-repair.1
 
 clean:
 	$(CARGO) clean

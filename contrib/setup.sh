@@ -26,6 +26,14 @@ tools=(
   mandoc:mandoc
   tcpdump:tcpdump
   nft:nftables
+  ping:iputils-ping
+  tracepath:iputils-tracepath
+  traceroute:traceroute
+  setpriv:util-linux
+  setcap:libcap2-bin
+  apparmor_parser:apparmor
+  checkmodule:checkpolicy
+  semodule_package:semodule-utils
 )
 
 # Debian 12 has libvirt 9.0, which starts passt in its own way; its backports have a libvirt, and a QEMU that reconnects.

@@ -8,7 +8,7 @@ use std::{
     fs,
     os::unix::{
         fs::{MetadataExt, PermissionsExt},
-        net::{UnixDatagram, UnixStream},
+        net::{UnixDatagram, UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
     thread,
@@ -25,6 +25,7 @@ use lab::{
     world::INTERNET4,
 };
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::{Pid, Uid},
 };
@@ -94,7 +95,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Regression C06 and consumers' row 23: sockets must not land on the numbers of standard descriptors.
+/// Regressions C06 and T88, and consumers' row 23: sockets must not land on the numbers of standard descriptors.
 #[test]
 fn it_starts_with_standard_descriptors_closed_and_inherited_ones_open() {
     let Some(world) = World::pod() else { return };
@@ -124,14 +125,6 @@ fn an_identical_restart_after_a_kill_takes_over_what_was_left() {
     let Some(world) = World::pod() else { return };
     let mut daemon = Daemon::start(&world, "exec PASST \"$@\"", &[]);
     assert_works(&world, &daemon.socket());
-    let names = |dir: &Path| {
-        let mut names: Vec<_> = fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    };
     assert_eq!(names(daemon.dir.path()), ["pid", "sock", "wrapper"]);
     daemon.signal(Signal::SIGKILL);
     daemon.expect_gone();
@@ -147,12 +140,7 @@ fn an_identical_restart_after_a_kill_takes_over_what_was_left() {
 #[test]
 fn what_takes_roots_rights_is_open_before_they_are_given_up() {
     let Some(world) = World::pod() else { return };
-    if !Uid::current().is_root()
-        || !fs::read_to_string("/proc/self/uid_map")
-            .unwrap()
-            .contains("4294967295")
-    {
-        println!("skipped: needs the machine's root");
+    if !is_machines_root() {
         return;
     }
     let script = "d=$(dirname \"$0\"); mkdir $d/private && chmod 700 $d/private && \
@@ -220,4 +208,279 @@ fn a_failed_start_says_why_on_standard_error() {
     let last = stderr.lines().last().unwrap();
     assert_eq!(last, format!("Socket path {socket} already in use"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Names in a folder.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// What fails only after the fork, and in the sandbox, still leaves nothing but the reason; whoever made a file keeps it.
+#[test]
+fn a_start_that_fails_late_leaves_no_files() {
+    let Some(world) = World::pod() else { return };
+    let (user_namespace, filter) = (libc::SYS_unshare, libc::SYS_seccomp);
+    for (call, why) in [
+        (user_namespace, "Couldn't create user namespace"),
+        (filter, "Couldn't load seccomp filter"),
+    ] {
+        for kept in ["", "pid"] {
+            let dir = TempDir::new();
+            let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+            if !kept.is_empty() {
+                fs::write(path(kept), "").unwrap();
+            }
+            let (socket, pid, log, pcap) = (path("sock"), path("pid"), path("log"), path("pcap"));
+            let args = ["-s", &socket, "-P", &pid, "-l", &log, "-p", &pcap];
+            let (status, _, stderr) = Setup::new(&args)
+                .arg("--require-sandbox")
+                .arg("--runas=0:0")
+                .forbid(call, None, Errno::EPERM)
+                .background()
+                .run_to_end(&world.pod);
+            assert_eq!(status.code(), Some(1), "{stderr}");
+            let last = stderr.lines().last().unwrap();
+            assert!(last.starts_with(why), "{stderr}");
+            assert_eq!(names(dir.path()).join(" "), kept, "{why}");
+        }
+    }
+}
+
+/// There is no log yet when the kernel is asked to tell.
+#[test]
+fn a_warning_from_before_the_log_is_not_lost() {
+    let Some(world) = World::pod() else { return };
+    // Only netlink's addresses have 12 octets.
+    let dir = TempDir::new();
+    let log = dir.path().join("log");
+    let mut translator = Setup::new(&["-l", log.to_str().unwrap()])
+        .forbid(libc::SYS_bind, Some((2, 12)), Errno::EPERM)
+        .start(&world.pod);
+    let warning = "Changes of the network will not be noticed: Operation not permitted\n";
+    translator.expect_log(warning);
+    let kept = || fs::read_to_string(&log).is_ok_and(|text| text.contains(warning));
+    assert!(wait_until(LONG, kept));
+    assert_works(&world, translator.socket());
+    translator.assert_alive();
+}
+
+/// A log daemon that makes its socket anew cannot be found again from within the sandbox; that must not hurt anybody.
+#[test]
+fn a_daemon_outlives_the_system_log() {
+    let Some(world) = World::pod() else { return };
+    let dir = TempDir::new();
+    let path = dir.path().join("log");
+    let log = UnixDatagram::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let script = format!(
+        "mount -t tmpfs none /mnt && touch /mnt/null && \
+         mount --bind /dev/null /mnt/null && ln -s {}/log /mnt/log && \
+         mount --rbind /mnt /dev && exec PASST \"$@\"",
+        dir.path().display()
+    );
+    let daemon = Daemon::start(&world, &script, &[]);
+    assert!(log.recv(&mut [0; 2048]).is_ok());
+    drop(log);
+    fs::remove_file(&path).unwrap();
+    let _again = UnixDatagram::bind(&path).unwrap();
+    for _ in 0..3 {
+        assert_works(&world, &daemon.socket());
+    }
+    daemon.signal(Signal::SIGTERM);
+    daemon.expect_gone();
+}
+
+/// Whether we are root of all there is, and can become any user.
+fn is_machines_root() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+    let is = Uid::current().is_root() && map.contains("4294967295");
+    if !is {
+        println!("skipped: needs the machine's root");
+    }
+    is
+}
+
+/// Regression S10, and X01: the capability counts where the port is bound, before the user namespace.
+#[test]
+fn the_right_to_low_ports_is_used_before_it_is_lost() {
+    let Some(world) = World::pod() else { return };
+    if !is_machines_root() {
+        return;
+    }
+    let plain = "setpriv --reuid 4242 --regid 4242 --clear-groups";
+    let own = "d=$(dirname \"$0\"); chown 4242 \"$d\"";
+    for script in [
+        format!(
+            "{own}; exec {plain} --inh-caps +net_bind_service --ambient-caps +net_bind_service PASST \"$@\""
+        ),
+        format!(
+            "{own}; cp PASST $d/passt && setcap cap_net_bind_service=ep $d/passt && exec {plain} $d/passt \"$@\""
+        ),
+    ] {
+        let daemon = Daemon::start(&world, &script, &["-t", "22", "-u", "53"]);
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid)).unwrap();
+        assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+        assert!(status.contains("CapBnd:\t0000000000000000"), "{status}");
+        let tcp = |line: &String| line.contains(":0016 ");
+        assert!(world.pod.proc_net("tcp6").iter().any(tcp), "{script}");
+        drop(daemon);
+    }
+    let dir = TempDir::new();
+    let script = wrapper(dir.path(), &format!("exec {plain} PASST \"$@\""));
+    let (status, _, stderr) = Setup::new(&["-t", "22", "-s", "/nowhere"])
+        .binary(script)
+        .background()
+        .run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(1));
+    let last = stderr.lines().last().unwrap();
+    for remedy in [
+        "Failed to bind port 22",
+        "CAP_NET_BIND_SERVICE",
+        "ip_unprivileged_port_start",
+    ] {
+        assert!(last.contains(remedy), "{last}");
+    }
+}
+
+/// Regression S15: a socket that we may not ask whether anybody answers counts as left behind.
+#[test]
+fn a_socket_without_rights_to_it_is_replaced() {
+    let Some(world) = World::pod() else { return };
+    if !is_machines_root() {
+        return;
+    }
+    let script = "d=$(dirname \"$0\"); chown -R 4242 \"$d\" && chmod 0 \"$d/sock\" && \
+        exec setpriv --reuid 4242 --regid 4242 --clear-groups PASST \"$@\"";
+    let dir = TempDir::new();
+    drop(UnixListener::bind(dir.path().join("sock")).unwrap());
+    let pid = Daemon::start_in(&world, dir.path(), script, &[]);
+    let daemon = Daemon { dir, pid };
+    assert_works(&world, &daemon.socket());
+}
+
+/// Regression S07: nothing is started anew, so nothing has to be found again.
+#[test]
+fn a_bare_name_is_found_in_the_path() {
+    let Some(world) = World::pod() else { return };
+    let script = "d=$(dirname \"$0\"); ln -s PASST \"$d/passt\"; cd /; \
+        PATH=\"$d:$PATH\"; export PATH; exec passt \"$@\"";
+    let daemon = Daemon::start(&world, script, &[]);
+    assert_works(&world, &daemon.socket());
+    let name = fs::read_to_string(format!("/proc/{}/comm", daemon.pid)).unwrap();
+    assert_eq!(name, "passt\n");
+}
+
+/// Numbers that nobody opened are soon those of our own descriptors, and must not be taken for the caller's.
+#[test]
+fn a_descriptor_that_is_not_there_is_an_error() {
+    let Some(world) = World::pod() else { return };
+    for fd in ["3", "4", "5", "6", "9", "77"] {
+        let setup = Setup::new(&["--fd", fd]).background();
+        let (status, stdout, stderr) = setup.run_to_end(&world.pod);
+        assert_eq!((status.code(), stdout.as_str()), (Some(1), ""), "{fd}");
+        let why = "Could not move --fd descriptor: Bad file descriptor\n";
+        assert_eq!(stderr, why, "{fd}");
+    }
+}
+
+/// As in a container whose root has no capabilities: it has nothing to give up.
+#[test]
+fn a_root_that_cannot_become_nobody_stays() {
+    let Some(world) = World::pod() else { return };
+    if !is_machines_root() {
+        return;
+    }
+    let plain = "exec setpriv --bounding-set=-all --inh-caps=-all PASST \"$@\"";
+    let daemon = Daemon::start(&world, plain, &[]);
+    assert_works(&world, &daemon.socket());
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid)).unwrap();
+    for field in ["CapEff:\t0000000000000000", "Seccomp:\t2"] {
+        assert!(status.contains(field), "{status}");
+    }
+    drop(daemon);
+    // Another user was asked for, not just thought better.
+    let dir = TempDir::new();
+    let (status, _, stderr) = Setup::new(&["--runas", "4242", "-s", "/nowhere/socket"])
+        .binary(wrapper(dir.path(), plain))
+        .background()
+        .run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+}
+
+/// What a caller ignores is inherited, and would never be heard of.
+#[test]
+fn signals_that_the_caller_ignores_still_end_it() {
+    let Some(world) = World::pod() else { return };
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
+        let script = "trap '' TERM QUIT; exec PASST \"$@\"";
+        let daemon = Daemon::start(&world, script, &[]);
+        daemon.signal(signal);
+        daemon.expect_gone();
+    }
+}
+
+#[test]
+fn want_of_a_second_process_costs_the_news_of_resolvers_only() {
+    let Some(world) = World::pod() else { return };
+    if !is_machines_root() {
+        return;
+    }
+    // Not a user of any other test: processes are counted by user.
+    let script = "chown -R 4251 \"$(dirname \"$0\")\" \"$(dirname \"$3\")\"; \
+        exec setpriv --reuid 4251 --regid 4251 --clear-groups sh -c 'ulimit -p 0; exec PASST \"$@\"' sh \"$@\"";
+    let dir = TempDir::new();
+    let mut translator = Setup::new(&[])
+        .binary(wrapper(dir.path(), script))
+        .start(&world.pod);
+    translator.expect_log(
+        "Changes of the resolver configuration will not be noticed: Resource temporarily unavailable",
+    );
+    assert_works(&world, translator.socket());
+    translator.assert_alive();
+}
+
+#[test]
+fn a_log_that_may_not_grow_is_no_reason_to_end() {
+    let Some(world) = World::pod() else { return };
+    let dir = TempDir::new();
+    let log = dir.path().join("log");
+    let mut translator = Setup::new(&["-l", log.to_str().unwrap()])
+        .binary(wrapper(dir.path(), "ulimit -f 0; exec PASST \"$@\""))
+        .start(&world.pod);
+    assert_works(&world, translator.socket());
+    translator.assert_alive();
+    assert_eq!(fs::metadata(&log).unwrap().len(), 0);
+}
+
+#[test]
+fn where_no_port_can_be_forwarded_that_is_said() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Setup::new(&["-t", "all", "-u", "all"])
+        .limit_files(100)
+        .start(&world.pod);
+    translator.expect_log("No ports are forwarded: Too many open files\n");
+    assert_works(&world, translator.socket());
+    translator.assert_alive();
+}
+
+#[test]
+fn the_way_to_the_background_needs_dev_null_and_says_so() {
+    let Some(world) = World::pod() else { return };
+    let dir = TempDir::new();
+    let socket = dir.path().join("sock");
+    let script = "mount -t tmpfs none /dev && exec PASST \"$@\"";
+    let (status, _, stderr) = Setup::new(&["-s", socket.to_str().unwrap()])
+        .binary(wrapper(dir.path(), script))
+        .background()
+        .run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let last = stderr.lines().last().unwrap();
+    let why = "Failed to go to the background: No such file or directory";
+    assert_eq!(last, why);
+    assert!(!socket.exists());
 }

@@ -6,7 +6,8 @@ mod lab;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use guest::{
@@ -17,6 +18,7 @@ use guest::{
 use lab::{
     LONG, Setup, Translator, World,
     servers::{UdpEcho, accept, tcp_listener},
+    wait_until,
     world::{INTERNET4, INTERNET6, POD4},
 };
 use nix::sys::signal::Signal;
@@ -171,8 +173,76 @@ fn sigusr1_logs_counters_drops_and_flows() {
     peer.expect_acked();
     translator.signal(Signal::SIGUSR1);
     translator.expect_log(" 1 established, 0 closing), 1 UDP, 0 echo");
+    translator.expect_log("\n    guest's link: ");
+    translator.expect_log("\n    flow's socket: ");
+    translator.expect_log("\n    signal: 1\n");
     translator.expect_log("Frames from guest: ");
     translator.expect_log("Dropped: 1\n    ");
+    translator.assert_alive();
+}
+
+/// What a process on the host would see: datagrams meet an error at once, a connection one when the kernel gives it up.
+#[test]
+fn flows_that_lose_their_interface_end_with_an_error() {
+    let Some(world) = World::pod() else { return };
+    world.pod.sysctl("ipv4/tcp_retries2", "1");
+    let mut translator = Translator::start(&world.pod, &[]);
+    let wire = Wire::new(translator.connect());
+    let echo = UdpEcho::start(&world.outside, (INTERNET4, 7));
+    let local = guest_addr(echo.addr(), 5000);
+    let datagram = Udp::new(local, echo.addr(), b"hello");
+    wire.send(&datagram.frame());
+    wire.expect("echo", Udp::of_frame);
+    let remote = SocketAddr::from((INTERNET4, 9));
+    let _listener = tcp_listener(&world.outside, remote);
+    let mut peer = Peer::connect(&wire, guest_addr(remote, 5001), remote);
+    peer.send_data(b"hello");
+    peer.expect_acked();
+    world.pod.ip("link del eth0");
+    wire.send(&datagram.frame());
+    wire.expect("an ICMP error", |frame| {
+        let error = Icmp::of_frame(frame).filter(Icmp::is_unreachable)?;
+        // Net unreachable (RFC 792).
+        (error.code == 0).then_some(())
+    });
+    peer.send_data(b"more");
+    peer.expect_reset();
+    // Nobody answers, and nothing is left of it.
+    translator.signal(Signal::SIGUSR1);
+    translator.expect_log(" 0 established, 0 closing)");
+    translator.assert_alive();
+}
+
+/// Not more often than asked for, and only when there is something to say.
+#[test]
+fn stats_are_logged_when_they_changed() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &["--stats", "1"]);
+    let echo = UdpEcho::start(&world.outside, (INTERNET4, 7));
+    let reports = || translator.log().matches("Frames from guest: ").count();
+    let wire = Wire::new(translator.connect());
+    let begin = Instant::now();
+    let mut port = 5000;
+    let busy = || {
+        port += 1;
+        let local = guest_addr(echo.addr(), port);
+        wire.send(&Udp::new(local, echo.addr(), b"hello").frame());
+        wire.expect("echo", Udp::of_frame);
+        reports() >= 3
+    };
+    assert!(wait_until(LONG, busy), "{}", translator.log());
+    assert!(
+        begin.elapsed() >= Duration::from_secs(2),
+        "more than one a second"
+    );
+    translator.expect_log("\n    flow's socket: ");
+    // What came since, then nothing.
+    let silent = || {
+        let before = reports();
+        thread::sleep(Duration::from_millis(2_500));
+        reports() == before
+    };
+    assert!(wait_until(LONG, silent), "{}", translator.log());
     translator.assert_alive();
 }
 
@@ -222,7 +292,7 @@ fn one_off_ends_soon_after_its_client() {
     let mut translator = Translator::start(&world.pod, &["--one-off"]);
     let wire = Wire::new(translator.connect());
     lease(&wire);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     drop(wire);
     assert_eq!(translator.wait(LONG), 0);
     let took = start.elapsed();

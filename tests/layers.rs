@@ -88,7 +88,7 @@ fn sources() -> Vec<Source> {
                 .to_owned();
             // A file of tests may have a folder of more.
             let tests = path.ends_with("/tests.rs") || path.contains("/tests/");
-            (layer != "lib" && layer != "main" && !tests).then(|| {
+            (!matches!(layer.as_str(), "lib" | "main" | "bin") && !tests).then(|| {
                 let text = fs::read_to_string(&file).unwrap();
                 let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
                 let lines = text.lines().count();

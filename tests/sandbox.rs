@@ -6,7 +6,7 @@ mod lab;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
     process::{Command, Stdio},
 };
@@ -19,7 +19,7 @@ use lab::{
     wait_until,
     world::INTERNET4,
 };
-use nix::unistd::Uid;
+use nix::{errno::Errno, unistd::Uid};
 
 fn status(pid: u32, field: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -74,7 +74,7 @@ fn assert_works(world: &World, translator: &Translator) {
 fn a_running_translator_owns_nothing_but_its_descriptors_and_still_works() {
     let Some(world) = World::pod() else { return };
     let mut translator = Translator::start(&world.pod, &[]);
-    translator.idle_fd_count();
+    translator.expect_log("You can now start qemu");
     let pid = translator.pid();
     assert_shut_in(pid);
     if Uid::current().is_root() && status(std::process::id(), "CapEff") != status(pid, "CapEff") {
@@ -192,7 +192,7 @@ fn layers_that_are_forbidden_are_left_out_with_a_word_each() {
     }
     let dir = janitor::TempDir::new();
     let mut translator = confined(dir.path(), NO_NAMESPACES).start(&world.pod);
-    translator.idle_fd_count();
+    translator.expect_log("You can now start qemu");
     let log = translator.log();
     for layer in [
         "Couldn't create user namespace: ",
@@ -220,7 +220,7 @@ fn without_a_user_namespace_capabilities_still_buy_the_other_layers() {
     let script = "exec unshare -Ur sh -c 'echo 0 >/proc/sys/user/max_user_namespaces && \
         exec PASST \"$@\"' sh \"$@\"";
     let mut translator = confined(dir.path(), script).start(&world.pod);
-    translator.idle_fd_count();
+    translator.expect_log("You can now start qemu");
     let log = translator.log();
     assert_eq!(log.matches("continuing without").count(), 1, "{log}");
     let pid = translator.pid();
@@ -233,5 +233,194 @@ fn without_a_user_namespace_capabilities_still_buy_the_other_layers() {
         assert_eq!(status(pid, field), "0000000000000400", "{field}");
     }
     assert_works(&world, &translator);
+    assert_eq!(translator.stop(), 0);
+}
+
+/// A way to forbid a layer: a call, perhaps with one argument, and what it fails with.
+type Ban = (i64, Option<(u8, u64)>, Errno);
+
+const NEW_USER: (u8, u64) = (0, libc::CLONE_NEWUSER as u64);
+const NEW_PID: (u8, u64) = (0, libc::CLONE_NEWPID as u64);
+const NEW_SPACES: (u8, u64) = (
+    0,
+    (libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64,
+);
+
+/// The layers, how each can be forbidden, and how that is told.
+const BANS: &[(Ban, &str, &str)] = &[
+    (
+        (libc::SYS_unshare, Some(NEW_USER), Errno::EPERM),
+        "user namespace",
+        "Couldn't create user namespace: Operation not permitted",
+    ),
+    (
+        (libc::SYS_unshare, Some(NEW_PID), Errno::EPERM),
+        "PID namespace",
+        "Couldn't create PID namespace: Operation not permitted",
+    ),
+    (
+        (libc::SYS_unshare, Some(NEW_SPACES), Errno::EPERM),
+        "mount, IPC and UTS namespaces",
+        "Couldn't create mount, IPC and UTS namespaces: Operation not permitted",
+    ),
+    // As AppArmor has it (consumers' row 2).
+    (
+        (libc::SYS_mount, None, Errno::EACCES),
+        "empty root",
+        "Couldn't leave the file system: Permission denied",
+    ),
+    (
+        (libc::SYS_capset, None, Errno::EPERM),
+        "dropped capabilities",
+        "Couldn't drop capabilities: ",
+    ),
+    (
+        (libc::SYS_prctl, Some((0, 4)), Errno::EPERM),
+        "no core dumps",
+        "Couldn't forbid core dumps: Operation not permitted",
+    ),
+    (
+        (libc::SYS_landlock_restrict_self, None, Errno::EPERM),
+        "Landlock",
+        "Couldn't confine with Landlock: ",
+    ),
+    (
+        (libc::SYS_seccomp, None, Errno::EINVAL),
+        "seccomp filter",
+        "Couldn't load seccomp filter: ",
+    ),
+];
+
+/// Whether the kernel, and not only the ban, has a say about Landlock here.
+fn landlocked(world: &World) -> bool {
+    let (_, stdout, _) = Setup::new(&["--print-sandbox"]).run_to_end(&world.pod);
+    stdout.contains("Landlock: ok\n")
+}
+
+#[test]
+fn each_forbidden_layer_is_left_out_with_one_warning_that_names_it() {
+    let Some(world) = World::pod() else { return };
+    let landlocked = landlocked(&world);
+    for &((call, argument, error), name, warning) in BANS {
+        if name == "Landlock" && !landlocked {
+            continue;
+        }
+        let dir = janitor::TempDir::new();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (socket, pid_file) = (path("sock"), path("pid"));
+        let setup = Setup::new(&["-s", &socket, "-P", &pid_file]).background();
+        let setup = setup.forbid(call, argument, error);
+        let (exit, _, stderr) = setup.run_to_end(&world.pod);
+        assert_eq!(exit.code(), Some(0), "{name}: {stderr}");
+        let pid = fs::read_to_string(&pid_file).unwrap();
+        let pid: u32 = pid.trim().parse().unwrap();
+        janitor::watch_pid(pid);
+        assert_eq!(stderr.matches(warning).count(), 1, "{name}: {stderr}");
+        let left_out = stderr.matches("continuing without").count();
+        assert_eq!(left_out, 1, "{name}: {stderr}");
+        if name == "user namespace" {
+            // Nothing but the right to low ports is kept, bit 10.
+            for field in ["CapEff", "CapPrm", "CapBnd"] {
+                assert_eq!(status(pid, field), "0000000000000400", "{field}");
+            }
+        }
+        let wire = Wire::new(UnixStream::connect(&socket).unwrap());
+        let udp = UdpEcho::start(&world.outside, (INTERNET4, 7));
+        wire.send(&Udp::new(guest_addr(udp.addr(), 5000), udp.addr(), b"hello").frame());
+        wire.expect("echo", Udp::of_frame);
+        let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        janitor::gone(pid.as_raw().cast_unsigned());
+    }
+}
+
+#[test]
+fn any_missing_layer_ends_the_start_where_all_are_required() {
+    let Some(world) = World::pod() else { return };
+    let landlocked = landlocked(&world);
+    for &((call, argument, error), name, warning) in BANS {
+        if name == "Landlock" && !landlocked {
+            continue;
+        }
+        let setup = Setup::new(&["--require-sandbox"]).background();
+        let socket = setup.dir().join("sock");
+        let mut setup = setup
+            .arg("-s")
+            .arg(socket.to_str().unwrap())
+            .forbid(call, argument, error);
+        let (status, _, stderr) = setup.run(&world.pod);
+        assert_eq!(status.code(), Some(1), "{name}: {stderr}");
+        let last = stderr.lines().last().unwrap();
+        assert!(last.starts_with(warning), "{name}: {stderr}");
+    }
+    if landlocked {
+        let mut translator = Translator::start(&world.pod, &["--require-sandbox"]);
+        assert_works(&world, &translator);
+        translator.assert_alive();
+    }
+}
+
+/// An older kernel is not worth a warning at every start, but is not what was required either.
+#[test]
+fn a_kernel_without_landlock_is_no_reason_for_a_warning() {
+    let Some(world) = World::pod() else { return };
+    let without = |args: &[&str]| {
+        Setup::new(args).forbid(libc::SYS_landlock_create_ruleset, None, Errno::ENOSYS)
+    };
+    let mut translator = without(&[]).start(&world.pod);
+    translator.expect_log("You can now start qemu");
+    assert!(!translator.log().contains("Landlock"));
+    assert_works(&world, &translator);
+    translator.assert_alive();
+    let (status, _, stderr) = without(&["--require-sandbox"]).run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let last = stderr.lines().last().unwrap();
+    assert_eq!(last, "Couldn't confine with Landlock: not in this kernel");
+}
+
+#[test]
+fn what_the_sandbox_would_be_is_printed_a_layer_a_line() {
+    let Some(world) = World::pod() else { return };
+    for &((call, argument, error), name, warning) in BANS {
+        let setup = Setup::new(&["--print-sandbox"]).background();
+        let (status, stdout, stderr) = setup.forbid(call, argument, error).run_to_end(&world.pod);
+        assert_eq!((status.code(), stderr.as_str()), (Some(0), ""), "{stdout}");
+        let layer = |name: &str| {
+            let lines = stdout.lines();
+            let state = lines.filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            state.collect::<Vec<_>>()
+        };
+        let (_, why) = warning.split_once(": ").unwrap();
+        let [state] = layer(name)[..] else {
+            panic!("{stdout}");
+        };
+        assert!(state.starts_with(&format!("missing, {why}")), "{stdout}");
+        for (_, other, _) in BANS {
+            assert_eq!(layer(other).len(), 1, "{stdout}");
+        }
+        assert_eq!(layer("system calls allowed").len(), 1, "{stdout}");
+    }
+    // In the foreground threads may be wanted, which a PID namespace forbids.
+    let (_, stdout, _) = Setup::new(&["--print-sandbox"]).run_to_end(&world.pod);
+    assert!(
+        stdout.contains("PID namespace: missing, not in the foreground\n"),
+        "{stdout}"
+    );
+}
+
+/// Regression S01: the root of an initramfs cannot be exchanged, which the kernel says with this error.
+#[test]
+fn a_root_that_cannot_be_exchanged_is_left_by_another_way() {
+    let Some(world) = World::pod() else { return };
+    let mut translator =
+        Setup::new(&["--require-sandbox"]).forbid(libc::SYS_pivot_root, None, Errno::EINVAL);
+    if !landlocked(&world) {
+        translator = Setup::new(&[]).forbid(libc::SYS_pivot_root, None, Errno::EINVAL);
+    }
+    let mut translator = translator.start(&world.pod);
+    translator.expect_log("You can now start qemu");
+    assert_shut_in(translator.pid());
+    assert_works(&world, &translator);
+    assert!(!translator.log().contains("continuing without"));
     assert_eq!(translator.stop(), 0);
 }

@@ -31,6 +31,41 @@ pub fn pair(v6: bool, remote: u8, inbound: bool) -> Pair {
     }
 }
 
+/// The guest, and a group, or all hosts.
+pub fn group(v6: bool, which: u8) -> Pair {
+    if v6 {
+        let group = [0xfb, 0xc, 1, 0x1234][usize::from(which & 3)];
+        let scope = if which == 3 { 0xff05 } else { 0xff02 };
+        Pair::V6(GUEST6, Ipv6Addr::new(scope, 0, 0, 0, 0, 0, 0, group))
+    } else {
+        let groups = [
+            Ipv4Addr::new(224, 0, 0, 251),
+            Ipv4Addr::new(239, 255, 255, 250),
+            Ipv4Addr::BROADCAST,
+            Ipv4Addr::new(192, 0, 2, 255),
+        ];
+        Pair::V4(GUEST4, groups[usize::from(which & 3)])
+    }
+}
+
+/// A report of membership of a group (RFC 2236, RFC 2710), or that it is left.
+pub fn report(pair: Pair, joins: bool) -> Vec<u8> {
+    match pair {
+        Pair::V4(_, group) => {
+            let mut message = vec![if joins { 0x16 } else { 0x17 }, 0, 0, 0];
+            message.extend(group.octets());
+            let sum = checksum(&message);
+            message[2..4].copy_from_slice(&sum);
+            packet(pair, 2, &message)
+        }
+        Pair::V6(_, group) => {
+            let mut message = vec![if joins { 131 } else { 132 }, 0, 0, 0, 0, 0, 0, 0];
+            message.extend(group.octets());
+            packet(pair, 58, &message)
+        }
+    }
+}
+
 /// The fields of a TCP segment.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tcp<'a> {
@@ -194,6 +229,11 @@ pub fn repair(frame: &mut [u8]) {
         sum = [0xff, 0xff];
     }
     frame[start + at..start + at + 2].copy_from_slice(&sum);
+}
+
+/// The Internet checksum (RFC 1071).
+pub fn checksum(octets: &[u8]) -> [u8; 2] {
+    finish(add(0, octets))
 }
 
 fn add(sum: u32, octets: &[u8]) -> u32 {

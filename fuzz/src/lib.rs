@@ -17,6 +17,7 @@ macro_rules! trace {
     };
 }
 
+pub mod front_end;
 pub mod guest;
 pub mod kernel;
 pub mod play;

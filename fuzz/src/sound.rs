@@ -7,7 +7,7 @@ use smoltcp::wire::{
     TcpPacket, UdpPacket,
 };
 
-use crate::kernel::is_stream;
+use crate::{guest::checksum, kernel::is_stream};
 
 /// A segment of TCP, as the guest sees it.
 #[derive(Debug, Clone)]
@@ -129,6 +129,11 @@ fn read(frame: &[u8]) -> Option<Packet> {
                 inner: 54..total,
                 part: None,
             };
+            if packet.protocol == IpProtocol::HopByHop {
+                // Of queries of MLD (RFC 2710, section 3).
+                packet.protocol = frame[54].into();
+                packet.inner.start += 8 + usize::from(frame[55]) * 8;
+            }
             if packet.protocol == IpProtocol::Ipv6Frag {
                 let place = u16::from_be_bytes([frame[56], frame[57]]);
                 let id = u32::from_be_bytes([frame[58], frame[59], frame[60], frame[61]]);
@@ -178,6 +183,7 @@ fn carried(packet: &Packet, octets: &[u8]) -> Option<Segment> {
             let icmp = Icmpv4Packet::new_checked(octets).expect("ICMP");
             assert!(icmp.verify_checksum(), "ICMP checksum");
         }
+        (IpProtocol::Igmp, ..) => assert_eq!(checksum(octets), [0; 2], "IGMP checksum"),
         (IpProtocol::Icmpv6, IpAddress::Ipv6(src), IpAddress::Ipv6(dst)) => {
             let icmp = Icmpv6Packet::new_checked(octets).expect("ICMPv6");
             assert!(icmp.verify_checksum(&src, &dst), "ICMPv6 checksum");

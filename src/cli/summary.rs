@@ -20,6 +20,12 @@ pub fn summary(resolved: &Resolved, config: &Config, bound: Option<&Path>) -> St
             path.display()
         ));
     }
+    if let Some(path) = config.repair_path(bound) {
+        page.line(format_args!(
+            "UNIX domain socket bound at {}",
+            path.display()
+        ));
+    }
     page.interfaces("Template", &resolved.template4, &resolved.template6);
     page.interfaces(
         "Outbound",

@@ -11,10 +11,15 @@ use std::{
     process,
 };
 
-use nix::unistd::{
-    Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid,
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
+use nix::{
+    sys::prctl::set_keepcaps,
+    unistd::{
+        Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid,
+    },
 };
 
+use super::leftover::Leftovers;
 use crate::{
     config::Identity,
     sys::{
@@ -87,11 +92,11 @@ impl Ready {
 }
 
 /// Goes to the background. Only the new process returns from here; the old one waits until it hears that all is ready, and
-/// exits with 0, or with 1 if the new process ends before.
+/// exits with 0, or with 1 if the new process ends before; then it takes away what the start would leave behind.
 ///
 /// # Errors
 /// Those of open(2), socketpair(2), fork(2) and setsid(2).
-pub fn detach() -> io::Result<Ready> {
+pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
     let null = OpenOptions::new()
         .read(true)
         .write(true)
@@ -102,6 +107,9 @@ pub fn detach() -> io::Result<Ready> {
             drop(telling);
             let told = waiting.write_all(&child.as_raw().to_ne_bytes());
             let ready = told.is_ok() && waiting.read_exact(&mut [0]).is_ok();
+            if !ready {
+                leftovers.remove();
+            }
             process::exit(i32::from(!ready));
         }
         Forked::Child => {
@@ -118,13 +126,28 @@ pub fn detach() -> io::Result<Ready> {
     }
 }
 
-/// Whom to become: whom the caller wants; the machine's root becomes nobody unless told otherwise. `None`: nobody else.
-pub fn identity(wanted: Option<Identity>) -> Option<Identity> {
-    if wanted.is_some() || !(Uid::effective().is_root() && in_initial_namespace()) {
-        return wanted;
+/// Becomes whom the caller wants; unless told otherwise, the machine's root becomes nobody, where it may. To be called once
+/// everything that takes rights is open.
+///
+/// # Errors
+/// One line: the system would not let us be whom the caller wants.
+pub fn leave_root(wanted: Option<Identity>) -> Result<(), String> {
+    if let Some(identity) = wanted {
+        return assume(identity);
     }
+    if Uid::effective().is_root() && in_initial_namespace() {
+        log::warn!("Started as root, will change to nobody.");
+        // A root that may not do so is root over little, as in containers without capabilities.
+        if let Err(why) = assume(nobody()) {
+            log::warn!("{why}, continuing as root");
+        }
+    }
+    Ok(())
+}
+
+fn nobody() -> Identity {
     let nobody = User::from_name("nobody").ok().flatten();
-    Some(nobody.map_or(
+    nobody.map_or(
         Identity {
             uid: 65_534,
             gid: 65_534,
@@ -133,17 +156,11 @@ pub fn identity(wanted: Option<Identity>) -> Option<Identity> {
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
         },
-    ))
+    )
 }
 
-/// Becomes the given user and group, and leaves all others. To be called once everything that takes rights is open.
-///
-/// # Errors
-/// One line: the system would not let us.
-pub fn assume(identity: Option<Identity>) -> Result<(), String> {
-    let Some(identity) = identity else {
-        return Ok(());
-    };
+/// Becomes the given user and group, and leaves all others.
+fn assume(identity: Identity) -> Result<(), String> {
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     let groups = setgroups(&[]);
     if (uid, gid) == (Uid::effective(), Gid::effective()) {
@@ -152,17 +169,35 @@ pub fn assume(identity: Option<Identity>) -> Result<(), String> {
     // Who may not change groups may not change users either, but for one's own.
     let is_root = Uid::effective().is_root();
     let groups = groups.or_else(|error| if is_root { Err(error) } else { Ok(()) });
-    groups
-        .and_then(|()| setgid(gid))
-        .and_then(|()| setuid(uid))
-        .map_err(|error| {
-            format!(
-                "Can't change to user {} and group {}: {}",
-                identity.uid,
-                identity.gid,
-                error.desc()
-            )
-        })
+    // Where it fails, there is nothing to keep.
+    let _ = set_keepcaps(true);
+    let done = groups.and_then(|()| setgid(gid)).and_then(|()| setuid(uid));
+    let _ = keep_capabilities();
+    done.map_err(|error| {
+        format!(
+            "Can't change to user {} and group {}: {}",
+            identity.uid,
+            identity.gid,
+            error.desc()
+        )
+    })
+}
+
+/// Keeps what builds the sandbox where there are no user namespaces, and opens low ports anew; the sandbox takes it.
+fn keep_capabilities() -> Result<(), CapsError> {
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let kept = [
+        Capability::CAP_NET_BIND_SERVICE,
+        Capability::CAP_SETPCAP,
+        Capability::CAP_SYS_ADMIN,
+        Capability::CAP_SYS_CHROOT,
+    ];
+    let kept: CapsHashSet = kept
+        .into_iter()
+        .filter(|capability| permitted.contains(capability))
+        .collect();
+    caps::set(None, CapSet::Effective, &kept)?;
+    caps::set(None, CapSet::Permitted, &kept)
 }
 
 /// Whether everybody is themselves here (user_namespaces(7)): root of any other user namespace is root over little.

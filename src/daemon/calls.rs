@@ -184,6 +184,40 @@ pub(super) const WATCHING: List = List {
     ],
 };
 
+/// `passt-repair`.
+pub(super) const REPAIRING: List = List {
+    any: &[
+        Group {
+            why: "passt's word, the sockets that come with it, the answer",
+            calls: calls![
+                SYS_close,
+                SYS_ppoll,
+                #[cfg(target_arch = "x86_64")]
+                SYS_poll,
+                SYS_recvmsg,
+                SYS_sendmsg,
+                SYS_write,
+            ],
+        },
+        LIBRARY,
+        END,
+    ],
+    narrow: &[
+        Narrow {
+            call: ("SYS_setsockopt", libc::SYS_setsockopt),
+            why: "only repair mode",
+            ways: &[&[(1, ALL, libc::SOL_TCP), (2, ALL, libc::TCP_REPAIR)]],
+        },
+        Narrow {
+            call: ("SYS_fcntl", libc::SYS_fcntl),
+            why: "only to see that a descriptor is open, as debug builds do",
+            ways: &[&[(1, ALL, libc::F_GETFD)]],
+        },
+        MMAP,
+        MPROTECT,
+    ],
+};
+
 /// What every Rust program makes.
 const LIBRARY: Group = Group {
     why: "memory, locks and random numbers of the standard library",

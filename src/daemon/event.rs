@@ -1,5 +1,7 @@
 //! What an event is about, packed into the number that the poll hands back.
 
+use std::fmt;
+
 use mio::Token;
 
 use crate::flow::Id;
@@ -58,11 +60,69 @@ impl Source {
             _ => Self::Kick(bits as u8),
         }
     }
+
+    /// The kind, for a person.
+    const fn kind(self) -> &'static str {
+        match self {
+            Self::Listener => "client at the door",
+            Self::Link => "guest's link",
+            Self::Signal => "signal",
+            Self::Monitor => "host's network",
+            Self::Neighbours => "host's neighbours",
+            Self::Resolver => "resolver configuration",
+            Self::Flow(_) => "flow's socket",
+            Self::Port(_) => "forwarded port",
+            Self::Kick(_) => "guest's queue",
+        }
+    }
+}
+
+/// How often each kind of event came.
+#[derive(Debug)]
+pub struct Counts(Vec<(&'static str, u64)>);
+
+impl Default for Counts {
+    fn default() -> Self {
+        // More than there are kinds.
+        Self(Vec::with_capacity(16))
+    }
+}
+
+impl Counts {
+    pub fn count(&mut self, source: Source) {
+        let kind = source.kind();
+        match self.0.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => self.0.push((kind, 1)),
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: u64 = self.0.iter().map(|(_, count)| count).sum();
+        write!(f, "Events: {all}")?;
+        for (kind, count) in &self.0 {
+            write!(f, "\n    {kind}: {count}")?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_are_counted_by_kind() {
+        let mut counts = Counts::default();
+        assert_eq!(counts.to_string(), "Events: 0");
+        for source in [Source::Port(1), Source::Link, Source::Port(2)] {
+            counts.count(source);
+        }
+        let text = "Events: 3\n    forwarded port: 2\n    guest's link: 1";
+        assert_eq!(counts.to_string(), text);
+    }
 
     #[test]
     fn every_source_survives_its_token() {

@@ -69,14 +69,19 @@ impl LogFile {
         })
     }
 
-    /// Writes the header: who we are, now that the process has the number it keeps, which is `pid`. Messages before are
-    /// not taken; a full disk is no error, the log stays empty then.
+    /// Writes the header: who we are, now that the process has the number it keeps, which is `pid`. What was said before
+    /// moves below it. A full disk is no error, the log stays empty then.
     pub(super) fn begin(&self, pid: u32) {
         self.pid.store(pid, Ordering::Relaxed);
         let header = format!("{} ({pid})\n", self.title);
-        if self.file.write_all_at(header.as_bytes(), 0).is_ok() {
+        let mut text = header.clone().into_bytes();
+        let mut early = vec![0; self.len.load(Ordering::Relaxed) as usize];
+        if self.file.read_exact_at(&mut early, 0).is_ok() {
+            text.append(&mut early);
+        }
+        if self.file.write_all_at(&text, 0).is_ok() {
             self.header.store(octets(&header), Ordering::Relaxed);
-            self.len.store(octets(&header), Ordering::Relaxed);
+            self.len.store(text.len() as u64, Ordering::Relaxed);
         }
     }
 
@@ -94,9 +99,6 @@ impl LogFile {
 
     fn append_line(&self, stamp: Stamp, line: &[u8]) -> io::Result<()> {
         let mut len = self.len.load(Ordering::Relaxed);
-        if len == 0 {
-            return Ok(());
-        }
         if len + line.len() as u64 > self.limit {
             len = self.cut(stamp, len)?;
             self.len.store(len, Ordering::Relaxed);
@@ -309,6 +311,45 @@ mod tests {
         );
     }
 
+    /// Nobody reads standard error of a start that went well.
+    #[test]
+    fn what_was_said_before_the_header_stands_below_it() {
+        let scratch = Scratch::new("early");
+        let log = LogFile::open(&scratch.0, 50_000, Instant::now()).unwrap();
+        log.append("WARNING: ", "first");
+        log.append("WARNING: ", "second");
+        log.begin(17);
+        log.append("info:    ", "third");
+        let [header, lines @ ..] = &scratch.lines()[..] else {
+            panic!("empty");
+        };
+        assert!(
+            header.starts_with("passt ") && header.ends_with(" (17)"),
+            "{header}"
+        );
+        for (line, word) in lines.iter().zip(["first", "second", "third"]) {
+            assert!(line.ends_with(word), "{line}");
+        }
+        assert_eq!(lines.len(), 3);
+    }
+
+    /// Regression C51.
+    #[test]
+    fn the_lines_of_a_message_have_one_stamp_and_one_label() {
+        let scratch = Scratch::new("lines");
+        let log = scratch.log(50_000);
+        log.append("info:    ", "Flows: 2\n    TCP: 1\n    UDP: 1");
+        let [_, first, second, third] = &scratch.lines()[..] else {
+            panic!("{:?}", scratch.lines());
+        };
+        assert!(first.ends_with(": info:    Flows: 2"), "{first}");
+        assert_eq!(
+            (second.as_str(), third.as_str()),
+            ("    TCP: 1", "    UDP: 1")
+        );
+    }
+
+    /// Regression C52; the clock itself is the monotonic one.
     #[test]
     fn stamps_carry_into_the_next_second() {
         let of = |micros| Stamp(Duration::from_micros(micros)).to_string();

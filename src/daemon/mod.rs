@@ -17,6 +17,8 @@ mod log_file;
 
 pub mod log;
 
+mod leftover;
+
 pub mod background;
 
 mod calls;
@@ -27,21 +29,34 @@ mod landlock;
 
 mod sandbox;
 
+pub mod helper;
+
 mod watcher;
 
 mod changes;
 
 mod event;
 
+mod requests;
+
+mod room;
+
+mod migration;
+
 mod reactor;
 
 mod front_end;
+
+mod news;
+
+mod transfer;
 
 pub use reactor::{Ending, Entrance, Reactor};
 pub use sandbox::Report as Layers;
 
 use std::{
-    fs, io,
+    io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -49,11 +64,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use background::{PidFile, Ready};
 use changes::Changes;
+use leftover::Leftovers;
 use log::Destinations;
 use sandbox::Sandbox;
 
 use crate::{
-    config::{Config, LinkChoice, Resolved, resolve},
+    config::{Config, LinkChoice, Net, Resolved, resolve},
     host::{
         conntrack, facts,
         listen::{self as ports, Ports},
@@ -99,40 +115,61 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         LinkChoice::Fd(fd) => Some(fd),
         LinkChoice::Probe | LinkChoice::Socket(_) => None,
     });
+    process::settle_signals();
+    // Before anything else is opened, which could get its number if there is no such descriptor.
+    let inherited = match config.link {
+        LinkChoice::Fd(_) => Some(listen::open(&config.link)?),
+        LinkChoice::Probe | LinkChoice::Socket(_) => None,
+    };
     let descriptors = raise_descriptor_limit();
-    let reader = failed(
-        "Failed to start the resolver watcher",
-        watcher::start(config),
-    )?;
+    let mut warnings = Vec::new();
+    let reader = watcher::start(config).unwrap_or_else(|error| {
+        let why = reason(&error);
+        warnings.push(format!(
+            "Changes of the resolver configuration will not be noticed: {why}"
+        ));
+        None
+    });
     // Heard from before the tables are read. Where nobody tells of changes there are none.
     let monitor = Monitor::open()
-        .map_err(|error| ::log::warn!("Changes of the network will not be noticed: {error}"))
+        .map_err(|error| {
+            let why = reason(&error);
+            warnings.push(format!("Changes of the network will not be noticed: {why}"));
+        })
         .ok();
     let facts = facts::read()?;
     let resolved = resolve(config, &facts)?;
     let changes = Changes::new(config, facts.resolver, monitor, reader);
 
     // Who sees the socket may count on the forwarded ports.
-    let ports = forward(config, descriptors)?;
-    let (entrance, path) = match listen::open(&config.link)? {
+    let (ports, shortage) = forward(config, descriptors)?;
+    warnings.extend(shortage);
+    let opened = inherited.map_or_else(|| listen::open(&config.link), Ok)?;
+    let (entrance, path) = match opened {
         Opened::Listener { socket, path } => (Entrance::Listener(socket), Some(path)),
         Opened::Connected(socket) => (Entrance::Connected(socket), None),
     };
-    // A socket nobody will answer at is taken away again.
-    build(
-        config,
+    let mut leftovers = Leftovers::default();
+    if let Some(path) = &path {
+        leftovers.add(path);
+    }
+    let opened = Opening {
         resolved,
         changes,
         descriptors,
         ports,
         entrance,
-        path.clone(),
-    )
-    .inspect_err(|_| {
-        if let Some(path) = &path {
-            let _ = fs::remove_file(path);
-        }
-    })
+        path,
+        warnings,
+    };
+    let repair_path = config.repair_path(opened.path.as_deref());
+    open_repair(repair_path.as_deref(), &mut leftovers)
+        .and_then(|repair| {
+            let mut prepared = build(config, opened, &mut leftovers)?;
+            prepared.reactor.set_repair(repair);
+            Ok(prepared)
+        })
+        .inspect_err(|_| leftovers.remove())
 }
 
 /// Shuts this process in as the configuration says, and tells which layers stand.
@@ -140,34 +177,46 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
 /// # Errors
 /// One line: a layer is missing, and all are required; or the system would not let us change identity.
 pub fn shut_in(config: &Config) -> Result<Layers, String> {
-    background::assume(background::identity(config.identity))?;
+    background::leave_root(config.identity)?;
     let mut sandbox = Sandbox::new(config.require_sandbox);
     sandbox.isolate_user()?;
     sandbox.isolate_child(config.foreground)?;
     sandbox.close()
 }
 
-/// What comes after the way in.
-fn build(
-    config: &Config,
+/// Where the helper of a migration is to come in, if it may.
+fn open_repair(path: Option<&Path>, leftovers: &mut Leftovers) -> Result<Option<OwnedFd>, String> {
+    let Some(path) = path else { return Ok(None) };
+    let socket = listen::repair(path)?;
+    leftovers.add(path);
+    Ok(Some(socket))
+}
+
+/// What is there by the time the way in is open.
+struct Opening {
     resolved: Resolved,
     changes: Changes,
     descriptors: u64,
-    (ports, shortage): (Ports, Option<String>),
+    ports: Ports,
     entrance: Entrance,
     path: Option<PathBuf>,
-) -> Result<Prepared, String> {
+    /// Said before there was a log to say it to.
+    warnings: Vec<String>,
+}
+
+/// What comes after the way in.
+fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<Prepared, String> {
+    let resolved = opened.resolved;
+    for path in [&config.log_file, &config.pid_file, &config.pcap] {
+        leftovers.expect(path.as_deref());
+    }
     let log = log::init(config)?;
-    if let Some(shortage) = shortage {
-        ::log::warn!("{shortage}");
+    for warning in opened.warnings {
+        ::log::warn!("{warning}");
     }
     let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
-    let identity = background::identity(config.identity);
-    if identity.is_some() && config.identity.is_none() {
-        ::log::warn!("Started as root, will change to nobody.");
-    }
-    background::assume(identity)?;
+    background::leave_root(config.identity)?;
 
     let mut sandbox = Sandbox::new(config.require_sandbox);
     sandbox.isolate_user()?;
@@ -175,33 +224,32 @@ fn build(
     let ready = if config.foreground {
         None
     } else {
-        Some(failed("Failed to fork", background::detach())?)
+        Some(failed(
+            "Failed to go to the background",
+            background::detach(leftovers),
+        )?)
     };
     let pid = ready.as_ref().map_or_else(std::process::id, Ready::pid);
-    let flows = descriptors
-        .saturating_sub(DESCRIPTORS_KEPT + ports.len() as u64)
-        .clamp(16, FLOWS_MOST) as usize;
-    let (udp, udp_stream) = conntrack::udp_timeouts();
-    let limits = Limits {
-        flows,
-        spill: SPILL,
-        udp,
-        udp_stream,
-    };
-    let mut relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
-    relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
-    relay.forward(ports, ports::syn_retries());
+    let relay = relay(
+        config,
+        resolved.net.clone(),
+        opened.ports,
+        opened.descriptors,
+    );
     let mut reactor = failed(
         "Failed to set up the event loop",
         Reactor::new(
             relay,
-            entrance,
+            opened.entrance,
             config.vhost_user.then_some(config.vhost_features),
             config.one_off,
             capture,
         ),
     )?;
-    failed("Failed to watch the network", reactor.follow(changes))?;
+    failed(
+        "Failed to watch the network",
+        reactor.follow(opened.changes),
+    )?;
     match Watch::open().and_then(|watch| reactor.follow_neighbours(watch)) {
         Ok(()) => {}
         // Then all are at our own link address.
@@ -216,10 +264,28 @@ fn build(
     Ok(Prepared {
         reactor,
         resolved,
-        path,
+        path: opened.path,
         ready,
         log,
     })
+}
+
+fn relay(config: &Config, net: Net, ports: Ports, descriptors: u64) -> Relay {
+    let flows = descriptors
+        .saturating_sub(DESCRIPTORS_KEPT + ports.len() as u64)
+        .clamp(16, FLOWS_MOST) as usize;
+    let (udp, udp_stream) = conntrack::udp_timeouts();
+    let limits = Limits {
+        flows,
+        spill: SPILL,
+        udp,
+        udp_stream,
+    };
+    let mut relay = Relay::new(net, Features::probe(), limits);
+    relay.set_fragment_timeouts(conntrack::fragment_timeouts());
+    relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
+    relay.forward(ports, ports::syn_retries());
+    relay
 }
 
 impl Prepared {

@@ -14,13 +14,19 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::{changes::Changes, event::Source};
+use super::{
+    changes::Changes,
+    event::{Counts, Source},
+    migration::Migration,
+    requests,
+    room::Room,
+};
 use crate::{
     config::VhostFeatures,
     host::neighbours::Watch,
     link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
-    relay::{Ready, Relay, Report, Request},
+    relay::{RateLimit, Ready, Relay},
 };
 
 /// Events taken from the kernel at a time.
@@ -49,6 +55,9 @@ pub enum Entrance {
     Connected(OwnedFd),
 }
 
+/// How long the link rests when the system has no memory for it.
+const LINK_AGAIN: Span = Span::millis(10);
+
 /// Why the loop came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -76,7 +85,7 @@ pub fn hold_signals() -> io::Result<SigSet> {
 #[derive(Debug)]
 pub struct Reactor {
     pub(super) poll: Poll,
-    relay: Relay,
+    pub(super) relay: Relay,
     pub(super) inbox: Inbox,
     pub(super) outbox: Outbox,
     /// What clients are offered, if they are vhost-user front-ends, and the one that is connected.
@@ -85,26 +94,34 @@ pub struct Reactor {
     listener: Option<OwnedFd>,
     client: Option<RawFd>,
     one_off: bool,
-    signals: SignalFd,
+    pub(super) signals: SignalFd,
     /// Edges seen and not worked off.
     pub(super) session_readable: bool,
     pub(super) link_readable: bool,
     link_ended: bool,
+    link_room: Room,
     start: Instant,
     advertise: Now,
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
-    changes: Option<Changes>,
-    neighbours: Option<Watch>,
-    stats: Option<Stats>,
+    /// The link waits for the system to have memory.
+    link_again: Option<Now>,
+    pub(super) changes: Option<Changes>,
+    pub(super) neighbours: Option<Watch>,
+    pub(super) counts: Counts,
+    pub(super) stats: Option<Stats>,
+    /// Word of clients that come and go.
+    comings: RateLimit,
+    pub(super) migration: Migration,
 }
 
 /// Reports of counters, as they were asked for.
 #[derive(Debug)]
-struct Stats {
-    every: Span,
-    next: Now,
-    last: Report,
+pub(super) struct Stats {
+    pub(super) every: Span,
+    pub(super) next: Now,
+    /// What was said last.
+    pub(super) last: String,
 }
 
 impl Reactor {
@@ -135,12 +152,17 @@ impl Reactor {
             session_readable: false,
             link_readable: false,
             link_ended: false,
+            link_room: Room::default(),
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
+            link_again: None,
             changes: None,
             neighbours: None,
+            counts: Counts::default(),
             stats: None,
+            comings: RateLimit::default(),
+            migration: Migration::default(),
         };
         reactor.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
@@ -191,7 +213,7 @@ impl Reactor {
         self.stats = every.map(|every| Stats {
             every,
             next: self.now() + every,
-            last: self.relay.report(),
+            last: self.report(),
         });
     }
 
@@ -222,7 +244,9 @@ impl Reactor {
                 Err(error) => return Err(error),
             }
             for event in &events {
-                match Source::of(event.token()) {
+                let source = Source::of(event.token());
+                self.counts.count(source);
+                match source {
                     Source::Flow(id) => {
                         let ready = Ready {
                             readable: event.is_readable(),
@@ -240,6 +264,9 @@ impl Reactor {
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
+                        if event.is_writable() {
+                            self.link_room.told(self.poll.registry(), self.client);
+                        }
                     }
                     Source::Port(place) => self.relay.knock(place),
                     Source::Listener => self.accept()?,
@@ -264,6 +291,7 @@ impl Reactor {
                 }
             }
             self.talk();
+            self.transfer();
             self.take_bursts();
             self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
@@ -278,6 +306,9 @@ impl Reactor {
     /// Timers, flows in line, and what waits for the link. `true` if there is more to do at once.
     fn turn(&mut self) -> bool {
         let now = self.now();
+        if self.link_again.take_if(|at| *at <= now).is_some() {
+            self.link_readable = self.client.is_some();
+        }
         self.relay.expire(&mut self.outbox, now);
         if now >= self.advertise {
             self.relay.advertise(&mut self.outbox);
@@ -291,79 +322,18 @@ impl Reactor {
             more |=
                 self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
-        if self.outbox.flush() == Flushed::Blocked {
+        let blocked = self.outbox.flush() == Flushed::Blocked;
+        self.link_room
+            .want(blocked, self.poll.registry(), self.client);
+        if blocked {
             // Writability is told by an edge, which comes when the guest reads.
             more = self.link_readable || self.session_readable;
         }
+        if self.outbox.is_short() {
+            self.link_again.get_or_insert(now + LINK_AGAIN);
+        }
         self.register();
         more
-    }
-
-    /// Takes the signals that came; `true` for one that ends us.
-    fn signalled(&mut self) -> bool {
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            if info.ssi_signo != Signal::SIGUSR1 as u32 {
-                return true;
-            }
-            log::info!("{}", self.relay.report());
-        }
-        false
-    }
-
-    /// Tells relay and guest what is new on the host.
-    fn follow_host(&mut self, now: Now) {
-        let Some(changes) = &mut self.changes else {
-            return;
-        };
-        let kept = self.relay.has_met_guest();
-        let resolved = changes.look(self.relay.net(), kept, now);
-        self.relay.follow_interfaces(|name| changes.index_of(name));
-        let Some(resolved) = resolved else {
-            return;
-        };
-        let name =
-            |template: &Option<String>| template.clone().unwrap_or_else(|| "none".to_owned());
-        log::info!(
-            "The host's network changed, template interface: {} (IPv4), {} (IPv6)",
-            name(&resolved.template4),
-            name(&resolved.template6)
-        );
-        for warning in &resolved.warnings {
-            log::warn!("{warning}");
-        }
-        self.relay.set_net(resolved.net);
-        if let Some(watch) = &mut self.neighbours {
-            watch.ask_for_all(now);
-        }
-        // RFC 4861, section 6.2.4: what changed is told at once.
-        self.relay.advertise(&mut self.outbox);
-    }
-
-    /// Tells the relay what the kernel tells of neighbours.
-    fn hear_of_neighbours(&mut self) {
-        let now = self.now();
-        let events = self.neighbours.as_mut().map(|watch| watch.events(now));
-        for told in events.iter().flatten() {
-            self.relay.neighbour(told, &mut self.outbox);
-        }
-    }
-
-    fn look_at_neighbours(&mut self, now: Now) {
-        if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
-            self.relay.all_neighbours(&all, &mut self.outbox);
-        }
-    }
-
-    fn report_stats(&mut self, now: Now) {
-        let Some(stats) = self.stats.as_mut().filter(|stats| stats.next <= now) else {
-            return;
-        };
-        stats.next = now + stats.every;
-        let report = self.relay.report();
-        if report != stats.last {
-            log::info!("{report}");
-            stats.last = report;
-        }
     }
 
     /// Takes what the guest has sent, a few bursts at most.
@@ -386,8 +356,14 @@ impl Reactor {
                 Received::Last if self.link_ended => {}
                 Received::Last => self.link_readable = false,
                 Received::Blocked => (self.link_readable, self.link_ended) = (false, false),
+                Received::Short => {
+                    self.link_readable = false;
+                    self.link_again.get_or_insert(now + LINK_AGAIN);
+                }
                 Received::BadLength(len) => {
-                    log::warn!("Bad frame size from guest, resetting connection: {len}");
+                    let said =
+                        format_args!("Bad frame size from guest, resetting connection: {len}");
+                    self.comings.log(log::Level::Warn, now, said);
                     self.detach();
                 }
                 Received::Broken(broken) => self.refuse(&broken),
@@ -397,40 +373,16 @@ impl Reactor {
     }
 
     /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
-    fn register(&mut self) {
+    pub(super) fn register(&mut self) {
         let mut failed = Vec::new();
         loop {
             for request in self.relay.requests().drain(..) {
-                // Reads stop at urgent data, so it has to be told of.
-                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-                let registry = self.poll.registry();
-                let (done, source) = match request {
-                    Request::Watch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
+                match requests::carry_out(self.poll.registry(), request) {
+                    Ok(()) => {}
+                    Err((Source::Flow(id), error)) => failed.push((id, error)),
+                    Err((source, error)) => {
+                        log::warn!("Cannot watch the socket of {source:?}: {error}");
                     }
-                    Request::Rewatch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done =
-                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
-                    }
-                    Request::Listen(fd, place) => {
-                        let source = Source::Port(place);
-                        let readable = Interest::READABLE;
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                        (done, source)
-                    }
-                    Request::Close(socket) => {
-                        drop(socket);
-                        continue;
-                    }
-                };
-                match (done, source) {
-                    (Ok(()), _) => {}
-                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
-                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
                 }
             }
             if failed.is_empty() {
@@ -474,11 +426,14 @@ impl Reactor {
                 (self.link_readable, self.link_ended) = (self.client.is_some(), true);
                 self.take_bursts();
             }
-            if self.client.is_some() {
-                log::info!("discarding connection from PID {pid}");
+            let now = self.now();
+            let refused = self.client.is_some();
+            let done = if refused { "discarding" } else { "accepted" };
+            let said = format_args!("{done} connection from PID {pid}");
+            self.comings.log(log::Level::Info, now, said);
+            if refused {
                 continue;
             }
-            log::info!("accepted connection from PID {pid}");
             if let Err(error) = self.attach(client) {
                 log::warn!("Cannot serve the connection: {error}");
                 self.detach();
@@ -498,11 +453,8 @@ impl Reactor {
         }
         // Where the system allows less, it is less.
         let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
-        self.watch(
-            socket.as_raw_fd(),
-            Source::Link,
-            Interest::READABLE | Interest::WRITABLE,
-        )?;
+        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.link_room = Room::default();
         self.client = Some(socket.as_raw_fd());
         self.outbox.attach(Some(socket.try_clone()?));
         self.inbox.attach(Some(socket));
@@ -523,12 +475,13 @@ impl Reactor {
 
     /// The client is gone: its flows end with it.
     pub(super) fn detach(&mut self) {
-        log::info!(
-            "Client connection closed{}",
-            if self.one_off { ", exiting" } else { "" }
-        );
+        let now = self.now();
+        let exiting = if self.one_off { ", exiting" } else { "" };
+        let said = format_args!("Client connection closed{exiting}");
+        self.comings.log(log::Level::Info, now, said);
         self.link_readable = false;
         self.relay.guest_left();
+        self.migration.over();
         self.register();
         if let Some(fd) = self.client.take() {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
@@ -539,7 +492,7 @@ impl Reactor {
         self.outbox.attach(None);
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         Now(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 
@@ -549,6 +502,7 @@ impl Reactor {
         let times = [
             Some(self.advertise),
             self.accept_again,
+            self.link_again,
             self.changes.as_ref().and_then(Changes::due),
             self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),

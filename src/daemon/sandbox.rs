@@ -201,9 +201,10 @@ impl Sandbox {
 /// Replaces the root folder by one that is empty and cannot be written to. For a mount namespace of our own only.
 fn empty_root() -> nix::Result<()> {
     let nothing = None::<&str>;
-    // Nothing of what follows may be seen outside.
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(nothing, "/", nothing, private, nothing)?;
+    // Nothing of what follows may be seen outside. That, and not just MS_PRIVATE, is what policies for passt have allowed
+    // (contrib/apparmor).
+    let apart = MsFlags::MS_REC | MsFlags::MS_UNBINDABLE;
+    mount(nothing, "/", nothing, apart, nothing)?;
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let mount_at = |place: &&str| mount(nothing, *place, Some("tmpfs"), flags, Some(EMPTY));
     let mut tried = PLACES
@@ -225,7 +226,7 @@ fn empty_root() -> nix::Result<()> {
 
 /// Drops every capability but `keep`, from all sets. Without the right to it the bounding set stays, which then matters
 /// as little: nothing new can be had by exec.
-fn drop_capabilities(keep: Option<Capability>) -> Result<(), io::Error> {
+pub(super) fn drop_capabilities(keep: Option<Capability>) -> Result<(), io::Error> {
     let held = |set, capability| caps::has_cap(None, set, capability).unwrap_or(false);
     let kept: caps::CapsHashSet = keep
         .into_iter()

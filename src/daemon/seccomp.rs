@@ -8,7 +8,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch, apply_filter,
 };
 
-use super::calls::{Argument, BY_PATH, List, SERVING, WATCHING, Way};
+use super::calls::{Argument, BY_PATH, List, REPAIRING, SERVING, WATCHING, Way};
 
 /// Calls and ways to make them, of which one has to be taken; none: any.
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
@@ -27,6 +27,14 @@ pub(super) fn load() -> io::Result<usize> {
 /// As [`load`].
 pub(super) fn load_for_watcher() -> io::Result<usize> {
     apply(&WATCHING)
+}
+
+/// The same for `passt-repair`.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_for_helper() -> io::Result<usize> {
+    apply(&REPAIRING)
 }
 
 /// Loads the filter; there is no way back.
@@ -90,7 +98,7 @@ mod tests {
     use super::*;
     use crate::daemon::calls::Call;
 
-    const LISTS: [&List; 2] = [&SERVING, &WATCHING];
+    const LISTS: [&List; 3] = [&SERVING, &WATCHING, &REPAIRING];
 
     fn calls(list: &List) -> Vec<Call> {
         let any = list.any.iter().flat_map(|group| group.calls).copied();

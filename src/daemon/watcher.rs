@@ -101,8 +101,7 @@ fn run(watcher: &Watcher, config: &Config) -> io::Result<()> {
     drop(null);
     close_inherited(Some(watcher.as_fd().as_raw_fd()));
     SigSet::all().thread_unblock()?;
-    let identity = background::identity(config.identity);
-    background::assume(identity).map_err(io::Error::other)?;
+    background::leave_root(config.identity).map_err(io::Error::other)?;
     if config.foreground {
         // In the background the parent does not stay; the line's end says when the other process is gone.
         set_pdeathsig(Signal::SIGKILL)?;

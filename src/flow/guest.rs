@@ -73,6 +73,11 @@ impl Guest {
         }
     }
 
+    /// Addresses at which the client on the link was heard, latest first.
+    pub fn heard(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.heard.iter().flatten().copied()
+    }
+
     /// Whether the client on the link was heard at this address, so that frames to it arrive.
     pub fn is_at(&self, addr: IpAddr) -> bool {
         self.mac != Mac::BROADCAST && self.heard.contains(&Some(addr))

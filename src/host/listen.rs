@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
 
 use nix::{
@@ -15,7 +15,13 @@ use nix::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::{config::Rule, net::Protocol, proto::tcp::SynRetries, sys::reason};
+use super::group::keep_to_members;
+use crate::{
+    config::Rule,
+    net::Protocol,
+    proto::tcp::SynRetries,
+    sys::{reason, sockopt},
+};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -132,6 +138,10 @@ impl Ports {
             }
         }
         if let Some((port, error)) = end {
+            if self.ports.is_empty() {
+                let why = reason(&error);
+                return Ok(Some(format!("No ports are forwarded: {why}")));
+            }
             return Ok(Some(format!(
                 "Forwarding ports below {port} only, {} sockets in all: {}",
                 self.ports.len(),
@@ -369,9 +379,13 @@ fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
         socket.set_reuse_address(true)?;
         if at == At::Both || domain == Domain::IPV4 {
             setsockopt(&socket, Ipv4PacketInfo, &true)?;
+            keep_to_members(&socket, false)?;
+            sockopt::set_receive_marks(socket.as_fd(), false)?;
         }
         if domain == Domain::IPV6 {
             setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
+            keep_to_members(&socket, true)?;
+            sockopt::set_receive_marks(socket.as_fd(), true)?;
         }
     }
     Ok(socket)

@@ -2,6 +2,10 @@
 
 pub mod socket;
 
+pub mod moving;
+
+pub mod helper;
+
 pub mod group;
 
 pub mod conntrack;

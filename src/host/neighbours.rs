@@ -80,8 +80,7 @@ impl Watch {
             ) {
                 Ok(len) if len <= self.buffer.len() => {
                     let bytes = self.buffer.get(..len).unwrap_or_default();
-                    let all = messages(bytes);
-                    heard.extend(all.filter_map(|m| neighbour(m.message_type(), m.payload())));
+                    heard.extend(of_messages(bytes));
                 }
                 Err(Errno::EINTR) => {}
                 // The kernel had more to say than it could hold, or we.
@@ -133,6 +132,13 @@ impl AsRawFd for Watch {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+/// What messages say of neighbours, from whatever source: octets that make no sense say nothing.
+pub fn of_messages(octets: &[u8]) -> Vec<Neighbour> {
+    let all = messages(octets);
+    all.filter_map(|m| neighbour(m.message_type(), m.payload()))
+        .collect()
 }
 
 /// What a message says of a neighbour; of bridges and proxies it says something else.

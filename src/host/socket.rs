@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use crate::{
     config::Outbound,
     net::{Endpoint, Span},
-    sys::sockopt,
+    sys::{Marks, sockopt},
 };
 
 /// What this kernel can do, found out once at start.
@@ -175,6 +175,27 @@ pub fn udp_reply(
     Ok(socket.into())
 }
 
+/// Opens a UDP socket for a flow that had these ends elsewhere; of ours the port counts, and the address where it is the host's.
+/// `scope` is the interface of link-local addresses.
+///
+/// # Errors
+/// Those of socket(2), bind(2) and connect(2).
+pub fn udp_again(local: SocketAddr, remote: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
+    let peer = remote.address();
+    udp_reply(local, peer, None, false)
+        .inspect(|socket| {
+            discard_strays(&SockRef::from(socket));
+            receive_segments(socket);
+        })
+        .or_else(|_| udp(remote, outbound, local.port()))
+}
+
+/// The two ends of a connected socket.
+pub fn ends(socket: &impl AsFd) -> Option<(SocketAddr, SocketAddr)> {
+    let local = SockRef::from(socket).local_addr().ok()?.as_socket()?;
+    Some((canonical(local), peer(socket)?))
+}
+
 /// The peer a socket is connected to.
 pub fn peer(socket: &impl AsFd) -> Option<SocketAddr> {
     let peer = SockRef::from(socket).peer_addr().ok()?.as_socket()?;
@@ -182,7 +203,7 @@ pub fn peer(socket: &impl AsFd) -> Option<SocketAddr> {
 }
 
 /// An IPv4 address in the guise of an IPv6 one, made plain.
-fn canonical(addr: SocketAddr) -> SocketAddr {
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
     match addr.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), addr.port()),
         IpAddr::V6(_) => addr,
@@ -197,6 +218,7 @@ pub struct Arrival {
     pub from: SocketAddr,
     /// Our address that a reply is to come from, where the socket tells: unspecified if `from` used a multicast address.
     pub to: Option<SocketAddr>,
+    pub marks: Marks,
 }
 
 /// Receives a datagram, its sender, and which of our addresses it was sent to (IP_PKTINFO, ip(7)). The port of `to` is 0.
@@ -204,7 +226,7 @@ pub struct Arrival {
 /// # Errors
 /// Those of recvmsg(2); `WouldBlock` when there is none.
 pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arrival> {
-    let mut control = [0; 128];
+    let mut control = [0; 256];
     let mut iov = [IoSliceMut::new(buffer)];
     let message = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
@@ -214,9 +236,14 @@ pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arri
     )?;
     let from = message.address.as_ref().and_then(socket_addr);
     let from = canonical(from.ok_or(io::ErrorKind::InvalidData)?);
-    let mut to = None;
+    let (mut to, mut marks) = (None, Marks::default());
     for part in message.cmsgs()? {
         match part {
+            ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
+                marks.ttl = u8::try_from(ttl).ok();
+            }
+            ControlMessageOwned::Ipv4Tos(tos) => marks.tos = Some(tos),
+            ControlMessageOwned::Ipv6TClass(tos) => marks.tos = u8::try_from(tos).ok(),
             ControlMessageOwned::Ipv4PacketInfo(info) => {
                 // The address routing would answer from: of a broadcast, the interface's own.
                 let addr = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
@@ -243,6 +270,7 @@ pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arri
         len: message.bytes,
         from,
         to,
+        marks,
     })
 }
 

@@ -57,6 +57,16 @@ pub fn open(choice: &LinkChoice) -> Result<Opened, String> {
     }
 }
 
+/// Listens for passt-repair.
+///
+/// # Errors
+/// One line for a person.
+pub fn repair(path: &Path) -> Result<OwnedFd, String> {
+    match listen_at(path)? {
+        Opened::Listener { socket, .. } | Opened::Connected(socket) => Ok(socket),
+    }
+}
+
 fn check_stream(socket: &OwnedFd) -> Result<(), &'static str> {
     let socket = SockRef::from(socket);
     if !socket.r#type().is_ok_and(|kind| kind == Type::STREAM) {

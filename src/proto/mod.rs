@@ -3,3 +3,7 @@
 pub mod fragments;
 
 pub mod tcp;
+
+pub mod repair;
+
+pub mod state;

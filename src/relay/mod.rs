@@ -5,6 +5,8 @@ mod request;
 
 mod limit;
 
+mod audience;
+
 mod flow;
 
 mod run;
@@ -12,6 +14,8 @@ mod run;
 mod reassembly;
 
 mod waiting;
+
+mod away;
 
 mod state;
 
@@ -33,6 +37,8 @@ mod udp_in;
 
 mod groups;
 
+mod guest_errors;
+
 mod echo;
 
 mod neighbour;
@@ -40,6 +46,10 @@ mod neighbour;
 mod lan;
 
 mod arrival;
+
+mod departure;
+
+mod settling;
 
 pub use limit::RateLimit;
 pub use report::Report;
@@ -88,15 +98,18 @@ impl Relay {
     ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
         let first = self.guest.mac == Mac::BROADCAST;
+        if first {
+            self.expect_groups(now);
+        }
         self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
-            let level = if first {
-                log::Level::Info
+            let said = format_args!("New guest MAC address observed: {}", read.mac);
+            if first {
+                self.sighted.log(log::Level::Info, now, said);
             } else {
-                log::Level::Debug
-            };
-            log::log!(level, "New guest MAC address observed: {}", read.mac);
+                log::debug!("{said}");
+            }
         }
         self.packet(&read, frame, inbox, outbox, now)
     }
@@ -114,9 +127,8 @@ impl Relay {
             return Ok(());
         }
         if let Some(message) = services::membership(&read.body) {
-            let octets = frame.head.get(message).ok_or(Why::Truncated)?;
             let v4 = matches!(read.body, Body::Igmp(..));
-            return self.membership(octets, v4, now);
+            return self.membership(frame.head.get(message).unwrap_or_default(), v4, now);
         }
         let protocol = match &read.body {
             Body::Arp | Body::Igmp(..) => return Err(Why::Unanswered),
@@ -144,6 +156,9 @@ impl Relay {
 
     /// Takes an event of a flow's socket; one for a flow that is gone finds nothing.
     pub fn from_host(&mut self, id: Id, ready: Ready, outbox: &mut Outbox, now: Now) {
+        if self.away.on_the_way {
+            return;
+        }
         match self.flows.get(id) {
             Some(Flow::Tcp(_)) => self.tcp_ready(id, ready, outbox, now),
             Some(Flow::Udp(_)) => self.udp_ready(id, ready, outbox, now),
@@ -155,6 +170,10 @@ impl Relay {
 
     /// Lets flows go on that waited for room on the link, each for one turn. `true` if some still wait though there is room.
     pub fn resume(&mut self, outbox: &mut Outbox, now: Now) -> bool {
+        if self.away.on_the_way {
+            return false;
+        }
+        self.say_farewells(outbox);
         let knocks = self.answer_knocks(outbox, now);
         for _ in 0..self.starved.len() {
             if self.budget == 0 {
@@ -207,9 +226,13 @@ impl Relay {
 
     /// Begins a turn of the loop: carries out what is due by now.
     pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
+        if self.away.on_the_way {
+            return;
+        }
         self.begin_turn(now);
         self.expire_fragments(outbox, now);
-        self.wake_ports(now);
+        self.wake_rested(now);
+        self.ask_for_groups(outbox, now);
         self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
             let Some(id) = self.flows.at(slot) else {
@@ -237,21 +260,26 @@ impl Relay {
 
     /// The time until [`Relay::expire`] may have something to do.
     pub fn next_deadline(&self, now: Now) -> Option<Span> {
+        if self.away.on_the_way {
+            return None;
+        }
         let fragments = self.reassembly.deadline();
-        let others = [self.waiting.ask, self.rested, fragments];
+        let others = [self.waiting.ask, self.rested, fragments, self.groups.ask];
         let others = others.into_iter().flatten().min();
         let others = others.map(|at| at.since(now));
         self.wheel.next(now).into_iter().chain(others).min()
     }
 
-    /// The guest is gone: every connection's peer hears a reset, nothing is kept.
+    /// The guest is gone: every connection's peer hears a reset, unless the connection moved with the guest.
     pub fn guest_left(&mut self) {
+        self.let_go();
         let mut slot = 0;
         while let Some(id) = self.flows.from(slot) {
             slot = id.slot + 1;
             self.abort(id);
         }
         self.starved.clear();
+        self.weary.clear();
         self.reassembly.clear(&mut self.pool);
         self.groups.clear();
         self.waiting.flows.clear();

@@ -23,6 +23,8 @@ pub mod rights;
 
 pub mod sockopt;
 
+pub mod repair;
+
 pub use cmsg::Marks;
 pub use iovec::{Gather, Iovecs, Part, Scatter};
 pub use reason::reason;

@@ -8,6 +8,7 @@ use std::{
 use libc::c_uint;
 use nix::{
     fcntl::{FcntlArg, fcntl},
+    sys::signal::{self, SigHandler, Signal},
     unistd::{ForkResult, Pid, fork as fork_process},
 };
 
@@ -73,6 +74,20 @@ fn close_listed(keep: Option<c_uint>) {
             // closing it again fails harmlessly.
             unsafe { libc::close(fd) };
         }
+    }
+}
+
+/// Undoes what a caller may have had in mind for itself: signals that end us are not ignored, or nobody would hear of them
+/// (signalfd(2)); and a file that may not grow is an error like any other.
+pub fn settle_signals() {
+    for (signal, handler) in [
+        (Signal::SIGTERM, SigHandler::SigDfl),
+        (Signal::SIGQUIT, SigHandler::SigDfl),
+        (Signal::SIGUSR1, SigHandler::SigDfl),
+        (Signal::SIGXFSZ, SigHandler::SigIgn),
+    ] {
+        // SAFETY: neither disposition runs any code of ours.
+        let _ = unsafe { signal::signal(signal, handler) };
     }
 }
 

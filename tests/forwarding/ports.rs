@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use nix::errno::Errno;
+
 use crate::lab::{Host, LONG, Setup, World, servers::tcp_listener, wait_until};
 
 /// What it says when it gives up at once.
@@ -37,25 +39,76 @@ fn a_port_that_must_be_had_and_cannot_be_ends_the_start() {
     );
 }
 
+/// How many sockets are bound to port 4000, for TCP, TCP over IPv6, UDP and UDP over IPv6.
+fn bound(host: &Host) -> [usize; 4] {
+    ["tcp", "tcp6", "udp", "udp6"].map(|table| {
+        let wanted = format!(":{:04X}", 4000);
+        let lines = host.proc_net(table);
+        let at = lines
+            .iter()
+            .filter_map(|line| line.split_whitespace().nth(1));
+        at.filter(|at| at.ends_with(&wanted)).count()
+    })
+}
+
 #[test]
 fn one_socket_listens_in_both_families() {
     let Some(world) = World::pod() else { return };
     let _translator = Setup::new(&["-t", "4000", "-u", "4000"]).start(&world.pod);
-    let listens = |table: &str| {
-        let wanted = format!(":{:04X}", 4000);
-        let lines = world.pod.proc_net(table);
-        lines
-            .iter()
-            .filter(|line| {
-                line.split_whitespace()
-                    .nth(1)
-                    .is_some_and(|at| at.ends_with(&wanted))
-            })
-            .count()
-    };
-    assert!(wait_until(LONG, || {
-        ["tcp", "tcp6", "udp", "udp6"].map(listens) == [0, 1, 0, 1]
-    }));
+    assert!(wait_until(LONG, || bound(&world.pod) == [0, 1, 0, 1]));
+}
+
+/// Regressions C03 and C56.
+#[test]
+fn a_family_that_is_off_has_no_sockets() {
+    let Some(world) = World::pod() else { return };
+    for (family, sockets) in [("-4", [1, 0, 1, 0]), ("-6", [0, 1, 0, 1])] {
+        let args = [family, "-t", "4000", "-u", "4000"];
+        let _translator = Setup::new(&args).start(&world.pod);
+        assert_eq!(bound(&world.pod), sockets, "{family}");
+        let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, 4000)).is_ok();
+        assert_eq!(world.pod.run(connect), family == "-4");
+    }
+}
+
+/// Regression C01: as with the kernel parameter ipv6.disable=1.
+#[test]
+fn a_kernel_without_ipv6_forwards_by_ipv4() {
+    let Some(world) = World::pod() else { return };
+    let inet6 = Some((0, libc::AF_INET6 as u64));
+    let mut translator = Setup::new(&["-t", "4000", "-u", "4000"])
+        .forbid(libc::SYS_socket, inet6, Errno::EAFNOSUPPORT)
+        .start(&world.pod);
+    assert_eq!(bound(&world.pod), [1, 0, 1, 0]);
+    assert!(connects(&world.pod, 4000));
+    translator.assert_alive();
+}
+
+/// Regression C38, and part B: ports that were named have to be had, all of them.
+#[test]
+fn named_ports_end_the_start_for_want_of_descriptors() {
+    let Some(world) = World::pod() else { return };
+    let (status, _, stderr) = Setup::new(&["-t", "4000-4100"])
+        .limit_files(60)
+        .run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let last = stderr.lines().last().unwrap_or_default();
+    let why = "Can't open enough sockets for '-t 4000-4100': Too many open files";
+    assert_eq!(last, why);
+}
+
+/// The right to it went with the start.
+#[test]
+fn a_low_port_of_an_interface_that_returns_is_refused_with_one_warning() {
+    let Some(world) = World::pod() else { return };
+    let lay = || world.pod.wire("lan0", &world.outside, "lan1");
+    lay();
+    let mut translator = Setup::new(&["-t", "%lan0/80-89"]).start(&world.pod);
+    world.pod.ip("link del lan0");
+    lay();
+    translator.expect_log("An interface returned, but not for port 80 (Permission denied)");
+    assert_eq!(translator.log().matches("returned, but not").count(), 1);
+    translator.assert_alive();
 }
 
 /// Regression C05: the more exact rule wins, and both are there.

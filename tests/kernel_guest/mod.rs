@@ -5,14 +5,17 @@
 //! The relay is the wire: it never drops unless told to, never reorders and never looks into a frame.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
-mod tap;
+pub mod tap;
 
 mod queues;
 mod relay;
 
 pub mod machine;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use crate::lab::{Host, Translator};
 
@@ -68,7 +71,10 @@ impl KernelGuest {
     ) -> Option<Self> {
         let host = Host::new().expect("a namespace for the guest");
         prepare(&host);
-        let tap = match host.run(|| Tap::create(DEVICE, features.is_some())) {
+        let tap = match host.run(|| match features {
+            Some(_) => Tap::create_virtio(DEVICE),
+            None => Tap::create(DEVICE),
+        }) {
             Ok(tap) => tap,
             Err(error) => {
                 println!("skipped: no TAP device: {error}");
@@ -82,10 +88,16 @@ impl KernelGuest {
         let socket = translator.connect();
         let relay = match features {
             Some(features) => Relay::by_queues(tap, socket, features),
-            None => Relay::start(tap, socket),
+            None => Relay::start(Arc::new(tap), socket),
         }
         .expect("relay");
         Some(Self { host, relay })
+    }
+
+    /// Plugs it out and in again, without a word to the guest; counters start over.
+    pub fn replug(&mut self, translator: &Translator) {
+        let tap = self.relay.cut();
+        self.relay = Relay::start(tap, translator.connect()).expect("relay");
     }
 
     /// Gives it, without asking, what the translator would have assigned in [`World::pod`](crate::lab::World::pod).

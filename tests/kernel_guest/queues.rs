@@ -226,6 +226,7 @@ impl Queue {
 }
 
 pub(super) struct Queues {
+    pub(super) tap: Arc<Tap>,
     pub(super) socket: UnixStream,
     pub(super) counters: Arc<Counters>,
     pub(super) threads: Vec<Worker>,
@@ -250,11 +251,13 @@ impl Queues {
         };
         let down = {
             let counters = counters.clone();
+            let tap = tap.clone();
             Worker::start("queue-to-guest", socket.try_clone()?, move |_| {
                 carry_down(&tap, receive, &counters)
             })?
         };
         Ok(Self {
+            tap,
             socket,
             counters,
             threads: vec![up, down],

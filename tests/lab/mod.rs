@@ -14,6 +14,8 @@ pub mod capture;
 pub mod front_end;
 pub mod janitor;
 pub mod netns;
+pub mod nodes;
+pub mod path;
 pub mod servers;
 pub mod traffic;
 pub mod translator;
@@ -21,6 +23,7 @@ pub mod world;
 
 pub use capture::Capture;
 pub use netns::Host;
+pub use nodes::Nodes;
 pub use translator::{Setup, Translator};
 pub use world::World;
 

@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fmt, fs,
     io::Read,
     os::{
         fd::OwnedFd,
@@ -17,10 +17,15 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
+};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
 };
 
 use super::{
@@ -44,6 +49,15 @@ pub fn binary() -> OsString {
     env::var_os("PASST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_passt").into())
 }
 
+/// What the thread does that starts a translator, before it does: the process inherits what that thread is.
+struct Preparation(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Preparation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Preparation")
+    }
+}
+
 /// Whether guests are to be plugged in by vhost-user: `TEST_LINK=vhost-user` puts every test to that link.
 fn by_vhost_user() -> bool {
     env::var_os("TEST_LINK").is_some_and(|link| link == "vhost-user")
@@ -58,7 +72,11 @@ pub struct Setup {
     private_tmp: bool,
     foreground: bool,
     files: Option<u32>,
+    forbidden: Vec<Forbidden>,
     fd: Option<OwnedFd>,
+    env: Vec<(String, String)>,
+    preparation: Option<Preparation>,
+    unheard: bool,
     dir: TempDir,
 }
 
@@ -71,7 +89,11 @@ impl Setup {
             private_tmp: false,
             foreground: true,
             files: None,
+            forbidden: Vec::new(),
             fd: None,
+            env: Vec::new(),
+            preparation: None,
+            unheard: false,
             dir: TempDir::new(),
         }
     }
@@ -112,6 +134,31 @@ impl Setup {
         self
     }
 
+    /// Gives it a variable of its environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Has the thread that starts it do this before: in the namespaces of the process, which inherits what the thread is.
+    pub fn prepare(mut self, work: impl FnOnce() + Send + 'static) -> Self {
+        self.preparation = Some(Preparation(Box::new(work)));
+        self
+    }
+
+    /// Lets nobody read what it says on stderr, a pipe.
+    pub fn unheard(mut self) -> Self {
+        self.unheard = true;
+        self
+    }
+
+    /// Has a system call fail with this error, as a container's filter would; with an argument's number and value, only
+    /// calls with that one.
+    pub fn forbid(mut self, call: i64, argument: Option<(u8, u64)>, error: Errno) -> Self {
+        self.forbidden.push((call, argument, error));
+        self
+    }
+
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
@@ -140,13 +187,30 @@ impl Setup {
     }
 
     /// As [`Self::start`], where the socket to wait for is known to be another.
-    pub fn start_at(mut self, host: &Host, socket: Option<PathBuf>) -> Translator {
+    pub fn start_at(self, host: &Host, socket: Option<PathBuf>) -> Translator {
+        let mut translator = self.try_start_at(host, socket);
+        let ended = translator.has_ended();
+        assert!(!ended, "{:?}\n{}", translator.ended, translator.log());
+        translator
+    }
+
+    /// As [`Self::start`], where it may also end by itself.
+    pub fn try_start(self, host: &Host) -> Translator {
+        let socket = self.dir().join("passt.sock");
+        self.try_start_at(host, Some(socket))
+    }
+
+    fn try_start_at(mut self, host: &Host, socket: Option<PathBuf>) -> Translator {
         let bridged = self.bridged();
         let mut command = self.command(socket.as_deref());
         let mut child = self.spawn(host, &mut command);
         drop(command);
         janitor::watch_pid(child.id());
-        let log = Log::follow(child.stderr.take().expect("piped"));
+        let log = if self.unheard {
+            Log(Arc::default())
+        } else {
+            Log::follow(child.stderr.take().expect("piped"))
+        };
         let mut translator = Translator {
             child,
             log,
@@ -163,13 +227,8 @@ impl Setup {
             let up = wait_until(LONG, || {
                 translator.has_ended() || listens(host, path.to_str().expect("UTF-8"))
             });
-            assert!(
-                up && translator.ended.is_none(),
-                "not listening at {}: {:?}\n{}",
-                path.display(),
-                translator.ended,
-                translator.log()
-            );
+            let path = path.display();
+            assert!(up, "not listening at {path}: {}", translator.log());
         }
         translator
     }
@@ -230,6 +289,7 @@ impl Setup {
             command.arg("--socket").arg(path);
         }
         command
+            .envs(self.env.drain(..))
             .args(&self.args)
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -237,7 +297,8 @@ impl Setup {
     }
 
     /// The process starts in a mount namespace where `/etc/resolv.conf` (and `/tmp`) are ours.
-    fn spawn(&self, host: &Host, command: &mut Command) -> Child {
+    fn spawn(&mut self, host: &Host, command: &mut Command) -> Child {
+        let preparation = self.preparation.take();
         let dir = self.dir();
         let resolv_conf = dir.join("resolv.conf");
         fs::write(&resolv_conf, &self.resolv_conf).expect("resolv.conf");
@@ -253,9 +314,30 @@ impl Setup {
             if self.private_tmp {
                 bind(dir, "/tmp");
             }
+            if let Some(Preparation(work)) = preparation {
+                work();
+            }
+            self.forbidden.iter().for_each(forbid);
             command.spawn().expect("the binary under test")
         })
     }
+}
+
+type Forbidden = (i64, Option<(u8, u64)>, Errno);
+
+/// Binds this thread, and what it starts from now on.
+fn forbid(&(call, argument, error): &Forbidden) {
+    let rule = argument.map(|(number, value)| {
+        let length = SeccompCmpArgLen::Dword;
+        let condition = SeccompCondition::new(number, length, SeccompCmpOp::Eq, value);
+        SeccompRule::new(vec![condition.expect("a condition")]).expect("a rule")
+    });
+    let rules = [(call, rule.into_iter().collect())].into();
+    let refuse = SeccompAction::Errno(error as u32);
+    let arch = env::consts::ARCH.try_into().expect("a known architecture");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).expect("a filter");
+    let program: BpfProgram = filter.try_into().expect("a program");
+    seccompiler::apply_filter(&program).expect("seccomp");
 }
 
 /// A running translator; killed on drop.
@@ -328,6 +410,18 @@ impl Translator {
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).expect("a process number");
         kill(Pid::from_raw(pid), signal).expect("kill");
+    }
+
+    /// The flows there are, as the process itself reports them when it is asked to (SIGUSR1).
+    pub fn flows(&self) -> String {
+        let reports = |log: &str| log.matches("\nFlows: ").count();
+        let before = reports(&self.log());
+        self.signal(Signal::SIGUSR1);
+        let told = wait_until(LONG, || reports(&self.log()) > before);
+        assert!(told, "no report\n{}", self.log());
+        let log = self.log();
+        let (_, last) = log.rsplit_once("\nFlows: ").expect("a report");
+        last.lines().next().unwrap_or_default().to_owned()
     }
 
     /// What it has said on stderr so far.

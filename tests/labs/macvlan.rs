@@ -4,7 +4,10 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use super::{
-    kernel_guest::KernelGuest,
+    kernel_guest::{
+        KernelGuest,
+        machine::{Lease, Machine},
+    },
     lab::{
         Host, LONG, Translator, World,
         servers::UdpEcho,
@@ -30,23 +33,43 @@ struct Scene {
     lan: Host,
 }
 
+/// World, node and LAN, before anybody starts anything.
+fn laboratory() -> Option<(World, Host, Host)> {
+    let world = World::bare()?;
+    world.pod.allow_ping();
+    world.pod.allow_low_ports();
+    world.pod.ip("addr add 10.233.70.4/32 dev eth0
+         route add 169.254.1.1 dev eth0
+         route add default via 169.254.1.1 dev eth0");
+    world.outside.ip("addr add 169.254.1.1/32 dev pod0
+         route add 10.233.70.4 dev pod0");
+    let [node, lan] = [(); 2].map(|()| Host::new().expect("a namespace"));
+    node.wire("nic", &lan, "lan0");
+    lan.forward();
+    lan.ip("addr add 10.7.33.7/16 dev lan0
+         addr add 10.7.0.1/16 dev lan0
+         addr add 203.0.113.80/32 dev lo");
+    Some((world, node, lan))
+}
+
+fn unplug(world: &World) {
+    world.pod.ip("link del eth0");
+}
+
+fn plug_macvlan(world: &World, node: &Host) {
+    let pod = world.pod.path();
+    node.ip(&format!(
+        "link add link nic name net1 type macvlan mode bridge
+         link set net1 netns {pod}"
+    ));
+    world.pod.ip("link set net1 up
+         addr add 10.7.120.202/16 dev net1
+         route add default via 10.7.0.1 dev net1");
+}
+
 impl Scene {
     fn new() -> Option<Self> {
-        let world = World::bare()?;
-        world.pod.allow_ping();
-        world.pod.allow_low_ports();
-        world.pod.ip("addr add 10.233.70.4/32 dev eth0
-             route add 169.254.1.1 dev eth0
-             route add default via 169.254.1.1 dev eth0");
-        world.outside.ip("addr add 169.254.1.1/32 dev pod0
-             route add 10.233.70.4 dev pod0");
-        let [node, lan] = [(); 2].map(|()| Host::new().expect("a namespace"));
-        node.wire("nic", &lan, "lan0");
-        lan.forward();
-        lan.ip("addr add 10.7.33.7/16 dev lan0
-             addr add 10.7.0.1/16 dev lan0
-             addr add 203.0.113.80/32 dev lo");
-
+        let (world, node, lan) = laboratory()?;
         let translator = Translator::start(&world.pod, &["-t", "22,8080", "-u", "5353"]);
         let guest = KernelGuest::plug(&translator, 1500)?;
         guest.host().allow_ping();
@@ -63,18 +86,11 @@ impl Scene {
     }
 
     fn unplug(&self) {
-        self.world.pod.ip("link del eth0");
+        unplug(&self.world);
     }
 
     fn plug_macvlan(&self) {
-        let pod = self.world.pod.path();
-        self.node.ip(&format!(
-            "link add link nic name net1 type macvlan mode bridge
-             link set net1 netns {pod}"
-        ));
-        self.world.pod.ip("link set net1 up
-             addr add 10.7.120.202/16 dev net1
-             route add default via 10.7.0.1 dev net1");
+        plug_macvlan(&self.world, &self.node);
     }
 
     /// The guest is on the internet by `eth0`.
@@ -162,4 +178,39 @@ fn a_guest_without_network_is_told_and_recovers() {
     scene.plug_macvlan();
     scene.expect_online_after();
     scene.expect_reachable_after();
+}
+
+/// What the guest was given first, and is given for ever.
+const LEASE: Lease = Lease {
+    address: "10.233.70.4/32",
+    routes: &["default via 169.254.1.1 ", "169.254.1.1 "],
+    resolver: "10.233.70.1",
+    search: "lab.example pod.example",
+};
+
+/// Leases are asked for again, by guests that start anew too.
+#[test]
+fn a_fresh_lease_on_the_new_network_is_the_old_one_and_good_for_it() {
+    let Some((world, node, lan)) = laboratory() else {
+        return;
+    };
+    let mut translator = Translator::start(&world.pod, &[]);
+    let Some(machine) = Machine::new(&translator, "dhclient") else {
+        return;
+    };
+    let guest = machine.host();
+    guest.allow_ping();
+    let ask = || machine.start("dhclient", &["-4", "-v", "-d", "eth0"]);
+    let client = ask();
+    machine.expect_lease(&client, &LEASE);
+    drop(client);
+    unplug(&world);
+    plug_macvlan(&world, &node);
+    guest.ip("addr flush dev eth0");
+    let client = ask();
+    machine.expect_lease(&client, &LEASE);
+    let server = greeter(&lan, (LAN, 80), "lan");
+    expect_greeting(guest, server.addr(), &format!("lan greets {AFTER}"));
+    ping(guest, LAN);
+    translator.assert_alive();
 }

@@ -1,15 +1,18 @@
 //! Whole guests behind the link: their streams and datagrams arrive, whatever the driver can do.
 
+use std::net::{Ipv4Addr, UdpSocket};
+
 use crate::{
     Scene,
-    guest::{Guest, both},
+    guest::{Guest, Udp, both, pattern},
     lab::{
+        LONG,
         front_end::{
             CSUM, Driver, EVENT_IDX, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, IPXE, LINUX, MRG_RXBUF,
             VERSION_1, bridge,
         },
         servers::TcpServer,
-        world::{INTERNET4, INTERNET6},
+        world::{INTERNET4, INTERNET6, POD4},
     },
 };
 
@@ -55,5 +58,27 @@ fn large_frames_span_buffers_of_any_size() {
         let mut driver = Driver::new(LINUX);
         (driver.buffer, driver.pieces, driver.buffers) = (buffer, pieces, 256 / pieces as u16);
         exchange(&scene, driver, mtu);
+    }
+}
+
+#[test]
+fn a_datagram_to_a_group_stays_one_however_it_lies_in_memory() {
+    let group = Ipv4Addr::new(239, 255, 255, 250);
+    let Some(scene) = Scene::new(&[]) else { return };
+    let member = scene.world.pod.run(|| {
+        let socket = UdpSocket::bind((group, 5555)).unwrap();
+        socket.join_multicast_v4(&group, &POD4).unwrap();
+        socket
+    });
+    member.set_read_timeout(Some(LONG)).unwrap();
+    let mut guest = scene.guest(Driver::new(LINUX));
+    let header = vec![0; guest.driver.header()];
+    for pieces in 1..=4 {
+        let payload = pattern(pieces, 1400);
+        let frame = Udp::new((POD4, 50_000).into(), (group, 5555).into(), &payload).frame();
+        guest.transmit(&header, &frame, pieces as usize);
+        let mut octets = [0; 2000];
+        let len = member.recv(&mut octets).unwrap();
+        assert!(octets[..len] == payload, "{len} octets of {pieces} pieces");
     }
 }

@@ -311,6 +311,43 @@ extern "C" fn fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
     }
 }
 
+/// # Safety
+/// As sendto(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendto(
+    fd: c_int,
+    memory: *const c_void,
+    len: size_t,
+    flags: c_int,
+    name: *const sockaddr,
+    name_len: socklen_t,
+) -> ssize_t {
+    if !is_ours(fd) {
+        return real!(SYS_sendto, fd, memory, len, flags, name, name_len) as ssize_t;
+    }
+    // SAFETY: as of send(2).
+    unsafe { send(fd, memory, len, flags) }
+}
+
+/// # Safety
+/// As recvfrom(2); nobody asks a socket of ours for the sender in this way.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn recvfrom(
+    fd: c_int,
+    memory: *mut c_void,
+    len: size_t,
+    flags: c_int,
+    name: *mut sockaddr,
+    name_len: *mut socklen_t,
+) -> ssize_t {
+    if !is_ours(fd) {
+        return real!(SYS_recvfrom, fd, memory, len, flags, name, name_len) as ssize_t;
+    }
+    assert!(name.is_null());
+    // SAFETY: as of recv(2).
+    unsafe { recv(fd, memory, len, flags) }
+}
+
 /// The size of datagrams a message is to be cut into (UDP_SEGMENT), or zero.
 ///
 /// # Safety

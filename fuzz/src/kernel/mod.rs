@@ -15,3 +15,4 @@ mod calls;
 
 pub use sockets::{Kernel, Kind, Waiting, with};
 pub use stream::{is_stream, stream};
+pub use transfer::filling;

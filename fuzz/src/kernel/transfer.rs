@@ -57,14 +57,21 @@ pub(super) fn send_into(fd: c_int, octets: &[u8], segment: usize) -> Result<usiz
             }
             let cut = if segment > 0 { segment } else { octets.len() };
             let mut datagrams = octets.chunks(cut.max(1));
-            // The guest's datagrams repeat one octet: nothing of two may be mixed.
-            let mut intact = |datagram: &[u8]| datagram.iter().all(|octet| *octet == datagram[0]);
+            let mut intact = |datagram: &[u8]| {
+                let octet = filling(datagram.len());
+                datagram.iter().all(|found| *found == octet)
+            };
             if kernel.checks_upload && kind == Kind::Udp && !datagrams.all(&mut intact) {
                 die("a datagram of the guest arrives changed");
             }
             Ok(octets.len())
         }
     })
+}
+
+/// The octet that datagrams of the guest repeat: each length has one, so neither contents nor borders change unnoticed.
+pub fn filling(len: usize) -> u8 {
+    (len % 251) as u8
 }
 
 const TCP_SEND: [c_int; 5] = [
@@ -142,22 +149,7 @@ pub(super) fn receive_from(
             return Err(libc::EBADF);
         };
         if kind == Kind::Tcp {
-            let peeks = flags & libc::MSG_PEEK != 0;
-            let start = socket.read + socket.peek.filter(|_| peeks).unwrap_or(0);
-            let octets = (want as u64).min(socket.sent_by_peer.saturating_sub(start));
-            if octets == 0 && want > 0 {
-                return if socket.ended { Ok(0) } else { Err(EAGAIN) };
-            }
-            if flags & libc::MSG_TRUNC == 0 {
-                stream(start, octets as usize).for_each(|piece| out.put(piece));
-            }
-            if peeks {
-                socket.peek = socket.peek.map(|at| at + octets);
-            } else {
-                socket.read += octets;
-                socket.peek = socket.peek.map(|at| at.saturating_sub(octets));
-            }
-            return Ok(octets as usize);
+            return give_stream(socket, &mut out, want, flags);
         }
         let waiting = socket.waiting.pop_front().ok_or(EAGAIN)?;
         let len = usize::from(waiting.len).min(want);
@@ -178,6 +170,35 @@ pub(super) fn receive_from(
         }
         Ok(len)
     })
+}
+
+/// Gives octets of the stream, or throws them away, or says that there are no more.
+fn give_stream(
+    socket: &mut Socket,
+    out: &mut Writer<'_>,
+    want: usize,
+    flags: c_int,
+) -> Result<usize, c_int> {
+    let peeks = flags & libc::MSG_PEEK != 0;
+    let start = socket.read + socket.peek.filter(|_| peeks).unwrap_or(0);
+    let octets = (want as u64).min(socket.sent_by_peer.saturating_sub(start));
+    if octets == 0 && want > 0 {
+        return if socket.ended {
+            Ok(0)
+        } else {
+            Err(libc::EAGAIN)
+        };
+    }
+    if flags & libc::MSG_TRUNC == 0 {
+        stream(start, octets as usize).for_each(|piece| out.put(piece));
+    }
+    if peeks {
+        socket.peek = socket.peek.map(|at| at + octets);
+    } else {
+        socket.read += octets;
+        socket.peek = socket.peek.map(|at| at.saturating_sub(octets));
+    }
+    Ok(octets as usize)
 }
 
 struct Writer<'a> {

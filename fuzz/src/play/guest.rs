@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     guest,
-    kernel::{self, stream},
+    kernel::{self, filling, stream},
 };
 
 impl Play {
@@ -17,6 +17,9 @@ impl Play {
             "guest: {:?}",
             classify(frame, frame.len()).map(|read| read.body)
         );
+        if self.queue_frame(frame) {
+            return;
+        }
         kernel::with(|kernel| {
             kernel.from_guest.extend((frame.len() as u32).to_be_bytes());
             kernel.from_guest.extend(frame);
@@ -149,7 +152,8 @@ impl Play {
     /// A datagram or an echo request.
     pub(super) fn datagram(&mut self, script: &mut Script<'_>) {
         let how = script.byte();
-        let payload = vec![how; script.number().min(1400) as usize];
+        let octets = script.number().min(1400) as usize;
+        let payload = vec![filling(octets); octets];
         let pair = guest::pair(how & 1 == 1, how >> 1 & 3, how & 8 != 0);
         let frame = if how & 16 == 0 {
             let ports = (
@@ -169,7 +173,7 @@ impl Play {
         let pair = guest::pair(how & 1 == 1, how >> 1 & 3, false);
         for n in 0..count {
             let len = if n & 15 == 15 { octets / 2 } else { octets };
-            let payload = vec![how.wrapping_add(n); len];
+            let payload = vec![filling(len); len];
             let frame = guest::udp(pair, (5000, 53), &payload);
             self.put(&frame);
         }
@@ -180,7 +184,7 @@ impl Play {
         let (how, octets) = (script.byte(), script.number().min(60_000) as usize);
         let size = script.number().clamp(1, 4000) as usize * 8;
         let pair = guest::pair(how & 1 == 1, how >> 1 & 3, false);
-        let payload = vec![how; octets];
+        let payload = vec![filling(octets); octets];
         let whole = if how & 16 == 0 {
             guest::udp(pair, (5000, 53), &payload)
         } else {
@@ -204,15 +208,35 @@ impl Play {
         }
     }
 
+    /// What has to do with groups: a datagram to one or to all, a report, or that it leaves one.
+    pub(super) fn group(&mut self, script: &mut Script<'_>) {
+        let (how, octets) = (script.byte(), script.number().min(9000) as usize);
+        let v6 = how & 1 == 1;
+        let pair = guest::group(v6, how >> 1 & 3);
+        let frame = match how >> 3 & 3 {
+            0 | 1 => {
+                let payload = vec![filling(octets); octets];
+                guest::udp(
+                    pair,
+                    (5000, [5353, 1900, 67, 9][usize::from(how >> 5 & 3)]),
+                    &payload,
+                )
+            }
+            kind => guest::report(pair, kind == 2),
+        };
+        self.put(&frame);
+    }
+
     /// Any part of a packet whose octets its number tells.
     pub(super) fn part(&mut self, what: u8, script: &mut Script<'_>) {
-        let (id, offset, octets) = (script.byte(), script.number(), script.number());
+        let (id, offset, size) = (script.byte(), script.number(), script.number());
         let pair = guest::pair(what & 1 == 1, 1, false);
-        let payload = vec![id; usize::from(id) * 37];
+        let octets = usize::from(id) * 37;
+        let payload = vec![filling(octets); octets];
         let whole = guest::udp(pair, (5000, 53), &payload);
         let start = if what & 1 == 1 { 54 } else { 34 };
         let at = offset as usize * 8;
-        let end = at + octets as usize * if what & 2 == 2 { 1 } else { 8 };
+        let end = at + size as usize * if what & 2 == 2 { 1 } else { 8 };
         let upper = &whole[start..];
         let part = upper.get(at.min(upper.len())..end.min(upper.len()));
         let place = guest::Place {
@@ -249,23 +273,32 @@ impl Play {
     /// The guest's frames are taken.
     pub(super) fn burst(&mut self) {
         for _ in 0..8 {
+            if self.queue.is_some() && self.inbox.intake().is_none() {
+                return;
+            }
             let received = self.inbox.receive();
             self.relay
                 .from_guest(&self.inbox, &mut self.outbox, self.now);
             self.settle();
+            self.inbox.release();
             self.outbox.flush();
             match received {
                 Received::Burst | Received::Last => {}
                 Received::Blocked => return,
+                Received::Broken(_) => {
+                    assert!(!self.is_sane(), "an honest driver is refused");
+                    self.detach_front_end();
+                    return self.attach_front_end();
+                }
                 Received::Closed | Received::BadLength(_) => {
                     self.relay.guest_left();
                     self.settle();
                     self.inbox.attach(None);
                     self.outbox.attach(None);
-                    self.attach();
-                    return;
+                    return self.attach();
                 }
             }
+            self.end_broken();
         }
     }
 }

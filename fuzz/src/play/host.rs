@@ -4,6 +4,8 @@ use std::os::fd::RawFd;
 
 use passt_rs::{
     config::{Config, resolve},
+    flow::Neighbour,
+    net::Mac,
     relay::Ready,
 };
 
@@ -52,6 +54,7 @@ impl Play {
         ];
         let mut ready = Ready {
             writable: how & 1 != 0,
+            urgent: how & 0x80 != 0,
             ..Ready::default()
         };
         kernel::with(|kernel| {
@@ -114,6 +117,17 @@ impl Play {
             self.relay.advertise(&mut self.outbox);
         }
         self.relay.follow_interfaces(|_| None);
+        let neighbour = Neighbour {
+            interface: 2,
+            addr: [192, 0, 2, how].into(),
+            mac: (how & 0x20 == 0).then_some(Mac([2, 0, 0, 0, 1, how])),
+            router: how & 0x40 != 0,
+        };
+        if how & 0x80 == 0 {
+            self.relay.neighbour(&neighbour, &mut self.outbox);
+        } else {
+            self.relay.all_neighbours(&[neighbour], &mut self.outbox);
+        }
         assert!(!self.relay.report().to_string().is_empty());
     }
 
@@ -152,7 +166,7 @@ fn datagram(octets: u32) -> Waiting {
         _ => 0,
     };
     Waiting {
-        port: 0,
+        port: 0x9100,
         len: len as u16,
         segment: segment as u16,
         ttl: 60 + (octets & 3) as u8,

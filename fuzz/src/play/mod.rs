@@ -7,6 +7,8 @@ mod guest;
 
 mod host;
 
+mod queue;
+
 use std::{
     collections::HashMap,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
@@ -29,6 +31,7 @@ use crate::{
     kernel::{self, Kernel, Kind, is_stream},
     sound::{Ear, Segment},
 };
+use queue::Queue;
 use script::{Conn, Script};
 
 /// Everything that plays.
@@ -46,6 +49,9 @@ struct Play {
     /// Tells the guest's packets in parts apart.
     parts: u16,
     guest: Guest,
+    queue: Option<Queue>,
+    /// The first octet of the input.
+    setting: u8,
 }
 
 /// What the guest is like.
@@ -57,6 +63,8 @@ pub enum Guest {
     Parts,
     /// It sends octets too that are no frame of its own.
     Anything,
+    /// As the first, behind a vhost-user front-end, until that or its driver misbehaves.
+    Queues,
 }
 
 /// Plays what `input` says.
@@ -94,25 +102,7 @@ impl Play {
             udp_stream: Span::secs(180),
         };
         let mut relay = Relay::new(net, features, limits);
-        let mut forwards = Forwards::default();
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let added = forwards.add(protocol, "22", &(32_768..=60_999));
-            added.expect("a specifier");
-        }
-        let all = Enabled {
-            v4: true,
-            v6: true,
-            tcp: true,
-            udp: true,
-        };
-        let (rules, _) = forwards.finish(all).expect("rules");
-        let options = Options {
-            v4: true,
-            v6: true,
-            freebind: false,
-            most: 8,
-        };
-        let (ports, _) = Ports::open(&rules, options).expect("ports");
+        let ports = forwarded();
         relay.forward(ports, SynRetries::default());
         let ports: Vec<_> = relay.forwarded().collect();
         kernel::with(|kernel| {
@@ -136,12 +126,17 @@ impl Play {
             ear: Ear::default(),
             parts: 0,
             guest,
+            queue: None,
+            setting,
         };
         play.attach();
         play
     }
 
     fn attach(&mut self) {
+        if self.guest == Guest::Queues {
+            return self.attach_front_end();
+        }
         let link = |kernel: &mut Kernel| {
             kernel.from_guest.clear();
             kernel.to_guest.clear();
@@ -168,9 +163,10 @@ impl Play {
             7 => self.arrivals(script),
             8 => self.datagram(script),
             9 => self.time(script),
-            10 => kernel::with(|kernel| kernel.link_room = script.number() as usize * 16),
+            10 => self.link_room(script),
             11 => self.answer(script),
             12 if self.guest == Guest::Anything => self.raw(script),
+            12 if self.guest == Guest::Queues => self.misbehave(script),
             13 => self.socket_room(script),
             14 => self.other(script),
             _ => self.burst(),
@@ -208,12 +204,23 @@ impl Play {
             0xf1.. => self.leave(),
             0x80..=0xb0 => self.parts(script),
             0xb1..=0xd0 => self.host_changes(script),
+            0xd1..=0xf0 => self.group(script),
             count @ 0x40..=0x7f => self.row(count & 0x3f, script),
             _ => {}
         }
     }
 
+    fn link_room(&mut self, script: &mut Script<'_>) {
+        let room = script.number();
+        kernel::with(|kernel| kernel.link_room = room as usize * 16);
+        self.lend_buffers(room as usize & 0x3f, room >> 6 << 6);
+    }
+
     fn leave(&mut self) {
+        if self.queue.is_some() {
+            self.detach_front_end();
+            return self.attach_front_end();
+        }
         kernel::with(|kernel| kernel.link_closed = true);
         self.burst();
         kernel::with(|kernel| kernel.link_closed = false);
@@ -224,7 +231,7 @@ impl Play {
         let requests: Vec<Request> = self.relay.requests().drain(..).collect();
         for request in requests {
             match request {
-                Request::Watch(fd, id) | Request::Rewatch(fd, id) => {
+                Request::Watch(fd, id) | Request::Hear(fd, id) | Request::Rewatch(fd, id) => {
                     let open = kernel::with(|kernel| kernel.socket(fd).is_some());
                     assert!(open, "a descriptor that is closed is to be watched");
                     self.watched.insert(fd, id);
@@ -239,6 +246,13 @@ impl Play {
                 }
             }
         }
+        if let Some(frames) = self.collect() {
+            for (offload, mut frame) in frames {
+                offload.complete(&mut frame);
+                self.hear_frame(&frame, offload.cut);
+            }
+            return;
+        }
         let octets = kernel::with(|kernel| std::mem::take(&mut kernel.to_guest));
         let mut rest = &octets[..];
         while let Some((prefix, behind)) = rest.split_first_chunk::<4>() {
@@ -246,14 +260,22 @@ impl Play {
             let Some(frame) = behind.get(..len) else {
                 break;
             };
-            if let Some(segment) = self.ear.hear(frame, self.mtu) {
-                trace!("ours: {segment:?}");
-                self.hear(&segment, frame);
-            }
+            self.hear_frame(frame, 0);
             rest = &behind[len..];
         }
         // The end of a frame may still be on its way.
         kernel::with(|kernel| kernel.to_guest = rest.to_vec());
+    }
+
+    /// The guest takes a frame; of more than one segment if it cuts it itself, into `cut` octets each.
+    fn hear_frame(&mut self, frame: &[u8], cut: u16) {
+        let mtu = if cut == 0 { self.mtu } else { u16::MAX };
+        if let Some(segment) = self.ear.hear(frame, mtu) {
+            trace!("ours: {segment:?}");
+            let headers = segment.payload.start - 14;
+            assert!(usize::from(cut) + headers <= usize::from(self.mtu.max(1280)));
+            self.hear(&segment, frame);
+        }
     }
 
     /// The guest takes a segment, which must be of the stream its peer sends.
@@ -262,6 +284,7 @@ impl Play {
         let same = |conn: &&mut Conn| {
             (conn.v6, conn.ports, conn.remote) == (segment.v6, ports, segment.remote)
         };
+        let honest = self.guest != Guest::Anything && self.is_sane();
         let Some(conn) = self.conns.iter_mut().find(same) else {
             if segment.flags & 0x12 == 2 && self.conns.len() < 12 {
                 let mut conn = Conn::new(segment.v6, ports, segment.remote, true);
@@ -289,7 +312,7 @@ impl Play {
         if end.wrapping_sub(conn.expected).cast_signed() > 0 {
             conn.expected = end;
         }
-        if self.guest != Guest::Anything && segment.flags & 0x10 != 0 {
+        if honest && segment.flags & 0x10 != 0 {
             let acknowledged = segment.ack.wrapping_sub(conn.iss);
             assert!(
                 acknowledged <= conn.most + 2 || acknowledged >= 0x4000_0000,
@@ -303,6 +326,7 @@ impl Play {
         kernel::with(Kernel::behave);
         self.burst();
         for round in 0..40 {
+            self.lend_buffers(64, 1 << 16);
             let open: Vec<RawFd> = self.watched.keys().copied().collect();
             for fd in open {
                 let ready = kernel::with(|kernel| {
@@ -313,6 +337,7 @@ impl Play {
                         writable: true,
                         ended: socket.ended,
                         error: false,
+                        urgent: false,
                     })
                 });
                 self.ready(fd, ready.unwrap_or_default());
@@ -336,4 +361,28 @@ impl Play {
         let left = kernel::with(|kernel| kernel.flows());
         assert!(left.is_empty(), "{} sockets leak", left.len());
     }
+}
+
+/// A port of each protocol, for both families.
+fn forwarded() -> Ports {
+    let mut forwards = Forwards::default();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let added = forwards.add(protocol, "22", &(32_768..=60_999));
+        added.expect("a specifier");
+    }
+    let all = Enabled {
+        v4: true,
+        v6: true,
+        tcp: true,
+        udp: true,
+    };
+    let (rules, _) = forwards.finish(all).expect("rules");
+    let options = Options {
+        v4: true,
+        v6: true,
+        freebind: false,
+        most: 8,
+    };
+    let (ports, _) = Ports::open(&rules, options).expect("ports");
+    ports
 }

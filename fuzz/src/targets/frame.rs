@@ -11,6 +11,7 @@ pub fn run(frame: &[u8]) {
         Body::Tcp(ip, segment) => (ip, &segment.payload),
         Body::Udp(ip, datagram) => (ip, &datagram.payload),
         Body::Icmp(ip, message) => (ip, &message.octets),
+        Body::Igmp(ip, message) => (ip, message),
         Body::Fragment(ip, part) => (ip, &part.payload),
     };
     assert!(payload.start <= payload.end && payload.end <= frame.len());

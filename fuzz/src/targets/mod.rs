@@ -38,6 +38,11 @@ pub fn fragments(input: &[u8]) {
     play::run(input, Guest::Parts);
 }
 
+/// As `tcp`, through the rings of a vhost-user front-end, whose messages and driver may become hostile.
+pub fn vhost(input: &[u8]) {
+    play::run(input, Guest::Queues);
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
@@ -46,7 +51,7 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const ALL: [(&str, Target); 9] = [
+    const ALL: [(&str, Target); 10] = [
         ("cmdline", cmdline),
         ("fragments", fragments),
         ("frame", frame),
@@ -56,6 +61,7 @@ mod tests {
         ("resolv", resolv),
         ("services", services),
         ("tcp", tcp),
+        ("vhost", vhost),
     ];
 
     /// What once was found stays mended: each input that ended a run is among the seeds, under the name of what it showed.

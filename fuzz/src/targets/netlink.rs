@@ -1,8 +1,9 @@
-//! Any octets as the kernel's dumps of links, addresses and routes, down to what the guest is told of them.
+//! Any octets as the kernel's dumps of links, addresses, routes and neighbours, down to what the guest is told of them.
 
 use passt_rs::{
     config::{Config, resolve},
-    host::facts,
+    flow::Neighbours,
+    host::{facts, neighbours},
 };
 
 pub fn run(dump: &[u8]) {
@@ -14,4 +15,6 @@ pub fn run(dump: &[u8]) {
             .all(|a| a.prefix <= if a.addr.is_ipv4() { 32 } else { 128 })
     );
     let _ = resolve(&Config::default(), &found);
+    let net = crate::net();
+    Neighbours::default().keep(&net, &neighbours::of_messages(dump));
 }

@@ -4,9 +4,9 @@ use std::sync::LazyLock;
 
 use passt_rs::{
     config::Net,
-    flow::Guest,
+    flow::{Guest, Neighbours},
     net::Mac,
-    service::{Answer, arp, dhcp, dhcpv6, ndp},
+    service::{Answer, arp, dhcp, dhcpv6, multicast, ndp},
     wire::frame::classify,
 };
 
@@ -22,20 +22,39 @@ pub fn run(input: &[u8]) {
     };
     let net = &*NET;
     let mut guest = Guest::new(None, None);
-    let mut out = Vec::new();
+    let (mut out, neighbours) = (Vec::new(), Neighbours::default());
     let (src, dst) = addresses(*hops);
+    match service % 8 {
+        4 => {
+            let _ = multicast::igmp(request, |group, _| assert!(group.is_ipv4()));
+        }
+        5 => {
+            let _ = multicast::mld(request, |group, _| assert!(group.is_ipv6()));
+        }
+        _ => {}
+    }
     let answer = match service % 4 {
         0 => {
             if let Some(sender) = arp::sender(request) {
                 guest.saw_addr(sender.into());
             }
-            arp::answer(request, net, &guest, &mut out)
+            arp::answer(request, net, &guest, &neighbours, &mut out)
         }
         1 => dhcp::answer(GUEST, request, net, &mut out),
         2 => dhcpv6::answer(GUEST, src, dst, request, net, &mut out),
         _ => {
             let _ = ndp::told(src.into(), request);
-            ndp::answer(GUEST, src, dst, hops | 0xf0, request, net, &guest, &mut out)
+            ndp::answer(
+                GUEST,
+                src,
+                dst,
+                hops | 0xf0,
+                request,
+                net,
+                &guest,
+                &neighbours,
+                &mut out,
+            )
         }
     };
     if let Answer::Reply(_) = answer {

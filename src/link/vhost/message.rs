@@ -50,6 +50,8 @@ pub enum Request {
     RemMemReg,
     SetStatus,
     GetStatus,
+    SetDeviceStateFd,
+    CheckDeviceState,
 }
 
 impl Request {
@@ -80,6 +82,8 @@ impl Request {
             38 => Self::RemMemReg,
             39 => Self::SetStatus,
             40 => Self::GetStatus,
+            42 => Self::SetDeviceStateFd,
+            43 => Self::CheckDeviceState,
             _ => return None,
         })
     }

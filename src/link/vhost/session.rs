@@ -20,9 +20,9 @@ use crate::{
     wire::vnet,
 };
 
-/// Protocol features: LOG_SHMFD, RARP, REPLY_ACK, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
+/// Protocol features: LOG_SHMFD, RARP, REPLY_ACK, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS, DEVICE_STATE.
 const REPLY_ACK: u64 = 1 << 3;
-const PROTOCOL: u64 = 1 << 1 | 1 << 2 | REPLY_ACK | 1 << 13 | 1 << 15 | 1 << 16;
+const PROTOCOL: u64 = 1 << 1 | 1 << 2 | REPLY_ACK | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 19;
 
 /// The most memory regions.
 const REGIONS: usize = 32;
@@ -57,6 +57,13 @@ pub enum Watch {
     Kick(RawFd, usize),
     /// Tell no more, and close.
     Close(OwnedFd),
+}
+
+/// The guest's state is to be written to, or read from, a pipe of the front-end's up to its end.
+#[derive(Debug)]
+pub enum Transfer {
+    Save(OwnedFd),
+    Load(OwnedFd),
 }
 
 /// How a turn went.
@@ -95,6 +102,8 @@ pub struct Session {
     log: Option<Arc<DirtyLog>>,
     queues: [Queue; 2],
     watches: Vec<Watch>,
+    transfer: Option<Transfer>,
+    transferred: bool,
 }
 
 impl Session {
@@ -109,6 +118,8 @@ impl Session {
             log: None,
             queues: Default::default(),
             watches: Vec::new(),
+            transfer: None,
+            transferred: true,
         }
     }
 
@@ -148,8 +159,22 @@ impl Session {
                 Next::End => return Ok(Served::Left),
             };
             self.take(message, halves)?;
+            // Whoever asked for it next asks how it went.
+            if self.transfer.is_some() {
+                break;
+            }
         }
         Ok(Served::More)
+    }
+
+    /// The transfer that is to be made now; its end is to be told by [`Session::transferred`].
+    pub const fn transfer(&mut self) -> Option<Transfer> {
+        self.transfer.take()
+    }
+
+    /// Notes how a transfer went.
+    pub const fn transferred(&mut self, well: bool) {
+        self.transferred = well;
     }
 
     /// Stops all queues and lets go of what they were made of.
@@ -194,6 +219,12 @@ impl Session {
                 self.set_log(message, halves)?;
                 vec![0]
             }
+            Request::SetDeviceStateFd => {
+                self.set_transfer(message)?;
+                // We have no better descriptor to offer.
+                vec![NO_DESCRIPTOR]
+            }
+            Request::CheckDeviceState => vec![u64::from(!self.transferred)],
             Request::SetVringKick | Request::SetVringCall | Request::SetVringErr => {
                 self.set_descriptor(message, halves)?;
                 return Ok(None);
@@ -279,6 +310,17 @@ impl Session {
         let log = DirtyLog::new(std::os::fd::AsFd::as_fd(&file), offset, len)
             .map_err(|error| Refused::Memory(error.kind()))?;
         self.change(halves, |session| session.log = Some(Arc::new(log)))
+    }
+
+    fn set_transfer(&mut self, message: &mut Message) -> Result<(), Refused> {
+        let pipe = message.descriptor()?;
+        // Direction and phase, of which there is one: the device stands still.
+        self.transfer = match message.state()? {
+            (0, 0) => Some(Transfer::Save(pipe)),
+            (1, 0) => Some(Transfer::Load(pipe)),
+            _ => return Err(Refused::Value(message.request)),
+        };
+        Ok(())
     }
 
     fn queue(&mut self, index: u32, request: Request) -> Result<&mut Queue, Refused> {

@@ -5,7 +5,9 @@ use super::{
     idle::Idle,
     phase::{Half, Phase},
     receive::Receiver,
+    saved::{Saved, Stage},
     send::Sender,
+    syn::{Asking, SynRetries},
     terms::{Clock, Terms},
 };
 use crate::{
@@ -29,6 +31,55 @@ pub struct Conn {
 }
 
 impl Conn {
+    /// What has to be known of the connection to go on with it elsewhere, if that can be done.
+    pub fn save(&self, now: Now) -> Option<Saved> {
+        let stage = match self.phase {
+            Phase::SynSent(_) => Stage::SynSent,
+            Phase::SynReceived => Stage::SynReceived,
+            Phase::Open { host, guest } => Stage::Open { host, guest },
+            Phase::Connecting | Phase::Closed => return None,
+        };
+        let stamps = self.clock.stamp(now);
+        Some(Saved {
+            stage,
+            send: self.send.save(),
+            receive: self.receive.save(),
+            terms: self.terms,
+            clock: stamps.value,
+            recent: stamps.echo,
+        })
+    }
+
+    /// Goes on with a connection that was saved, if what is said of it [can be](Saved::is_sound).
+    pub fn restored(saved: &Saved, retries: SynRetries, now: Now) -> Option<Self> {
+        if !saved.is_sound() {
+            return None;
+        }
+        let mut send = Sender::restored(&saved.send, saved.terms.sack, now);
+        let phase = match saved.stage {
+            Stage::SynSent => {
+                send.nxt = send.una + 1;
+                send.wait_until(now);
+                Phase::SynSent(Asking::new(retries))
+            }
+            Stage::SynReceived => {
+                send.nxt = send.una + 1;
+                Phase::SynReceived
+            }
+            Stage::Open { host, guest } => Phase::Open { host, guest },
+        };
+        let mut idle = Idle::default();
+        idle.heard(now);
+        Some(Self {
+            phase,
+            send,
+            receive: Receiver::restored(&saved.receive, saved.terms.scaling),
+            terms: saved.terms,
+            clock: Clock::showing(saved.clock, saved.recent, now),
+            idle,
+        })
+    }
+
     pub const fn phase(&self) -> Phase {
         self.phase
     }

@@ -5,6 +5,7 @@
 //!
 //! Facts go in by `segment`, `connected`, `sent`, `ended`, `expired`; each answers with a [`Todo`]. What a connection has to
 //! remember while its streams have gaps is a [`Disorder`], which it is lent for as long.
+#![doc = include_str!("rfc.md")]
 
 mod syn;
 
@@ -13,6 +14,8 @@ mod phase;
 mod todo;
 
 mod terms;
+
+mod saved;
 
 mod ranges;
 
@@ -33,6 +36,7 @@ mod conn;
 pub use conn::Conn;
 pub use disorder::Disorder;
 pub use phase::{Half, Phase};
+pub use saved::{Saved, SavedReceiver, SavedSender, Stage};
 pub use syn::SynRetries;
 pub use terms::Terms;
 pub use todo::{Ack, Todo, reset_for};

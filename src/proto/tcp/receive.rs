@@ -1,6 +1,6 @@
 //! The receiving side: the stream from guest to host, and the window we promise for it.
 
-use super::{ranges::Ranges, terms::SCALE};
+use super::{ranges::Ranges, saved::SavedReceiver, terms::SCALE};
 use crate::{
     net::Seq,
     wire::tcp::{Flags, Sack},
@@ -57,6 +57,29 @@ impl Receiver {
             ended: false,
             twice: (nxt, 0),
         }
+    }
+
+    /// What has to be known to go on elsewhere.
+    pub fn save(&self) -> SavedReceiver {
+        SavedReceiver {
+            nxt: self.nxt,
+            edge: self.edge,
+            shown: self.shown,
+            acked: self.acked,
+            mss: self.mss,
+            fin: self.ended.then_some(self.fin),
+        }
+    }
+
+    /// Goes on. What came behind a gap has to come again.
+    pub fn restored(saved: &SavedReceiver, scaling: bool) -> Self {
+        let mut receive = Self::new(saved.nxt - 1, saved.mss, scaling);
+        (receive.edge, receive.shown) = (saved.edge, saved.shown);
+        receive.acked = saved.acked;
+        if let Some(fin) = saved.fin {
+            receive.end(fin);
+        }
+        receive
     }
 
     /// Judges a segment's place in the stream.

@@ -9,6 +9,7 @@ use super::{
     disorder::{Disorder, Loss},
     flight::Flight,
     rtt::Rtt,
+    saved::SavedSender,
 };
 use crate::{
     net::{Now, Seq, Span},
@@ -152,6 +153,36 @@ impl Sender {
             timer: Timer::Retransmit,
             deadline: NEVER,
         }
+    }
+
+    /// What has to be known to go on elsewhere.
+    pub fn save(&self) -> SavedSender {
+        SavedSender {
+            una: self.una,
+            max: self.max,
+            window: self.window,
+            largest: self.largest,
+            wl1: self.wl1,
+            wl2: self.wl2,
+            mss: self.mss,
+            scale: self.scale,
+            fin: self.fin(),
+        }
+    }
+
+    /// Goes on: whatever is not acknowledged will be sent again.
+    pub fn restored(saved: &SavedSender, sack: bool, now: Now) -> Self {
+        let mut send = Self::new(saved.una, saved.window, saved.scale, saved.mss, sack);
+        (send.max, send.largest) = (saved.max, saved.largest);
+        (send.wl1, send.wl2) = (saved.wl1, saved.wl2);
+        (send.repaired, send.recover) = (saved.max, saved.una);
+        if let Some(fin) = saved.fin {
+            (send.fin, send.ended) = (fin, true);
+        }
+        if saved.max.after(saved.una) {
+            send.wait_until(now + send.rtt.timeout(0));
+        }
+        send
     }
 
     /// Octets of payload that may be sent now.

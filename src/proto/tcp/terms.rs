@@ -88,6 +88,14 @@ impl Clock {
         }
     }
 
+    /// A clock that shows `value` now; `recent` is the guest's.
+    pub const fn showing(value: u32, recent: u32, now: Now) -> Self {
+        Self {
+            offset: value.wrapping_sub((now.0 / 1_000) as u32),
+            recent,
+        }
+    }
+
     /// The timestamps of a segment sent now; our clock counts milliseconds.
     pub const fn stamp(self, now: Now) -> Timestamps {
         Timestamps {

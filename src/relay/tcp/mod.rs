@@ -18,3 +18,5 @@ mod accept;
 mod segment;
 
 mod ready;
+
+pub(super) use pull::forget_all;

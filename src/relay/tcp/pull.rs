@@ -222,6 +222,10 @@ impl Relay {
             Ok(Some(0)) if skip == 0 || flow.state.ended => return Look::End,
             Ok(Some(0) | None) if flow.state.urgent => return Look::Nothing,
             Ok(Some(0) | None) => return nothing(flow),
+            // The kernel need not know of an end that its predecessor saw, before the guest moved.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && flow.state.ended => {
+                return Look::End;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return nothing(flow),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Look::Octets(0),
             Err(_) => return Look::Failed,
@@ -418,7 +422,7 @@ fn forget(flow: &mut TcpFlow) {
     }
 }
 
-fn forget_all(flow: &mut TcpFlow) {
+pub(in super::super) fn forget_all(flow: &mut TcpFlow) {
     while flow.forget > 0 {
         match msg::discard(flow.socket.as_fd(), flow.forget as usize) {
             Ok(0) | Err(_) => break,

@@ -1,0 +1,206 @@
+//! passt-repair: sets and clears repair mode on sockets for a passt that has not the right to. It connects to passt's socket,
+//! then owns nothing but that connection and CAP_NET_ADMIN, and does as it is told until passt closes it.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::FileTypeExt, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use caps::Capability;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+        prctl::{set_dumpable, set_no_new_privs},
+    },
+};
+
+use super::{landlock, sandbox::drop_capabilities, seccomp};
+use crate::{
+    proto::repair::Command,
+    sys::{reason, repair, rights},
+};
+
+/// Between bind(2), which shows in the folder, and listen(2) nobody answers at a socket. This often it is tried again.
+const KNOCKS: u32 = 100;
+const BETWEEN_KNOCKS: Duration = Duration::from_millis(10);
+
+/// What `--help` says.
+pub const HELP: &str = "Usage: passt-repair PATH
+
+Sets and clears repair mode on TCP sockets for passt, so that connections can
+migrate. PATH is the socket of a passt (--repair-path), or a folder in which a
+socket that ends in .repair is waited for. Takes CAP_NET_ADMIN. Ends when passt
+closes the connection.";
+
+/// Why the helper ends early: one line for a person.
+#[derive(Debug)]
+pub enum Failure {
+    /// The path is not one to be given.
+    Usage(String),
+    /// Anything else.
+    Run(String),
+}
+
+impl From<String> for Failure {
+    fn from(line: String) -> Self {
+        Self::Run(line)
+    }
+}
+
+/// Connects to the socket at `path`, or to the first that appears in that folder, and serves it to its end.
+///
+/// # Errors
+/// One line for a person.
+pub fn run(path: &Path) -> Result<(), Failure> {
+    let socket = connect(path)?;
+    confine()?;
+    Ok(serve(&socket.into())?)
+}
+
+fn connect(path: &Path) -> Result<UnixStream, Failure> {
+    let found = fs::metadata(path)
+        .map_err(|error| format!("Can't stat {}: {}", path.display(), reason(&error)))?;
+    if found.is_dir() {
+        return Ok(appearing(path)?);
+    }
+    if !found.file_type().is_socket() {
+        return Err(Failure::Usage(format!(
+            "{} is not a socket",
+            path.display()
+        )));
+    }
+    let connected = knock(path);
+    Ok(connected.map_err(|error| {
+        format!(
+            "Failed to connect to {}: {}",
+            path.display(),
+            reason(&error)
+        )
+    })?)
+}
+
+/// Connects, and does so again for a while if nobody listens yet.
+fn knock(path: &Path) -> io::Result<UnixStream> {
+    for _ in 1..KNOCKS {
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::thread::sleep(BETWEEN_KNOCKS);
+            }
+            connected => return connected,
+        }
+    }
+    UnixStream::connect(path)
+}
+
+/// Connects to the first socket of a folder that ends in `.repair` and has somebody behind it, those there already included.
+fn appearing(folder: &Path) -> Result<UnixStream, String> {
+    let failed =
+        |error: io::Error| format!("Failed to watch {}: {}", folder.display(), reason(&error));
+    let watcher = Inotify::init(InitFlags::IN_CLOEXEC).map_err(|error| failed(error.into()))?;
+    let events = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
+    watcher
+        .add_watch(folder, events)
+        .map_err(|error| failed(error.into()))?;
+    // One that was left behind by somebody who is gone is no reason to wait for it.
+    for entry in fs::read_dir(folder).map_err(failed)?.flatten() {
+        if let Some(path) = candidate(folder, &entry.file_name())
+            && let Ok(socket) = UnixStream::connect(path)
+        {
+            return Ok(socket);
+        }
+    }
+    loop {
+        let events = watcher
+            .read_events()
+            .map_err(|error| failed(error.into()))?;
+        for event in events {
+            if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                return Err(failed(io::ErrorKind::NotFound.into()));
+            }
+            let path = event.name.and_then(|name| candidate(folder, &name));
+            if let Some(path) = path
+                && let Ok(socket) = knock(&path)
+            {
+                return Ok(socket);
+            }
+        }
+    }
+}
+
+/// The path of a name that a socket for us may have, if there is one.
+fn candidate(folder: &Path, name: &OsStr) -> Option<PathBuf> {
+    if !name.as_bytes().ends_with(b".repair") {
+        return None;
+    }
+    let path = folder.join(name);
+    let found = fs::symlink_metadata(&path).ok()?;
+    found.file_type().is_socket().then_some(path)
+}
+
+/// Gives up everything but the right over sockets that are handed to us. What a kernel has not to offer is left out.
+fn confine() -> Result<(), String> {
+    let failed = |what: &str, error: io::Error| format!("Couldn't {what}: {}", reason(&error));
+    drop_capabilities(Some(Capability::CAP_NET_ADMIN))
+        .map_err(|error| failed("drop capabilities", error))?;
+    set_dumpable(false).map_err(|error| failed("forbid core dumps", error.into()))?;
+    set_no_new_privs().map_err(|error| failed("give up new privileges", error.into()))?;
+    // Landlock is younger than the oldest kernel we serve, and seccomp allows no file to be opened either.
+    let _ = landlock::confine(&[]);
+    seccomp::load_for_helper()
+        .map(drop)
+        .map_err(|error| failed("load seccomp filter", error))
+}
+
+/// Does what comes over the socket, until it is closed.
+fn serve(socket: &OwnedFd) -> Result<(), String> {
+    let mut sockets = Vec::with_capacity(256);
+    loop {
+        wait(socket)?;
+        let mut octet = [0];
+        match rights::receive(socket.as_fd(), &mut octet, &mut sockets) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            // A passt that was killed with something of ours unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) => return Err(format!("Failed to receive message: {}", reason(&error))),
+        }
+        let command = Command::from_octet(octet[0])
+            .ok_or_else(|| format!("Unsupported command {:#04x}", octet[0]))?;
+        if sockets.is_empty() {
+            return Err("Command without sockets".to_owned());
+        }
+        for socket in sockets.drain(..) {
+            let mode = command.value();
+            repair::set_repair(socket.as_fd(), mode.into()).map_err(|error| {
+                format!("Setting TCP_REPAIR to {mode} on socket: {}", reason(&error))
+            })?;
+        }
+        match repair::send_with(socket.as_fd(), octet[0], &[]) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => {
+                return Err(format!(
+                    "Reply to command {}: {}",
+                    command.value(),
+                    reason(&error)
+                ));
+            }
+        }
+    }
+}
+
+fn wait(socket: &OwnedFd) -> Result<(), String> {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+        Err(error) => Err(format!("Failed to wait: {}", reason(&error.into()))),
+    }
+}

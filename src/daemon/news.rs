@@ -1,0 +1,83 @@
+//! What the loop hears of the host and of people, and what it tells them.
+
+use nix::sys::signal::Signal;
+
+use super::reactor::Reactor;
+use crate::net::Now;
+
+impl Reactor {
+    /// Takes the signals that came; `true` for one that ends us.
+    pub(super) fn signalled(&mut self) -> bool {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            if info.ssi_signo != Signal::SIGUSR1 as u32 {
+                return true;
+            }
+            log::info!("{}", self.report());
+        }
+        false
+    }
+
+    /// Tells relay and guest what is new on the host.
+    pub(super) fn follow_host(&mut self, now: Now) {
+        let Some(changes) = &mut self.changes else {
+            return;
+        };
+        let kept = self.relay.has_met_guest();
+        let resolved = changes.look(self.relay.net(), kept, now);
+        self.relay.follow_interfaces(|name| changes.index_of(name));
+        let Some(resolved) = resolved else {
+            return;
+        };
+        let name =
+            |template: &Option<String>| template.clone().unwrap_or_else(|| "none".to_owned());
+        log::info!(
+            "The host's network changed, template interface: {} (IPv4), {} (IPv6)",
+            name(&resolved.template4),
+            name(&resolved.template6)
+        );
+        for warning in &resolved.warnings {
+            log::warn!("{warning}");
+        }
+        self.relay.set_net(resolved.net);
+        if let Some(watch) = &mut self.neighbours {
+            watch.ask_for_all(now);
+        }
+        self.relay.renew_groups(now);
+        // RFC 4861, section 6.2.4: what changed is told at once.
+        self.relay.advertise(&mut self.outbox);
+    }
+
+    /// Tells the relay what the kernel tells of neighbours.
+    pub(super) fn hear_of_neighbours(&mut self) {
+        let now = self.now();
+        let events = self.neighbours.as_mut().map(|watch| watch.events(now));
+        for told in events.iter().flatten() {
+            self.relay.neighbour(told, &mut self.outbox);
+        }
+    }
+
+    pub(super) fn look_at_neighbours(&mut self, now: Now) {
+        if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
+            self.relay.all_neighbours(&all, &mut self.outbox);
+        }
+    }
+
+    /// Counters and flows as they are.
+    pub(super) fn report(&self) -> String {
+        format!("{}\n{}", self.counts, self.relay.report())
+    }
+
+    pub(super) fn report_stats(&mut self, now: Now) {
+        if self.stats.as_ref().is_none_or(|stats| stats.next > now) {
+            return;
+        }
+        let report = self.report();
+        if let Some(stats) = &mut self.stats {
+            stats.next = now + stats.every;
+            if report != stats.last {
+                log::info!("{report}");
+                stats.last = report;
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! A guest that leaves or arrives, as the front-end says.
+
+use std::os::fd::OwnedFd;
+
+use super::{migration, reactor::Reactor};
+use crate::{link::Transfer, sys::reason};
+
+impl Reactor {
+    /// Has passt-repair connect here.
+    pub(super) fn set_repair(&mut self, listener: Option<OwnedFd>) {
+        self.migration.repair = listener;
+    }
+
+    /// Makes the transfer the front-end has asked for, if it has, and sees whether a guest that left is still here.
+    pub(super) fn transfer(&mut self) {
+        let Some(transfer) = self.session.as_mut().and_then(|s| s.transfer()) else {
+            return self.look_for_guest();
+        };
+        let done = match transfer {
+            Transfer::Save(pipe) => self.save(&pipe),
+            Transfer::Load(pipe) => self.load(&pipe),
+        };
+        if let Err(why) = &done {
+            log::warn!("{why}");
+        }
+        if let Some(session) = &mut self.session {
+            session.transferred(done.is_ok());
+        }
+        self.session_readable = true;
+    }
+
+    fn save(&mut self, pipe: &OwnedFd) -> Result<(), String> {
+        let now = self.now();
+        self.outbox.flush();
+        let helper = self.migration.helper();
+        let state = self.relay.depart(helper, now);
+        migration::save(pipe, &state)
+            .map_err(|error| format!("The guest's state cannot be written: {}", reason(&error)))
+    }
+
+    fn load(&mut self, pipe: &OwnedFd) -> Result<(), String> {
+        let state = migration::load(pipe)
+            .map_err(|error| format!("The guest's state cannot be read: {}", reason(&error)))?;
+        let now = self.now();
+        // A guest without its flows is better than none.
+        if let Err(why) = self.relay.settle(&state, self.migration.helper(), now) {
+            log::warn!("{why}");
+        }
+        self.migration.over();
+        self.register();
+        Ok(())
+    }
+
+    /// A queue that runs means that the guest does: if it was about to leave, it stays.
+    fn look_for_guest(&mut self) {
+        let runs = self.inbox.intake().is_some() || self.outbox.outlet().is_some();
+        if self.relay.is_leaving() && runs {
+            let now = self.now();
+            log::info!("Guest stays");
+            self.relay.stay(self.migration.helper(), now);
+            self.migration.over();
+            self.register();
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Connections that leave this kernel for another, or come from one.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use nix::sys::socket::{MsgFlags, recv, send};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
+
+use super::socket::canonical;
+use crate::{
+    proto::state::{Carried, HostSide, QUEUE_MAX},
+    sys::{
+        repair::{self, Agreed, Info, Queue},
+        sockopt,
+    },
+};
+
+/// States of a connection (linux/tcp_states.h).
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
+const TIME_WAIT: u8 = 6;
+const CLOSE: u8 = 7;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const CLOSING: u8 = 11;
+
+/// Keeps everything from a socket that comes for it, as if it were lost on the way: neither is it acknowledged nor does it
+/// meet a reset.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn silence(socket: &impl AsFd) -> io::Result<()> {
+    // BPF_RET of no octet. Some kernels want privileges for a filter.
+    let _ = SockRef::from(socket).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]);
+    // The rest of the world sends with 64, 128, or has come through a router at least.
+    sockopt::set_least_ttl(socket.as_fd(), u8::MAX)
+}
+
+/// Undoes [`silence`].
+pub fn listen(socket: &impl AsFd) {
+    let _ = SockRef::from(socket).detach_filter();
+    let _ = sockopt::set_least_ttl(socket.as_fd(), 0);
+}
+
+/// What the kernel knows of a silent connection in repair mode. `held` are octets of the guest's that it would not take.
+///
+/// # Errors
+/// Those of getsockopt(2) and recv(2); `InvalidData` if a queue is too long.
+pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
+    let fd = socket.as_fd();
+    let info = repair::info(fd)?;
+    if info.state == CLOSE {
+        repair::choose(fd, Queue::Receive)?;
+        let received = peek(fd, 1)?;
+        repair::choose(fd, Queue::None)?;
+        let rest = !received.is_empty() || !held.is_empty();
+        return if rest {
+            Err(io::ErrorKind::NotConnected.into())
+        } else {
+            Ok(HostSide::Over)
+        };
+    }
+    let address = |address: io::Result<SockAddr>| {
+        let address = address?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+        Ok::<_, io::Error>(canonical(address))
+    };
+    let (local, peer) = (
+        address(SockRef::from(socket).local_addr())?,
+        address(SockRef::from(socket).peer_addr())?,
+    );
+    // A peek starts at the front now.
+    let _ = sockopt::set_peek_offset(fd, -1);
+    let taken = queues(fd, info);
+    repair::choose(fd, Queue::None)?;
+    let (receive_seq, received, send_seq, unacked, mut unsent) = taken?;
+    unsent.extend(held);
+    Ok(HostSide::Open(Box::new(Carried {
+        local,
+        peer,
+        send_seq,
+        receive_seq,
+        mss: repair::segment_size(fd)?,
+        scales: info.scales,
+        sack: info.sack,
+        timestamp: match info.timestamps {
+            true => Some(repair::timestamp(fd)?),
+            false => None,
+        },
+        window: repair::window(fd)?,
+        ended: matches!(info.state, CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT),
+        shut: has_shut(info.state),
+        unacked,
+        unsent,
+        received,
+    })))
+}
+
+/// Whether our FIN is sent, or in the queue.
+const fn has_shut(state: u8) -> bool {
+    matches!(state, FIN_WAIT1 | FIN_WAIT2 | CLOSING | LAST_ACK)
+}
+
+/// Numbers and octets of both queues: the number behind what was received, that; the number of the first octet not
+/// acknowledged, those that were sent, those that were not.
+type Queues = (u32, Vec<u8>, u32, Vec<u8>, Vec<u8>);
+
+fn queues(socket: BorrowedFd<'_>, info: Info) -> io::Result<Queues> {
+    let (incoming, outgoing) = repair::queued(socket)?;
+    repair::choose(socket, Queue::Receive)?;
+    let receive_seq = repair::sequence(socket)?;
+    let received = peek(socket, incoming)?;
+    repair::choose(socket, Queue::Send)?;
+    let end = repair::sequence(socket)?;
+    let mut unacked = peek(socket, outgoing)?;
+    let fin = u32::from(has_shut(info.state));
+    let send_seq = end.wrapping_sub(fin).wrapping_sub(unacked.len() as u32);
+    let unsent = info.unsent.saturating_sub(fin) as usize;
+    let unsent = unacked.split_off(unacked.len().saturating_sub(unsent));
+    Ok((receive_seq, received, send_seq, unacked, unsent))
+}
+
+/// The octets of the queue chosen, which are no more than `octets`.
+fn peek(socket: BorrowedFd<'_>, octets: usize) -> io::Result<Vec<u8>> {
+    use std::os::fd::AsRawFd;
+    // The memory of a queue is more than what is in it.
+    let mut buffer = vec![0; octets.min(QUEUE_MAX + 1)];
+    if octets > 0 {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let read = match recv(socket.as_raw_fd(), &mut buffer, flags) {
+            // Nothing but a FIN.
+            Err(nix::Error::EAGAIN | nix::Error::ENOTCONN) => 0,
+            read => read?,
+        };
+        buffer.truncate(read);
+    }
+    if buffer.len() > QUEUE_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    buffer.shrink_to_fit();
+    Ok(buffer)
+}
+
+/// A socket for a connection that comes from elsewhere; next it must be set to repair mode.
+///
+/// # Errors
+/// Those of socket(2).
+pub fn open(peer: SocketAddr) -> io::Result<OwnedFd> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    Ok(Socket::new(Domain::for_address(peer), kind, Some(Protocol::TCP))?.into())
+}
+
+/// Makes a socket in repair mode the connection that was taken elsewhere. `scope` is the interface of link-local addresses.
+///
+/// # Errors
+/// Those of bind(2), where the address is not the host's, connect(2), setsockopt(2) and send(2): `WouldBlock` and ENOMEM if
+/// the queues are longer than this host allows.
+pub fn restore(socket: &OwnedFd, carried: &Carried, scope: u32) -> io::Result<()> {
+    let fd = socket.as_fd();
+    let options = SockRef::from(socket);
+    // Fresh sockets have small buffers; overhead is the kernel's, which doubles what is asked for.
+    let (received, unacked) = (carried.received.len(), carried.unacked.len());
+    if received > 0 {
+        options.set_recv_buffer_size(received.max(64 * 1024))?;
+    }
+    if unacked + carried.unsent.len() > 0 {
+        options.set_send_buffer_size((2 * (unacked + carried.unsent.len())).max(64 * 1024))?;
+    }
+    repair::choose(fd, Queue::Send)?;
+    repair::set_sequence(fd, carried.send_seq)?;
+    repair::choose(fd, Queue::Receive)?;
+    repair::set_sequence(fd, carried.receive_seq.wrapping_sub(received as u32))?;
+    options.bind(&SockAddr::from(scoped(carried.local, scope)))?;
+    options.connect(&SockAddr::from(scoped(carried.peer, scope)))?;
+    repair::set_agreed(
+        fd,
+        Agreed {
+            mss: carried.mss,
+            scales: carried.scales,
+            sack: carried.sack,
+            timestamps: carried.timestamp.is_some(),
+        },
+    )?;
+    if let Some(timestamp) = carried.timestamp {
+        repair::set_timestamp(fd, timestamp)?;
+    }
+    fill(fd, &carried.received)?;
+    repair::choose(fd, Queue::Send)?;
+    fill(fd, &carried.unacked)?;
+    repair::set_window(fd, carried.window)?;
+    repair::choose(fd, Queue::None)?;
+    options.set_tcp_nodelay(true)?;
+    options.set_out_of_band_inline(true)?;
+    // Where the kernel is too old for it the buffers stay as large as they are.
+    let _ = repair::unlock_buffers(fd);
+    Ok(())
+}
+
+const fn scoped(mut addr: SocketAddr, scope: u32) -> SocketAddr {
+    if let SocketAddr::V6(v6) = &mut addr
+        && crate::net::is_link_local6(*v6.ip())
+    {
+        v6.set_scope_id(scope);
+    }
+    addr
+}
+
+/// Puts octets into the queue chosen: as many at once as the kernel takes.
+fn fill(socket: BorrowedFd<'_>, mut octets: &[u8]) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let mut at_once = octets.len();
+    while !octets.is_empty() {
+        let now = octets.get(..at_once).unwrap_or(octets);
+        match send(socket.as_raw_fd(), now, flags) {
+            Ok(written) => octets = octets.get(written..).unwrap_or_default(),
+            Err(nix::Error::ENOMEM | nix::Error::ENOBUFS) if at_once > 4096 => at_once /= 2,
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

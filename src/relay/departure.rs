@@ -1,0 +1,218 @@
+//! The guest leaves: what is known of it and its flows becomes a [`State`]. Its connections fall silent, so that no peer
+//! hears of it; whether they live on here or elsewhere is decided later.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use super::{flow::Flow, state::Relay, tcp::forget_all};
+use crate::{
+    flow::Id,
+    host::{helper::Helper, moving, socket},
+    net::{Mac, Now},
+    proto::{
+        repair::Command,
+        state::{HostSide, State, Tcp, Told4, Told6, Udp, Visitor},
+    },
+    sys::sockopt,
+};
+
+impl Relay {
+    /// Everything that moves with the guest, which must stand still by now. Without a helper, or where it fails, connections
+    /// are listed as lost. Until [`Relay::stay`] or [`Relay::guest_left`] says how it ended nothing else happens.
+    pub fn depart(&mut self, helper: Option<&Helper>, now: Now) -> Vec<u8> {
+        let flows = self.connections();
+        let moving = match self.fall_silent(&flows, helper) {
+            Ok(()) => flows.len(),
+            Err(why) => {
+                log::warn!(
+                    "The guest migrates, its {} connections cannot: {why}",
+                    flows.len()
+                );
+                0
+            }
+        };
+        self.away.on_the_way = true;
+        let mut state = State {
+            guest: self.visitor(),
+            ..State::default()
+        };
+        for (at, id) in flows.into_iter().enumerate() {
+            state.tcp.extend(self.take(id, at < moving, now));
+        }
+        for id in self.flows.ids() {
+            if let (Some(key), Some(Flow::Udp(flow))) = (self.flows.key(id), self.flows.get(id))
+                && let Some((local, peer)) = socket::ends(&flow.socket)
+            {
+                let seen = flow.seen;
+                state.udp.push(Udp {
+                    key,
+                    local,
+                    peer,
+                    seen,
+                });
+            }
+        }
+        log::info!(
+            "Guest leaves with {} of {} TCP connections and {} UDP flows",
+            self.away.flows.len(),
+            state.tcp.len(),
+            state.udp.len()
+        );
+        state.encode()
+    }
+
+    /// Whether the guest stands still, and it is not decided where it will go on.
+    pub const fn is_leaving(&self) -> bool {
+        self.away.on_the_way
+    }
+
+    /// The guest stays after all: connections go on from where they were. Those that cannot are reset.
+    pub fn stay(&mut self, helper: Option<&Helper>, now: Now) {
+        if !std::mem::take(&mut self.away.on_the_way) {
+            return;
+        }
+        let flows = std::mem::take(&mut self.away.flows);
+        let sockets = self.sockets(&flows);
+        let back = match helper.map(|helper| helper.order(Command::Off, &sockets)) {
+            Some(Ok(())) => flows.len(),
+            Some(Err((done, _))) => done,
+            None => 0,
+        };
+        if back < flows.len() {
+            log::warn!(
+                "The guest stays, but {} of {} connections are lost",
+                flows.len() - back,
+                flows.len()
+            );
+        }
+        for (at, id) in flows.into_iter().enumerate() {
+            let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
+                continue;
+            };
+            moving::listen(&flow.socket);
+            flow.state.failed |= at >= back;
+            flow.state.owes_ack = true;
+            flow.space = None;
+            self.seek(id);
+            self.starve(id);
+        }
+        self.expire_soon(now);
+    }
+
+    /// Has every flow looked at whose deadline passed while nothing happened.
+    fn expire_soon(&mut self, now: Now) {
+        let flows: Vec<Id> = self.flows.ids().collect();
+        for id in flows {
+            if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+                flow.armed = None;
+                Self::arm(&mut self.wheel, id, &mut flow.armed, now);
+            }
+        }
+    }
+
+    /// The guest is gone: what moved with it is kept silent from now on.
+    pub(super) fn let_go(&mut self) {
+        self.away.on_the_way = false;
+        self.away.farewells.clear();
+        for id in std::mem::take(&mut self.away.flows) {
+            self.forget_held(id);
+            self.wheel.disarm(id.slot);
+            if let Some(Flow::Tcp(mut flow)) = self.flows.remove(id) {
+                self.pool.release(std::mem::take(&mut flow.spill));
+                if let Some(lent) = flow.state.disorder {
+                    self.disorders.take_back(lent);
+                }
+                self.away.silent.push(flow.socket);
+            }
+        }
+    }
+
+    /// Connections that can move.
+    fn connections(&self) -> Vec<Id> {
+        let can_move = |id: &Id| match self.flows.get(*id) {
+            Some(Flow::Tcp(flow)) => flow.conn.save(Now(0)).is_some() && !flow.state.failed,
+            _ => false,
+        };
+        self.flows.ids().filter(can_move).collect()
+    }
+
+    fn sockets(&self, flows: &[Id]) -> Vec<RawFd> {
+        let socket = |id: &Id| match self.flows.get(*id) {
+            Some(Flow::Tcp(flow)) => Some(flow.socket.as_raw_fd()),
+            _ => None,
+        };
+        flows.iter().filter_map(socket).collect()
+    }
+
+    /// Has all of these connections in repair mode, or none.
+    fn fall_silent(&mut self, flows: &[Id], helper: Option<&Helper>) -> Result<(), String> {
+        if flows.is_empty() {
+            return Ok(());
+        }
+        let helper = helper.ok_or("no passt-repair is connected")?;
+        for &id in flows {
+            self.drain_spill(id);
+            if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+                forget_all(flow);
+                moving::silence(&flow.socket).map_err(|error| error.to_string())?;
+            }
+        }
+        let sockets = self.sockets(flows);
+        let ordered = helper.order(Command::On, &sockets);
+        ordered.map_err(|(done, error)| {
+            let _ = helper.order(Command::Off, sockets.get(..done).unwrap_or_default());
+            for id in flows {
+                if let Some(Flow::Tcp(flow)) = self.flows.get(*id) {
+                    moving::listen(&flow.socket);
+                }
+            }
+            format!("passt-repair: {error}")
+        })
+    }
+
+    /// What is known of a connection; `whole` if it is in repair mode.
+    fn take(&mut self, id: Id, whole: bool, now: Now) -> Option<Tcp> {
+        let key = self.flows.key(id)?;
+        let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
+            return None;
+        };
+        let conn = flow.conn.save(now)?;
+        let mut host = HostSide::Lost;
+        if whole {
+            self.away.flows.push(id);
+            let held: Vec<u8> = self.pool.pieces(&flow.spill).flatten().copied().collect();
+            match moving::take(&flow.socket, &held) {
+                Ok(taken) => host = taken,
+                Err(error) => log::warn!("Connection {key} is left behind: {error}"),
+            }
+            // Should it stay, peeks start where they did.
+            if flow.peeks {
+                let _ = sockopt::set_peek_offset(flow.socket.as_fd(), 0);
+            }
+        }
+        Some(Tcp { key, conn, host })
+    }
+
+    fn visitor(&self) -> Visitor {
+        let (guest, net) = (&self.guest, &self.net);
+        Visitor {
+            mac: (guest.mac != Mac::BROADCAST).then_some(guest.mac),
+            addr4: guest.addr4,
+            addr6: guest.addr6,
+            link_local6: guest.link_local6,
+            heard: guest.heard().collect(),
+            our_mac: net.mac,
+            mtu: net.mtu,
+            told4: net.v4.as_ref().map(|v4| Told4 {
+                addr: v4.addr,
+                prefix: v4.prefix,
+                router: v4.router,
+                ours: v4.ours,
+            }),
+            told6: net.v6.as_ref().map(|v6| Told6 {
+                addr: v6.addr,
+                router: v6.router,
+                ours: v6.ours,
+            }),
+        }
+    }
+}

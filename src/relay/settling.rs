@@ -1,0 +1,307 @@
+//! The guest arrives: its flows go on on sockets of this host. It keeps its addresses, whatever this host's are.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+};
+
+use super::{
+    flow::{Flow, State as Waits, Syn, TcpFlow, UdpFlow},
+    state::Relay,
+};
+use crate::{
+    flow::{Chain, Key},
+    host::{
+        helper::Helper,
+        moving,
+        socket::{self, Manner, Peer},
+    },
+    link::Outbox,
+    net::{Endpoint, Now, Seq},
+    proto::{
+        repair::Command,
+        state::{Carried, HostSide, QUEUE_MAX, State, Tcp, Udp, Visitor},
+        tcp::{Conn, Half, Stage},
+    },
+    sys::{reason, sockopt},
+};
+
+/// Connections that are named in a warning.
+const NAMED: usize = 8;
+
+/// Connections that did not arrive.
+#[derive(Debug, Default)]
+struct Lost {
+    count: usize,
+    named: Vec<String>,
+}
+
+impl Lost {
+    fn note(&mut self, key: &Key, why: &str) {
+        self.count += 1;
+        if self.named.len() < NAMED {
+            self.named.push(format!("{key}: {why}"));
+        }
+    }
+
+    fn warn(&self, of: usize) {
+        if self.count == 0 {
+            return;
+        }
+        let more = self.count - self.named.len();
+        let more = match more {
+            0 => String::new(),
+            _ => format!("; and {more} more"),
+        };
+        log::warn!(
+            "{} of {of} TCP connections of the guest are reset: {}{more}",
+            self.count,
+            self.named.join("; ")
+        );
+    }
+}
+
+impl Relay {
+    /// Goes on with what moved here with a guest.
+    ///
+    /// # Errors
+    /// One line: the state is refused. The guest is served as if it had no flows.
+    pub fn settle(
+        &mut self,
+        state: &[u8],
+        helper: Option<&Helper>,
+        now: Now,
+    ) -> Result<(), String> {
+        let state = State::decode(state)
+            .map_err(|refused| format!("The guest's state is not taken over: {refused}"))?;
+        self.welcome(&state.guest);
+        let all = state.tcp.len();
+        let mut lost = Lost::default();
+        for udp in &state.udp {
+            self.settle_udp(udp, now);
+        }
+        self.settle_connections(state.tcp, helper, &mut lost, now);
+        lost.warn(all);
+        log::info!(
+            "Guest arrived with {} of {all} TCP connections and {} UDP flows",
+            all - lost.count,
+            state.udp.len()
+        );
+        Ok(())
+    }
+
+    /// The guest is where it was, as far as it can tell.
+    fn welcome(&mut self, visitor: &Visitor) {
+        if let Some(mac) = visitor.mac {
+            self.guest.saw_mac(mac);
+            self.met = true;
+        }
+        for &addr in visitor.heard.iter().rev() {
+            self.guest.saw_addr(addr);
+        }
+        self.guest.addr4 = visitor.addr4.or(self.guest.addr4);
+        self.guest.addr6 = visitor.addr6.or(self.guest.addr6);
+        self.guest.link_local6 = visitor.link_local6;
+        // RFC 791 and RFC 8200, section 5: what every link carries.
+        let least = if self.net.v6.is_some() { 1280 } else { 68 };
+        if visitor.mtu >= least {
+            self.net.mtu = visitor.mtu;
+        }
+        self.net.mac = visitor.our_mac;
+        if let (Some(v4), Some(told)) = (&mut self.net.v4, visitor.told4) {
+            (v4.addr, v4.prefix) = (told.addr, told.prefix);
+            (v4.router, v4.ours) = (told.router, told.ours);
+        }
+        if let (Some(v6), Some(told)) = (&mut self.net.v6, visitor.told6) {
+            (v6.addr, v6.router, v6.ours) = (told.addr, told.router, told.ours);
+        }
+    }
+
+    fn scope(&self) -> u32 {
+        self.net.v6.as_ref().map_or(0, |v6| v6.scope)
+    }
+
+    fn settle_udp(&mut self, udp: &Udp, now: Now) {
+        let peer = Peer {
+            endpoint: Endpoint::new(udp.peer.ip(), udp.peer.port()),
+            scope: self.scope(),
+        };
+        match socket::udp_again(udp.local, peer, &self.net.outbound) {
+            Ok(socket) => {
+                let raw = socket.as_raw_fd();
+                let mut flow = UdpFlow::new(socket, now);
+                flow.seen = udp.seen;
+                let timeout = self.udp_timeout(&flow);
+                if let Ok(id) = self.insert(udp.key, Flow::Udp(flow), raw) {
+                    self.wheel.arm(id.slot, now + timeout);
+                }
+            }
+            // The next datagram opens it anew.
+            Err(error) => log::debug!("flow {}: {error}", udp.key),
+        }
+    }
+
+    fn settle_connections(
+        &mut self,
+        list: Vec<Tcp>,
+        helper: Option<&Helper>,
+        lost: &mut Lost,
+        now: Now,
+    ) {
+        let scope = self.scope();
+        let mut open: Vec<(Tcp, OwnedFd)> = Vec::with_capacity(list.len());
+        for tcp in list {
+            match socket_for(&tcp, helper) {
+                Ok(socket) => open.push((tcp, socket)),
+                Err(why) => self.lose(&tcp, &why, lost, now),
+            }
+        }
+        let (over, open): (Vec<_>, Vec<_>) = open
+            .into_iter()
+            .partition(|(tcp, _)| tcp.host == HostSide::Over);
+        let open = self.ordered(Command::On, open, helper, lost, now);
+        let mut restored = Vec::with_capacity(open.len());
+        for (tcp, socket) in open {
+            let done = match &tcp.host {
+                HostSide::Open(carried) => moving::restore(&socket, carried, scope),
+                HostSide::Lost | HostSide::Over => Ok(()),
+            };
+            match done {
+                Ok(()) => restored.push((tcp, socket)),
+                Err(error) => self.lose(&tcp, &reason(&error), lost, now),
+            }
+        }
+        let restored = self.ordered(Command::Off, restored, helper, lost, now);
+        for (tcp, socket) in over.into_iter().chain(restored) {
+            if let Err(why) = self.settle_tcp(&tcp, socket, now) {
+                self.lose(&tcp, why, lost, now);
+            }
+        }
+    }
+
+    /// Has all of these sockets set; returns those that are.
+    fn ordered(
+        &mut self,
+        command: Command,
+        mut list: Vec<(Tcp, OwnedFd)>,
+        helper: Option<&Helper>,
+        lost: &mut Lost,
+        now: Now,
+    ) -> Vec<(Tcp, OwnedFd)> {
+        let sockets: Vec<RawFd> = list.iter().map(|(_, socket)| socket.as_raw_fd()).collect();
+        let Some(helper) = helper else {
+            return list;
+        };
+        if let Err((done, error)) = helper.order(command, &sockets) {
+            let why = format!("passt-repair: {}", reason(&error));
+            for (tcp, _) in list.split_off(done.min(list.len())) {
+                self.lose(&tcp, &why, lost, now);
+            }
+        }
+        list
+    }
+
+    /// A flow again.
+    fn settle_tcp(&mut self, tcp: &Tcp, socket: OwnedFd, now: Now) -> Result<(), &'static str> {
+        let carried = match &tcp.host {
+            HostSide::Open(carried) => Some(&**carried),
+            HostSide::Lost | HostSide::Over => None,
+        };
+        let mut saved = tcp.conn;
+        // The kernel has to be told again that the guest's stream has ended, once all of it is there.
+        if let Stage::Open { guest, .. } = &mut saved.stage
+            && carried.is_some_and(|carried| carried.shut)
+        {
+            *guest = Half::FinSeen;
+        }
+        let conn = Conn::restored(&saved, self.syn_retries, now).ok_or("it contradicts itself")?;
+        let peeks = self.features.peek_offset(tcp.key.remote.addr);
+        if peeks {
+            let _ = sockopt::set_peek_offset(std::os::fd::AsFd::as_fd(&socket), 0);
+        }
+        let mut spill = Chain::default();
+        let unsent = carried.map_or(&[][..], |carried| &carried.unsent);
+        if self.pool.append(&mut spill, unsent, QUEUE_MAX) < unsent.len() {
+            self.pool.release(spill);
+            return Err("no room for what the peer was not sent");
+        }
+        let raw = socket.as_raw_fd();
+        let flow = TcpFlow {
+            socket,
+            conn,
+            syn: Syn {
+                seq: Seq(0),
+                len: 0,
+                id: 0,
+                manner: Manner::default(),
+            },
+            peeks,
+            spill,
+            forget: 0,
+            space: None,
+            armed: None,
+            pieces: None,
+            state: Waits {
+                readable: true,
+                ended: carried.is_some_and(|carried| carried.ended),
+                owes_ack: true,
+                ..Waits::default()
+            },
+        };
+        let id = self
+            .insert(tcp.key, Flow::Tcp(flow), raw)
+            .map_err(|_| "no room for another flow")?;
+        self.drain_spill(id);
+        let due = match self.flows.get(id) {
+            Some(Flow::Tcp(flow)) => flow.conn.shutdown_due() && flow.spill.is_empty(),
+            _ => false,
+        };
+        if due {
+            self.shut_down(id);
+        }
+        // The guest hears of us as soon as it can, and we of what it has heard.
+        self.space(id);
+        self.starve(id);
+        self.schedule(id);
+        Ok(())
+    }
+
+    /// Has the guest told that a connection is gone.
+    fn lose(&mut self, tcp: &Tcp, why: &str, lost: &mut Lost, now: Now) {
+        lost.note(&tcp.key, why);
+        if let Some(mut conn) = Conn::restored(&tcp.conn, self.syn_retries, now) {
+            self.away.farewells.push((tcp.key, conn.reset()));
+        }
+    }
+
+    /// Tells the guest of connections that are gone, as far as there is room.
+    pub(super) fn say_farewells(&mut self, outbox: &mut Outbox) {
+        while outbox.has_guest() && outbox.has_room() {
+            let Some((key, fields)) = self.away.farewells.pop() else {
+                return;
+            };
+            self.say_to(&key, fields, outbox);
+        }
+    }
+}
+
+/// A socket for a connection, if it can go on at all.
+fn socket_for(tcp: &Tcp, helper: Option<&Helper>) -> Result<OwnedFd, String> {
+    let opened = match &tcp.host {
+        HostSide::Lost => return Err("it could not be taken along".to_owned()),
+        HostSide::Over => moving::open(([127, 0, 0, 1], 0).into()),
+        HostSide::Open(carried) if is_local(carried) => {
+            return Err("its peer stays behind".to_owned());
+        }
+        HostSide::Open(_) if helper.is_none() => {
+            return Err("no passt-repair is connected".to_owned());
+        }
+        HostSide::Open(carried) => moving::open(carried.peer),
+    };
+    opened.map_err(|error: io::Error| reason(&error))
+}
+
+/// Whether a connection never left the host.
+fn is_local(carried: &Carried) -> bool {
+    carried.peer.ip().is_loopback() || carried.peer.ip() == carried.local.ip()
+}

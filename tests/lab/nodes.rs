@@ -1,0 +1,60 @@
+//! Two machines between which a guest moves, and a peer of it.
+
+use nix::unistd::Uid;
+
+use super::Host;
+
+/// Two hosts that share an address, one after the other, and a peer, all on one bridge.
+#[derive(Debug)]
+pub struct Nodes {
+    pub source: Host,
+    pub target: Host,
+    pub peer: Host,
+}
+
+pub const PEER: [&str; 2] = ["192.0.2.1", "2001:db8:7::1"];
+pub const SERVICE: [&str; 2] = ["192.0.2.7", "2001:db8:7::7"];
+
+impl Nodes {
+    pub fn new() -> Option<Self> {
+        if !Uid::current().is_root() {
+            println!("skipped: needs root");
+            return None;
+        }
+        let hosts = (Host::new(), Host::new(), Host::new());
+        let (Ok(source), Ok(target), Ok(peer)) = hosts else {
+            println!("skipped: needs root");
+            return None;
+        };
+        peer.ip("link add br0 type bridge
+             link set br0 up
+             addr add 192.0.2.1/24 dev br0
+             addr add 2001:db8:7::1/64 dev br0 nodad");
+        for (host, port) in [(&source, "p1"), (&target, "p2")] {
+            peer.wire(port, host, "eth0");
+            peer.ip(&format!("link set {port} master br0"));
+        }
+        let nodes = Self {
+            source,
+            target,
+            peer,
+        };
+        nodes.give(&nodes.source);
+        Some(nodes)
+    }
+
+    pub fn give(&self, host: &Host) {
+        for (addr, len) in SERVICE.iter().zip([24, 64]) {
+            host.ip(&format!("addr add {addr}/{len} dev eth0 nodad"));
+        }
+    }
+
+    /// The address moves from one host to the other, and the neighbours know.
+    pub fn move_address(&self, from: &Host, to: &Host) {
+        for (addr, len) in SERVICE.iter().zip([24, 64]) {
+            from.ip(&format!("addr del {addr}/{len} dev eth0"));
+        }
+        self.give(to);
+        self.peer.ip("neigh flush dev br0");
+    }
+}

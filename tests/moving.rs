@@ -1,0 +1,284 @@
+//! Connections that are taken from one host's kernel to another's, while the address moves with them. The peer's kernel is the
+//! judge: it must not notice.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod lab;
+
+use std::{
+    ffi::OsString,
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixListener,
+    },
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use lab::{
+    Host, LONG, Nodes, janitor,
+    nodes::{PEER, SERVICE},
+    wait_until,
+};
+use passt_rs::{
+    host::{helper::Helper, moving},
+    proto::{
+        repair::Command as Order,
+        state::{Carried, HostSide},
+    },
+};
+
+/// A connection from the service address, and the peer's end of it.
+fn connection(nodes: &Nodes, family: usize) -> (TcpStream, TcpStream) {
+    let peer: IpAddr = PEER[family].parse().unwrap();
+    let listener = nodes.peer.run(|| TcpListener::bind((peer, 0)).unwrap());
+    let address = listener.local_addr().unwrap();
+    let ours = nodes.source.run(|| TcpStream::connect(address).unwrap());
+    let (theirs, from) = listener.accept().unwrap();
+    assert_eq!(from.ip(), SERVICE[family].parse::<IpAddr>().unwrap());
+    for stream in [&ours, &theirs] {
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.set_write_timeout(Some(LONG)).unwrap();
+    }
+    (ours, theirs)
+}
+
+/// A helper at work on a host, and our end of its connection.
+struct Repair {
+    helper: Helper,
+    process: Child,
+    _folder: janitor::TempDir,
+}
+
+impl Repair {
+    /// `PASST_REPAIR_BIN` may name another than ours.
+    fn new(host: &Host) -> Self {
+        let folder = janitor::TempDir::new();
+        let path = folder.path().join("vm.repair");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let binary: OsString = std::env::var_os("PASST_REPAIR_BIN")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_passt-repair").into());
+        let process = host.run(|| {
+            Command::new(binary)
+                .arg(&path)
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap()
+        });
+        janitor::watch_pid(process.id());
+        let helper = Helper::accept(&listener, LONG).unwrap();
+        Self {
+            helper,
+            process,
+            _folder: folder,
+        }
+    }
+
+    fn order(&self, order: Order, sockets: &[&OwnedFd]) {
+        let sockets: Vec<_> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
+        self.helper.order(order, &sockets).unwrap();
+    }
+}
+
+impl Drop for Repair {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        janitor::gone(self.process.id());
+    }
+}
+
+/// Takes a connection away from its host. The socket stays, silent.
+fn take(nodes: &Nodes, socket: &OwnedFd) -> Box<Carried> {
+    let repair = Repair::new(&nodes.source);
+    moving::silence(socket).unwrap();
+    repair.order(Order::On, &[socket]);
+    match moving::take(socket, &[]).unwrap() {
+        HostSide::Open(carried) => carried,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The connection on the other host.
+fn restore(nodes: &Nodes, carried: &Carried) -> io::Result<TcpStream> {
+    let repair = Repair::new(&nodes.target);
+    let socket = nodes.target.run(|| moving::open(carried.peer))?;
+    repair.order(Order::On, &[&socket]);
+    moving::restore(&socket, carried, 0)?;
+    repair.order(Order::Off, &[&socket]);
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(LONG))?;
+    (&stream).write_all(&carried.unsent)?;
+    if carried.shut {
+        stream.shutdown(std::net::Shutdown::Write)?;
+    }
+    Ok(stream)
+}
+
+fn migrate(nodes: &Nodes, ours: TcpStream) -> (TcpStream, Box<Carried>, OwnedFd) {
+    ours.set_nonblocking(true).unwrap();
+    let old = OwnedFd::from(ours);
+    let carried = take(nodes, &old);
+    nodes.move_address(&nodes.source, &nodes.target);
+    let new = restore(nodes, &carried).unwrap();
+    (new, carried, old)
+}
+
+fn pattern(octets: usize) -> Vec<u8> {
+    (0..octets as u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect()
+}
+
+fn read(stream: &TcpStream, octets: usize) -> Vec<u8> {
+    let mut buffer = vec![0; octets];
+    (&mut &*stream).read_exact(&mut buffer).unwrap();
+    buffer
+}
+
+fn exchange(one: &TcpStream, other: &TcpStream) {
+    for (from, to) in [(one, other), (other, one)] {
+        (&mut &*from).write_all(b"hello").unwrap();
+        assert_eq!(read(to, 5), b"hello");
+    }
+}
+
+/// Everything the peer would take, until nobody takes any more; returns what was written.
+fn stuff(stream: &TcpStream) -> Vec<u8> {
+    let all = pattern(32 << 20);
+    stream
+        .set_write_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let mut written = 0;
+    while written < all.len() {
+        match (&mut &*stream).write(&all[written..]) {
+            Ok(octets) => written += octets,
+            Err(_) => break,
+        }
+    }
+    stream.set_write_timeout(Some(LONG)).unwrap();
+    all[..written].to_vec()
+}
+
+/// Octets in every queue: read by neither side, not acknowledged, not sent.
+#[test]
+fn a_connection_moves_with_all_that_is_in_its_queues() {
+    let Some(nodes) = Nodes::new() else { return };
+    for family in [0, 1] {
+        let (ours, theirs) = connection(&nodes, family);
+        exchange(&ours, &theirs);
+        let (up, down) = (stuff(&ours), stuff(&theirs));
+        let (new, carried, _old) = migrate(&nodes, ours);
+        assert!(!carried.received.is_empty() && !carried.unsent.is_empty());
+        assert!(carried.timestamp.is_some() && carried.sack && carried.scales.is_some());
+        let (up_len, down_len) = (up.len(), down.len());
+        thread::scope(|scope| {
+            let theirs = &theirs;
+            let upload = scope.spawn(move || read(theirs, up_len));
+            assert!(read(&new, down_len) == down, "download");
+            assert!(upload.join().unwrap() == up, "upload");
+        });
+        exchange(&new, &theirs);
+        drop(new);
+        assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
+        nodes.move_address(&nodes.target, &nodes.source);
+    }
+}
+
+/// Regression M01: what comes for a host the connection has left meets silence.
+#[test]
+fn a_peer_that_sends_during_the_move_loses_nothing() {
+    let Some(nodes) = Nodes::new() else { return };
+    let (ours, theirs) = connection(&nodes, 0);
+    exchange(&ours, &theirs);
+    ours.set_nonblocking(true).unwrap();
+    let old = OwnedFd::from(ours);
+    let carried = take(&nodes, &old);
+    // The source hears it, and must not acknowledge.
+    let sent = pattern(50_000);
+    (&theirs).write_all(&sent).unwrap();
+    thread::sleep(lab::QUIET);
+    nodes.move_address(&nodes.source, &nodes.target);
+    let new = restore(&nodes, &carried).unwrap();
+    assert!(read(&new, sent.len()) == sent);
+    exchange(&new, &theirs);
+}
+
+#[test]
+fn half_closed_connections_stay_half_closed() {
+    let Some(nodes) = Nodes::new() else { return };
+    // The peer has ended its stream.
+    let (ours, theirs) = connection(&nodes, 0);
+    (&theirs).write_all(b"last words").unwrap();
+    theirs.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(wait_until(LONG, || ours.peek(&mut [0; 16]).unwrap() == 10));
+    let (new, carried, _old) = migrate(&nodes, ours);
+    assert!(carried.ended && !carried.shut);
+    assert_eq!(read(&new, 10), b"last words");
+    (&new).write_all(b"answer").unwrap();
+    assert_eq!(read(&theirs, 6), b"answer");
+    drop(new);
+    assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
+    nodes.move_address(&nodes.target, &nodes.source);
+    // We have, and the peer has acknowledged it.
+    let (ours, theirs) = connection(&nodes, 1);
+    (&ours).write_all(b"request").unwrap();
+    ours.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(read(&theirs, 7), b"request");
+    assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
+    let (new, carried, _old) = migrate(&nodes, ours);
+    assert!(!carried.ended && carried.shut);
+    let answer = pattern(200_000);
+    (&theirs).write_all(&answer).unwrap();
+    assert!(read(&new, answer.len()) == answer);
+    drop(theirs);
+    assert_eq!((&new).read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_connection_that_stays_after_all_goes_on() {
+    let Some(nodes) = Nodes::new() else { return };
+    let (ours, theirs) = connection(&nodes, 0);
+    let down = stuff(&theirs);
+    ours.set_nonblocking(true).unwrap();
+    let socket = OwnedFd::from(ours);
+    take(&nodes, &socket);
+    moving::listen(&socket);
+    Repair::new(&nodes.source).order(Order::Off, &[&socket]);
+    let ours = TcpStream::from(socket);
+    ours.set_nonblocking(false).unwrap();
+    assert!(read(&ours, down.len()) == down);
+    exchange(&ours, &theirs);
+}
+
+/// Regression M03.
+#[test]
+fn a_listener_at_the_port_is_no_obstacle() {
+    let Some(nodes) = Nodes::new() else { return };
+    let any: SocketAddr = "[::]:8080".parse().unwrap();
+    let listener = nodes.source.run(|| TcpListener::bind(any).unwrap());
+    let service: IpAddr = SERVICE[0].parse().unwrap();
+    let theirs = nodes
+        .peer
+        .run(|| TcpStream::connect((service, 8080)).unwrap());
+    theirs.set_read_timeout(Some(LONG)).unwrap();
+    let (ours, _) = listener.accept().unwrap();
+    let _listener = nodes.target.run(|| TcpListener::bind(any).unwrap());
+    let (new, _, _old) = migrate(&nodes, ours);
+    exchange(&new, &theirs);
+}
+
+#[test]
+fn a_host_without_the_address_refuses() {
+    let Some(nodes) = Nodes::new() else { return };
+    let (ours, _theirs) = connection(&nodes, 0);
+    ours.set_nonblocking(true).unwrap();
+    let old = OwnedFd::from(ours);
+    let carried = take(&nodes, &old);
+    let error = restore(&nodes, &carried).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+}

@@ -2,7 +2,8 @@
 //!
 //! Up, it takes framed bytes from a UNIX socket and sends the payloads to a TCP socket. Down, it peeks at a TCP socket, sums
 //! each segment up, sends header and payload pairs to a UNIX socket and discards what it sent. No flow, no
-//! state, no acknowledgement, no timer. It is this program started again, UNIX socket as standard input, TCP as output.
+//! state, no acknowledgement, no timer. With virtqueues there is no UNIX socket: up, it sends from memory, 64 KiB a segment,
+//! and tells by an eventfd; down, it peeks into memory, tells and discards. It is this program started again, UNIX socket as standard input, TCP as output.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -17,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::eventfd::EventFd;
 use passt_rs::wire::checksum::Sum;
 use socket2::SockRef;
 
@@ -40,13 +42,16 @@ const IN_MTU: usize = 40;
 /// Most iovecs of one call (Linux `UIO_MAXIOV`).
 const MOST_IOVECS: usize = 1024;
 
+/// Octets of a segment in a virtqueue.
+const SEGMENT: usize = 64 * 1024;
+
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Run the floor for `up` or down at `mtu`, on the loopback of `pod`.
+/// Run the floor for `up` or down at `mtu`, or without one for virtqueues, on the loopback of `pod`.
 pub(crate) fn measure(
     pod: &Host,
     up: bool,
-    mtu: u32,
+    mtu: Option<u32>,
     congestion: &str,
     pin: Option<usize>,
     warm_up: Duration,
@@ -66,12 +71,22 @@ pub(crate) fn measure(
     }
     let arrived = AtomicU64::new(0);
     let sample = thread::scope(|scope| {
-        if up {
-            scope.spawn(|| write_frames(&relay, mtu));
-            scope.spawn(|| count(&far, &arrived));
-        } else {
-            scope.spawn(|| write_forever(&far, &vec![0x5a; BURST]));
-            scope.spawn(|| count(&relay, &arrived));
+        match (up, mtu) {
+            (true, Some(mtu)) => {
+                let to = &relay;
+                scope.spawn(move || write_frames(to, mtu));
+                scope.spawn(|| count(&far, &arrived));
+            }
+            (true, None) => {
+                scope.spawn(|| count(&far, &arrived));
+            }
+            (false, None) => {
+                scope.spawn(|| write_counted(&far, &arrived));
+            }
+            (false, Some(_)) => {
+                scope.spawn(|| write_forever(&far, &vec![0x5a; BURST]));
+                scope.spawn(|| count(&relay, &arrived));
+            }
         }
         let mark = || {
             (
@@ -87,7 +102,7 @@ pub(crate) fn measure(
         let _ = far.shutdown(Shutdown::Both);
         let _ = relay.shutdown(Shutdown::Both);
         let mut bytes = (count_after - count_before) as f64;
-        if !up {
+        if let (false, Some(mtu)) = (up, mtu) {
             // What arrived there are frames.
             let payload = mtu as usize - IN_MTU;
             bytes *= payload as f64 / (payload + HEADERS) as f64;
@@ -110,12 +125,12 @@ impl Drop for Process {
     }
 }
 
-fn start(up: bool, mtu: u32, unix: UnixStream, tcp: TcpStream) -> io::Result<Process> {
+fn start(up: bool, mtu: Option<u32>, unix: UnixStream, tcp: TcpStream) -> io::Result<Process> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .arg(ROLE)
         .arg(if up { "up" } else { "down" })
-        .arg(mtu.to_string())
+        .arg(mtu.unwrap_or(0).to_string())
         .stdin(Stdio::from(OwnedFd::from(unix)))
         .stdout(Stdio::from(OwnedFd::from(tcp)));
     Ok(Process(command.spawn()?))
@@ -134,7 +149,9 @@ pub(crate) fn process(arguments: &[String]) -> io::Result<()> {
             TcpStream::from(OwnedFd::from_raw_fd(1)),
         )
     };
-    let result = if direction == "up" {
+    let result = if mtu == 0 {
+        carry_memory(&tcp, direction == "up")
+    } else if direction == "up" {
         carry_up(&unix, &tcp)
     } else {
         carry_down(&unix, &tcp, mtu - IN_MTU)
@@ -168,6 +185,28 @@ fn carry_up(mut unix: &UnixStream, tcp: &TcpStream) -> io::Result<()> {
         send_all(tcp.as_raw_fd(), &mut payloads)?;
         burst.copy_within(at..filled, 0);
         filled -= at;
+    }
+}
+
+/// Between memory and TCP, telling somebody of each burst.
+fn carry_memory(tcp: &TcpStream, up: bool) -> io::Result<()> {
+    let call = EventFd::new()?;
+    let mut memory = vec![0x5a_u8; BURST];
+    if !up {
+        set_peek_offset(tcp)?;
+    }
+    loop {
+        if up {
+            let mut segments: Vec<_> = memory.chunks_mut(SEGMENT).map(vector).collect();
+            send_all(tcp.as_raw_fd(), &mut segments)?;
+        } else {
+            let peeked = receive(tcp.as_raw_fd(), &mut memory, libc::MSG_PEEK)?;
+            if peeked == 0 {
+                return Ok(());
+            }
+            receive(tcp.as_raw_fd(), &mut memory[..peeked], libc::MSG_TRUNC)?;
+        }
+        call.write(1)?;
     }
 }
 
@@ -228,6 +267,14 @@ fn send_all(socket: RawFd, mut vectors: &mut [libc::iovec]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Fills a socket at whose other end nobody counts.
+fn write_counted(mut to: &TcpStream, arrived: &AtomicU64) {
+    let data = vec![0x5a; BURST];
+    while let Ok(octets) = to.write(&data) {
+        arrived.fetch_add(octets as u64, Relaxed);
+    }
 }
 
 fn receive(socket: RawFd, into: &mut [u8], flags: libc::c_int) -> io::Result<usize> {

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::sockopt::UdpGsoSegment;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{cpu, kernel_guest::KernelGuest, lab::Host};
@@ -24,6 +25,9 @@ const BULK: usize = 128 * 1024;
 /// Payload of a flooded datagram: what fits any path, and what costs by its number alone.
 const DATAGRAM: usize = 1400;
 const SMALL: usize = 64;
+
+/// Datagrams sent as one.
+const SEGMENTS: usize = 40;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -44,6 +48,8 @@ pub(crate) enum Workload {
     UdpDown,
     /// UDP datagrams of 1400 bytes, guest to server, as fast as they go
     UdpUp,
+    /// The same in pieces of 40 that whoever comes last cuts (UDP_SEGMENT)
+    UsoUp,
     /// UDP datagrams of 64 bytes, server to guest, as fast as they go
     UdpDown64,
     /// UDP datagrams of 64 bytes, guest to server, as fast as they go
@@ -59,7 +65,7 @@ impl Workload {
     pub(crate) fn is_flood(self) -> bool {
         matches!(
             self,
-            Self::UdpDown | Self::UdpUp | Self::UdpDown64 | Self::UdpUp64
+            Self::UdpDown | Self::UdpUp | Self::UsoUp | Self::UdpDown64 | Self::UdpUp64
         )
     }
 
@@ -68,7 +74,7 @@ impl Workload {
         match self {
             Self::Down | Self::Up => ("Gbit/s", "CPU s/GiB"),
             Self::Rr | Self::Crr | Self::Crr16 | Self::UdpRr => ("1/s", "CPU µs/op"),
-            Self::UdpDown | Self::UdpUp | Self::UdpDown64 | Self::UdpUp64 => {
+            Self::UdpDown | Self::UdpUp | Self::UsoUp | Self::UdpDown64 | Self::UdpUp64 => {
                 ("1/s", "CPU µs/datagram")
             }
             Self::Hold => ("opened/s", "RSS MiB"),
@@ -114,10 +120,11 @@ impl Load<'_> {
             Workload::Rr => self.request_response(),
             Workload::Crr => self.connections(1),
             Workload::Crr16 => self.connections(16),
-            Workload::UdpDown => self.flood(false, DATAGRAM),
-            Workload::UdpUp => self.flood(true, DATAGRAM),
-            Workload::UdpDown64 => self.flood(false, SMALL),
-            Workload::UdpUp64 => self.flood(true, SMALL),
+            Workload::UdpDown => self.flood(false, DATAGRAM, 1),
+            Workload::UdpUp => self.flood(true, DATAGRAM, 1),
+            Workload::UsoUp => self.flood(true, DATAGRAM, SEGMENTS),
+            Workload::UdpDown64 => self.flood(false, SMALL, 1),
+            Workload::UdpUp64 => self.flood(true, SMALL, 1),
             Workload::UdpRr => self.ask_and_answer(),
             Workload::Hold => self.hold(),
         }?;
@@ -300,14 +307,17 @@ impl Load<'_> {
         Ok(measured.operations(latencies))
     }
 
-    fn flood(&self, up: bool, len: usize) -> io::Result<Sample> {
+    fn flood(&self, up: bool, len: usize, segments: usize) -> io::Result<Sample> {
         let (guest, server) = self.datagram_pair()?;
         let (from, to) = if up {
             (&guest, &server)
         } else {
             (&server, &guest)
         };
-        let payload = vec![0; len];
+        if segments > 1 {
+            nix::sys::socket::setsockopt(from, UdpGsoSegment, &(len as i32))?;
+        }
+        let payload = vec![0; segments * len];
         let (arrived, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         let measured = thread::scope(|scope| {
             scope.spawn(|| {
@@ -324,7 +334,12 @@ impl Load<'_> {
                     }
                 }
             });
-            let measured = self.measure(&arrived);
+            let measured = if up {
+                // Carried is what reached its socket, though the server may be too slow to read it.
+                self.measure_by(|| datagrams(self.server))
+            } else {
+                self.measure(&arrived)
+            };
             stop.store(true, Relaxed);
             measured
         });
@@ -354,13 +369,11 @@ impl Load<'_> {
 
     /// Warm up, then take the difference of `count` and of the translator's time over the measuring time.
     fn measure(&self, count: &AtomicU64) -> Measured {
-        let mark = || {
-            (
-                Instant::now(),
-                count.load(Relaxed),
-                cpu::time_of(self.translator),
-            )
-        };
+        self.measure_by(|| count.load(Relaxed))
+    }
+
+    fn measure_by(&self, count: impl Fn() -> u64) -> Measured {
+        let mark = || (Instant::now(), count(), cpu::time_of(self.translator));
         thread::sleep(self.warm_up);
         let (start, count_before, cpu_before) = mark();
         thread::sleep(self.time);
@@ -425,6 +438,18 @@ impl Measured {
             retransmissions: 0,
         }
     }
+}
+
+/// Datagrams that reached a socket on `host`, or found it full.
+fn datagrams(host: &Host) -> u64 {
+    let table = host.proc_net("snmp");
+    let mut rows = table.iter().filter(|line| line.starts_with("Udp:"));
+    let (names, values) = rows.next().zip(rows.next()).expect("Udp: twice");
+    let columns = names.split(' ').zip(values.split(' '));
+    columns
+        .filter(|(name, _)| ["InDatagrams", "RcvbufErrors"].contains(name))
+        .map(|(_, value)| value.parse::<u64>().expect("a number"))
+        .sum()
 }
 
 fn patient(stream: &TcpStream) -> io::Result<()> {

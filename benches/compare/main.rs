@@ -89,6 +89,9 @@ struct Arguments {
     /// Pin the translators (and the floor) to this CPU and everything else to the others
     #[arg(long)]
     pin: Option<usize>,
+    /// Plug the guests in by vhost-user, with every offload the binaries have
+    #[arg(long)]
+    vhost_user: bool,
     /// Leave the floor out
     #[arg(long)]
     no_floor: bool,
@@ -155,7 +158,10 @@ fn measure(arguments: &Arguments, world: &World, mtu: u32) -> Vec<Row> {
         })
         .collect();
     for pass in 0..arguments.pairs {
-        let start = |binary: &Path| world.subject(binary, mtu, arguments.pin);
+        let start = |binary: &Path| {
+            let queues = arguments.vhost_user.then_some(lab::front_end::LINUX);
+            world.subject(binary, mtu, arguments.pin, queues)
+        };
         let Some(ours) = start(&arguments.ours) else {
             break;
         };
@@ -242,7 +248,7 @@ fn floor_for(arguments: &Arguments, world: &World, workload: Workload, mtu: u32)
     let result = floor::measure(
         &world.hosts.pod,
         up,
-        mtu,
+        (!arguments.vhost_user).then_some(mtu),
         &arguments.congestion,
         arguments.pin,
         Duration::from_secs_f64(arguments.warm_up),

@@ -67,18 +67,31 @@ impl World {
     }
 
     /// Start `binary` in the pod and plug a guest into it. `None` when there are no TAP devices here.
-    pub(crate) fn subject(&self, binary: &Path, mtu: u32, pin: Option<usize>) -> Option<Subject> {
-        let translator = Setup::new(&["--quiet", "--mtu", &mtu.to_string()])
+    /// `queues` are the virtio features of a driver that reaches it by vhost-user.
+    pub(crate) fn subject(
+        &self,
+        binary: &Path,
+        mtu: u32,
+        pin: Option<usize>,
+        queues: Option<u64>,
+    ) -> Option<Subject> {
+        let mut setup = Setup::new(&["--quiet", "--mtu", &mtu.to_string()])
             .arg("--map-host-loopback")
             .arg(&LOCAL4.to_string())
             .arg("--map-host-loopback")
             .arg(&LOCAL6.to_string())
-            .binary(binary)
-            .start(&self.hosts.pod);
+            .binary(binary);
+        if queues.is_some() {
+            setup = setup.arg("--vhost-user");
+        }
+        let translator = setup.start(&self.hosts.pod);
         if let Some(cpu) = pin {
             pin_process(translator.pid(), |at| at == cpu);
         }
-        let guest = KernelGuest::plug(&translator, mtu)?;
+        let guest = match queues {
+            Some(features) => KernelGuest::plug_queues(&translator, mtu, features)?,
+            None => KernelGuest::plug(&translator, mtu)?,
+        };
         guest.number();
         // Room for many short connections in a row.
         let ports = "ipv4/ip_local_port_range";

@@ -7,6 +7,7 @@
 
 pub mod tap;
 
+mod queues;
 mod relay;
 
 pub mod machine;
@@ -55,22 +56,31 @@ impl KernelGuest {
         mtu: u32,
         prepare: impl FnOnce(&Host),
     ) -> Option<Self> {
-        Self::wire(|| translator.connect(), mtu, prepare)
+        Self::wire(|| translator.connect(), mtu, None, prepare)
     }
 
     /// The same, at the other end of a socket.
     pub fn plug_into(stream: UnixStream, mtu: u32) -> Option<Self> {
-        Self::wire(|| stream, mtu, |_| {})
+        Self::wire(|| stream, mtu, None, |_| {})
+    }
+
+    /// The same behind a vhost-user front-end, whose driver takes these virtio features.
+    pub fn plug_queues(translator: &Translator, mtu: u32, features: u64) -> Option<Self> {
+        Self::wire(|| translator.connect(), mtu, Some(features), |_| {})
     }
 
     fn wire(
         connect: impl FnOnce() -> UnixStream,
         mtu: u32,
+        features: Option<u64>,
         prepare: impl FnOnce(&Host),
     ) -> Option<Self> {
         let host = Host::new().expect("a namespace for the guest");
         prepare(&host);
-        let tap = match host.run(|| Tap::create(DEVICE)) {
+        let tap = match host.run(|| match features {
+            Some(_) => Tap::create_virtio(DEVICE),
+            None => Tap::create(DEVICE),
+        }) {
             Ok(tap) => tap,
             Err(error) => {
                 println!("skipped: no TAP device: {error}");
@@ -81,7 +91,11 @@ impl KernelGuest {
         host.ip(&format!(
             "link set dev {DEVICE} address {MAC} mtu {mtu} txqueuelen {QUEUE} up"
         ));
-        let relay = Relay::start(Arc::new(tap), connect()).expect("relay");
+        let relay = match features {
+            Some(features) => Relay::by_queues(tap, connect(), features),
+            None => Relay::start(Arc::new(tap), connect()),
+        }
+        .expect("relay");
         Some(Self { host, relay })
     }
 

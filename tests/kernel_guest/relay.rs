@@ -21,7 +21,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use super::tap::Tap;
+use super::{queues::Queues, tap::Tap};
 
 /// Bytes of a frame's length on the socket.
 const LENGTH: usize = 4;
@@ -72,8 +72,8 @@ pub(super) struct Relay {
 }
 
 /// One direction's thread, with its id in the kernel for its CPU time.
-struct Worker {
-    thread: Option<JoinHandle<()>>,
+pub(super) struct Worker {
+    pub(super) thread: Option<JoinHandle<()>>,
     kernel_id: i32,
 }
 
@@ -97,6 +97,17 @@ impl Relay {
             socket,
             counters,
             threads: vec![up, down],
+        })
+    }
+
+    /// The same between the device and virtqueues, behind a front-end that takes these features.
+    pub(super) fn by_queues(tap: Tap, socket: UnixStream, features: u64) -> io::Result<Self> {
+        let queues = Queues::start(tap, socket, features)?;
+        Ok(Self {
+            tap: queues.tap,
+            socket: queues.socket,
+            counters: queues.counters,
+            threads: queues.threads,
         })
     }
 
@@ -137,7 +148,7 @@ impl Drop for Relay {
 
 impl Worker {
     /// Run `carry` until the wire is cut, and cut it for the other direction too.
-    fn start(
+    pub(super) fn start(
         name: &str,
         socket: UnixStream,
         carry: impl FnOnce(&UnixStream) -> io::Result<()> + Send + 'static,
@@ -157,7 +168,7 @@ impl Worker {
         })
     }
 
-    fn cpu(&self) -> Duration {
+    pub(super) fn cpu(&self) -> Duration {
         let path = format!("/proc/self/task/{}/schedstat", self.kernel_id);
         let text = fs::read_to_string(path).unwrap_or_default();
         let first = text.split(' ').next().and_then(|word| word.parse().ok());

@@ -1,4 +1,4 @@
-//! The TAP device: one frame per `read` and per `write`, no header of the kernel's in front of it.
+//! The TAP device: one frame per `read` and per `write`, with no header of the kernel's in front of it, or virtio-net's.
 
 use std::{
     fs::{File, OpenOptions},
@@ -8,6 +8,8 @@ use std::{
         unix::fs::OpenOptionsExt,
     },
 };
+
+use crate::lab::front_end::{CSUM, HOST_ECN, HOST_TSO4, HOST_TSO6, HOST_USO};
 
 /// Where the kernel hands out TAP devices.
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -23,6 +25,17 @@ impl Tap {
     /// Create the device `name` in the network namespace of the calling thread. It goes away with the last descriptor.
     pub fn create(name: &str) -> io::Result<Self> {
         Self::with_flags(name, libc::IFF_TAP | libc::IFF_NO_PI)
+    }
+
+    /// The same with virtio-net's header before each frame.
+    pub(super) fn create_virtio(name: &str) -> io::Result<Self> {
+        let tap = Self::with_flags(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
+        let size: libc::c_int = 12;
+        // SAFETY: the kernel reads one int, which outlives the call.
+        if unsafe { libc::ioctl(tap.0.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(tap)
     }
 
     /// The same, but frames have the header of linux/virtio_net.h before them, and may be as large as the kernel likes them,
@@ -56,6 +69,47 @@ impl Tap {
             return Err(io::Error::last_os_error());
         }
         Ok(Self(file))
+    }
+
+    /// Has the guest's kernel leave to others what these virtio features let it.
+    pub(super) fn offload(&self, features: u64) -> io::Result<()> {
+        let pairs = [
+            (CSUM, libc::TUN_F_CSUM),
+            (HOST_TSO4, libc::TUN_F_TSO4),
+            (HOST_TSO6, libc::TUN_F_TSO6),
+            (HOST_ECN, libc::TUN_F_TSO_ECN),
+            (HOST_USO, libc::TUN_F_USO4 | libc::TUN_F_USO6),
+        ];
+        let flags = pairs.into_iter().filter(|(bit, _)| features & bit != 0);
+        let flags = flags.fold(0, |all, (_, flag)| all | flag);
+        // SAFETY: the argument is a number.
+        if unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                libc::TUNSETOFFLOAD,
+                libc::c_ulong::from(flags),
+            )
+        } < 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Read one frame into a list of memory.
+    pub(super) fn read_to(&self, room: &mut [libc::iovec]) -> io::Result<usize> {
+        // SAFETY: whoever made the list vouches for it: it is memory of the process, mapped for as long as this takes.
+        let len = unsafe { libc::readv(self.0.as_raw_fd(), room.as_ptr(), room.len() as _) };
+        usize::try_from(len).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Hand one frame in a list of memory to the guest's stack.
+    pub(super) fn write_from(&self, frame: &[libc::iovec]) -> io::Result<()> {
+        // SAFETY: as for `read_to`.
+        let len = unsafe { libc::writev(self.0.as_raw_fd(), frame.as_ptr(), frame.len() as _) };
+        usize::try_from(len)
+            .map(drop)
+            .map_err(|_| io::Error::last_os_error())
     }
 
     /// Read one frame; `WouldBlock` if there is none.

@@ -8,6 +8,7 @@ mod guest;
 mod lab;
 
 mod abuse;
+mod chance;
 mod guests;
 mod offload;
 mod protocol;

@@ -1,14 +1,24 @@
 //! Messages, in every order that front-ends have.
 
-use std::os::fd::AsRawFd;
+use std::{
+    fs::File,
+    io::Read,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+};
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        signal::Signal,
+    },
+    unistd::ftruncate,
+};
 
 use crate::{
     Scene, arp_request, assert_works, is_arp_reply,
     lab::front_end::{
-        CSUM, Driver, EVENT_IDX, FrontEnd, GUEST_CSUM, INDIRECT_DESC, IPXE, LINUX, MRG_RXBUF, TX,
-        VERSION_1, request,
+        CSUM, Driver, EVENT_IDX, FrontEnd, GUEST_CSUM, INDIRECT_DESC, IPXE, LINUX, LOG_ALL,
+        MRG_RXBUF, RX, TX, USER, VERSION_1, request,
     },
 };
 
@@ -161,6 +171,60 @@ fn memory_comes_and_goes_in_slots() {
     let more = [0, 1 << 40, 1 << 20, 0x7f22_0000_0000, 0];
     guest.told(request::ADD_MEM_REG, &more, &[memory]);
     guest.told(request::REM_MEM_REG, &more, &[]);
+    assert_works(&mut guest);
+}
+
+/// What is written during a migration is marked, page by page: frames to the guest, and the used rings.
+#[test]
+fn written_pages_are_marked_while_they_are_logged() {
+    const PAGES: u64 = ((1 << 32) + (16 << 20)) / 4096;
+    let Some(scene) = Scene::new(&[]) else { return };
+    let mut guest = scene.guest(Driver::new(LINUX));
+    assert_works(&mut guest);
+    let log = memfd_create("log", MFdFlags::MFD_CLOEXEC).unwrap();
+    ftruncate(&log, (PAGES / 8).cast_signed()).unwrap();
+    let log: File = log.into();
+    let base = [PAGES / 8, 0];
+    let flags = 1 | 1 << 3;
+    guest.send(request::SET_LOG_BASE, flags, &base, &[log.as_raw_fd()]);
+    let mut reply = [0; 20];
+    (&guest.socket).read_exact(&mut reply).unwrap();
+    let marked = |page: u64| {
+        let mut octet = [0];
+        log.read_exact_at(&mut octet, page / 8).unwrap();
+        octet[0] >> (page % 8) & 1 == 1
+    };
+    let pages = |from: u64, len: u64| from / 4096..(from + len).div_ceil(4096);
+    let [_, _, used] = guest.places(RX);
+    let buffers = 1 << 20..16 << 20;
+    let any = |range: std::ops::Range<u64>| range.into_iter().any(marked);
+    assert_works(&mut guest);
+    assert!(!any(pages(0, 16 << 20)), "marked before it was asked for");
+
+    let features = guest.driver.features | LOG_ALL;
+    guest.told(request::SET_FEATURES, &[features], &[]);
+    for queue in [RX, TX] {
+        let [descriptors, available, used] = guest.places(queue);
+        let words = [
+            queue as u64 | 1 << 32,
+            USER + descriptors,
+            USER + used,
+            USER + available,
+            used,
+        ];
+        guest.tell(request::SET_VRING_ADDR, &words, &[]);
+    }
+    assert_works(&mut guest);
+    assert!(any(pages(used, 4096)), "used ring");
+    assert!(any(pages(guest.places(TX)[2], 4096)), "the other used ring");
+    assert!(
+        any(pages(buffers.start, buffers.end - buffers.start)),
+        "buffers"
+    );
+    // What is only read is not marked: the descriptors, and frames from the guest.
+    assert!(!any(pages(guest.places(TX)[0], 4096)));
+    assert!(!any(pages(1 << 32, 16 << 20)));
+    guest.told(request::SET_FEATURES, &[features & !LOG_ALL], &[]);
     assert_works(&mut guest);
 }
 

@@ -3,6 +3,7 @@
 use super::Arrival;
 
 const NEEDS_CSUM: u8 = 1;
+const DATA_VALID: u8 = 2;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
@@ -22,6 +23,11 @@ pub fn cut(arrival: &Arrival) -> Vec<Vec<u8>> {
     let (headers, size, start, offset) = (field(2), field(4), field(6), field(8));
     if flags & NEEDS_CSUM == 0 {
         assert_eq!(kind, 0, "segments without a checksum to complete");
+        // Good as it is, whatever stands there.
+        if flags & DATA_VALID != 0 {
+            let (start, offset) = leave_checksum_of(&mut frame, arrival.frame.len());
+            complete(&mut frame, start, offset);
+        }
         return vec![frame];
     }
     if kind == 0 {
@@ -64,7 +70,8 @@ pub fn cut(arrival: &Arrival) -> Vec<Vec<u8>> {
                     one[start + 13] &= !FIN_PSH;
                 }
             }
-            leave(&mut one, start, offset);
+            let len = one.len();
+            leave_checksum_of(&mut one, len);
             complete(&mut one, start, offset);
             one
         })
@@ -73,10 +80,8 @@ pub fn cut(arrival: &Arrival) -> Vec<Vec<u8>> {
 
 /// Leaves the checksum of a frame to others: returns a header that says so. The frame is TCP or UDP without IP options.
 pub fn leave_checksum(frame: &mut [u8]) -> Vec<u8> {
-    let v6 = frame[12..14] == [0x86, 0xdd];
-    let start = ETHERNET + if v6 { 40 } else { 20 };
-    let offset = if protocol(frame) == UDP { 6 } else { 16 };
-    leave(frame, start, offset);
+    let len = frame.len();
+    let (start, offset) = leave_checksum_of(frame, len);
     let mut header = vec![0; 12];
     header[0] = NEEDS_CSUM;
     header[6..8].copy_from_slice(&(start as u16).to_le_bytes());
@@ -84,26 +89,31 @@ pub fn leave_checksum(frame: &mut [u8]) -> Vec<u8> {
     header
 }
 
-fn protocol(frame: &[u8]) -> u8 {
-    let v6 = frame[12..14] == [0x86, 0xdd];
-    frame[ETHERNET + if v6 { 6 } else { 9 }]
-}
-
-fn leave(frame: &mut [u8], start: usize, offset: usize) {
-    let addresses = if frame[12..14] == [0x86, 0xdd] {
-        ETHERNET + 8..ETHERNET + 40
+/// The same for the headers of a frame of `len` octets: where checksumming starts, and where behind that the checksum goes.
+pub fn leave_checksum_of(headers: &mut [u8], len: usize) -> (usize, usize) {
+    let v6 = headers[12..14] == [0x86, 0xdd];
+    let start = ETHERNET + if v6 { 40 } else { 20 };
+    let offset = if protocol(headers) == UDP { 6 } else { 16 };
+    let addresses = if v6 {
+        ETHERNET + 8..start
     } else {
-        ETHERNET + 12..ETHERNET + 20
+        ETHERNET + 12..start
     };
-    let upper = (frame.len() - start) as u32;
+    let upper = (len - start) as u32;
     let pseudo = [
-        &frame[addresses],
+        &headers[addresses],
         &upper.to_be_bytes(),
-        &[0, 0, 0, protocol(frame)],
+        &[0, 0, 0, protocol(headers)],
     ]
     .concat();
     let sum = sum(&pseudo);
-    frame[start + offset..start + offset + 2].copy_from_slice(&sum.to_be_bytes());
+    headers[start + offset..start + offset + 2].copy_from_slice(&sum.to_be_bytes());
+    (start, offset)
+}
+
+fn protocol(frame: &[u8]) -> u8 {
+    let v6 = frame[12..14] == [0x86, 0xdd];
+    frame[ETHERNET + if v6 { 6 } else { 9 }]
 }
 
 fn complete(frame: &mut [u8], start: usize, offset: usize) {

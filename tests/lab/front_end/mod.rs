@@ -167,8 +167,8 @@ impl FrontEnd {
             offered: 0,
         };
         this.ask(request::GET_FEATURES, &[]);
-        this.ask(request::GET_PROTOCOL_FEATURES, &[]);
-        this.tell(request::SET_PROTOCOL_FEATURES, &[0x1_000e], &[]);
+        let protocol = this.ask(request::GET_PROTOCOL_FEATURES, &[])[0];
+        this.tell(request::SET_PROTOCOL_FEATURES, &[protocol & 0x1_000e], &[]);
         this.tell(request::SET_OWNER, &[], &[]);
         this.offered = this.ask(request::GET_FEATURES, &[])[0];
         for index in 0..2 {
@@ -416,6 +416,17 @@ impl FrontEnd {
         // Tell when there is one more.
         self.poke(event, &next.to_le_bytes());
         Some((head as u16, len))
+    }
+
+    /// Where descriptor table, available and used ring lie.
+    pub const fn places(&self, queue: usize) -> [u64; 3] {
+        let ring = &self.rings[queue];
+        [ring.descriptors(), ring.available_ring(), ring.used_ring()]
+    }
+
+    /// What the device is kicked by.
+    pub const fn kicked(&self, queue: usize) -> &EventFd {
+        &self.rings[queue].kick
     }
 
     /// What the device calls by.

@@ -26,6 +26,9 @@ tools=(
   mandoc:mandoc
   tcpdump:tcpdump
   nft:nftables
+  ping:iputils-ping
+  tracepath:iputils-tracepath
+  traceroute:traceroute
 )
 
 # Debian 12 has libvirt 9.0, which starts passt in its own way; its backports have a libvirt, and a QEMU that reconnects.

@@ -94,7 +94,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Regression C06 and consumers' row 23: sockets must not land on the numbers of standard descriptors.
+/// Regressions C06 and T88, and consumers' row 23: sockets must not land on the numbers of standard descriptors.
 #[test]
 fn it_starts_with_standard_descriptors_closed_and_inherited_ones_open() {
     let Some(world) = World::pod() else { return };

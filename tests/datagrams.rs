@@ -11,12 +11,14 @@ use std::{
     time::Duration,
 };
 
-use guest::{Icmp, Scene, Udp, Wire, both, frame::Ip, guest_addr, pattern, wire::framed};
+use guest::{
+    Icmp, Scene, Udp, Wire, both, fragment::part, frame::Ip, guest_addr, pattern, wire::framed,
+};
 use lab::{
     LONG, QUIET, Setup, World,
     servers::{UdpEcho, udp_socket},
     wait_until,
-    world::{INTERNET4, INTERNET6},
+    world::{INTERNET4, INTERNET6, POD4, POD6},
 };
 use passt_rs::sys::{
     Iovecs, Marks,
@@ -225,5 +227,177 @@ fn an_error_quotes_the_datagram_it_is_about() {
         guest::frame::assert_quotes(&error, &about.packet());
         let ttl = error.body[if remote.is_ipv4() { 8 } else { 7 }];
         assert_eq!(ttl, about.ttl);
+    }
+}
+
+/// The same where there are no more descriptors, long before the table is full: nobody's first datagram is lost over it.
+#[test]
+fn the_flow_idle_for_longest_gives_its_descriptor() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Setup::new(&[]).limit_files(40).start(&world.pod);
+    let wire = Wire::new(translator.connect());
+    let addr: SocketAddr = (INTERNET4, 7).into();
+    let _server = UdpEcho::start(&world.outside, addr);
+    for port in 20_000..20_200 {
+        let local = guest_addr(addr, port);
+        wire.send(&Udp::new(local, addr, b"once").frame());
+        wire.expect("answer", |frame| {
+            Udp::of_frame(frame).filter(|udp| udp.dst == local)
+        });
+    }
+    assert!(translator.fd_count() <= 40);
+    translator.assert_alive();
+}
+
+/// What the kernel hands over as one message (UDP_GRO) is told apart again: borders, order and a shorter last one are kept.
+#[test]
+fn datagrams_sent_as_one_arrive_one_by_one() {
+    let Some(scene) = Scene::new(&["--mtu", "1500"]) else {
+        return;
+    };
+    for addr in both(INTERNET4, INTERNET6, 9) {
+        let server = udp_socket(&scene.world.outside, addr);
+        let local = guest_addr(addr, 50_000);
+        scene.wire.send(&Udp::new(local, addr, b"go").frame());
+        let (_, peer) = server.recv_from(&mut [0; 8]).unwrap();
+        server.connect(peer).unwrap();
+        for (size, len) in [
+            (1200, 1200 * 40),
+            (1400, 1400 * 20 + 9),
+            (100, 100 * 50 + 1),
+        ] {
+            nix::sys::socket::setsockopt(&server, nix::sys::socket::sockopt::UdpGsoSegment, &size)
+                .unwrap();
+            server.send(&pattern(0, len)).unwrap();
+            let size = usize::try_from(size).unwrap();
+            for start in (0..len).step_by(size) {
+                let payload = scene.wire.expect("datagram", |frame| {
+                    Udp::of_frame(frame).map(|udp| udp.payload)
+                });
+                let want = size.min(len - start);
+                assert!(
+                    payload == pattern(start as u64, want),
+                    "{want} octets at {start}"
+                );
+            }
+        }
+    }
+}
+
+/// A row that the kernel will not cut (the route's MTU is smaller than it was) leaves one by one, from then on.
+#[test]
+fn rows_that_the_kernel_refuses_leave_one_by_one() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for addr in both(INTERNET4, INTERNET6, 9) {
+        let server = udp_socket(&scene.world.outside, addr);
+        let local = guest_addr(addr, 50_000);
+        let route = if addr.is_ipv4() {
+            "route replace default via 10.233.70.1 dev eth0"
+        } else {
+            "route replace default via fe80::1 dev eth0"
+        };
+        let mut bytes = [0; 2048];
+        for (round, mtu) in ["mtu lock 1500", "mtu lock 1300", "mtu lock 1300"]
+            .iter()
+            .enumerate()
+        {
+            scene.world.pod.ip(&format!("{route} {mtu}"));
+            // Such as may be fragmented: what is too large then is the kernel's to cut in another way.
+            let row: Vec<u8> = (0..30)
+                .flat_map(|n| {
+                    let ip = Udp::new(local, addr, &pattern(n, 1400)).ip();
+                    framed(&part(&ip, n as u32, 0, ip.payload.len(), false))
+                })
+                .collect();
+            scene.wire.send_raw(&row);
+            for n in 0..30 {
+                let got = server.recv(&mut bytes).unwrap();
+                assert!(
+                    bytes[..got] == pattern(n, 1400),
+                    "datagram {n} in round {round}"
+                );
+            }
+        }
+    }
+}
+
+/// Regressions U03, U25 and U28. A question is remembered for as long as the host's connection tracking remembers it, a
+/// stream for longer, by whichever side keeps it up; after that the next datagram begins anew.
+#[test]
+fn flows_live_as_long_as_the_hosts_connection_tracking_says() {
+    let Some(world) = World::pod() else { return };
+    let timeouts = ["udp_timeout", "udp_timeout_stream"]
+        .map(|name| format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
+    let set = world.pod.run(|| {
+        std::fs::write(&timeouts[0], "1").is_ok() && std::fs::write(&timeouts[1], "4").is_ok()
+    });
+    if !set {
+        println!("skipped: no connection tracking here");
+        return;
+    }
+    let translator = Setup::new(&[]).start(&world.pod);
+    let wire = Wire::new(translator.connect());
+    let idle = translator.idle_fd_count();
+    for addr in both(INTERNET4, INTERNET6, 9) {
+        let server = udp_socket(&world.outside, addr);
+        let local = guest_addr(addr, 50_000);
+        let mut bytes = [0; 8];
+        let say = |what: &[u8]| wire.send(&Udp::new(local, addr, what).frame());
+        say(b"once");
+        server.recv_from(&mut bytes).unwrap();
+        assert!(
+            wait_until(LONG, || translator.fd_count() == idle),
+            "a question"
+        );
+        // A stream: to and fro, then for a while from one side only.
+        say(b"to");
+        let (_, peer) = server.recv_from(&mut bytes).unwrap();
+        say(b"to");
+        server.recv_from(&mut bytes).unwrap();
+        for n in 0..12_u8 {
+            server.send_to(&[n], peer).unwrap();
+            let payload = wire.expect("datagram", |frame| {
+                Udp::of_frame(frame).map(|udp| udp.payload)
+            });
+            assert_eq!(payload, [n]);
+            assert!(translator.fd_count() > idle, "it is kept up");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        assert!(
+            wait_until(LONG, || translator.fd_count() == idle),
+            "a stream"
+        );
+        say(b"anew");
+        let (len, _) = server.recv_from(&mut bytes).unwrap();
+        assert_eq!(&bytes[..len], b"anew");
+        assert!(wait_until(LONG, || translator.fd_count() == idle));
+    }
+}
+
+/// Of the first datagram of a client too, which comes by the port that is forwarded.
+#[test]
+fn ttl_and_type_of_service_of_clients_reach_the_guest() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&scene.world.outside, from);
+        // The guest is known by what it says.
+        scene
+            .wire
+            .send(&Udp::new(to, (from.ip(), 9).into(), b"here").frame());
+        sockopt::set_ttl(client.as_fd(), from.is_ipv6(), 77).unwrap();
+        sockopt::set_tos(client.as_fd(), from.is_ipv6(), 0xb8).unwrap();
+        for _ in 0..2 {
+            client.send_to(b"hello", to).unwrap();
+            let seen = scene.wire.expect("datagram", |frame| {
+                Udp::of_frame(frame)?;
+                Some((Ip::of_frame(frame)?.ttl, tos_of(frame)))
+            });
+            assert_eq!(seen, (77, 0xb8), "{to}");
+        }
     }
 }

@@ -23,6 +23,7 @@ use passt_rs::{
 /// Octets echoed by a connection: more than a socket's buffer holds.
 const BULK: usize = 2 << 20;
 
+/// Regression T61: the families are probed apart.
 #[test]
 fn without_a_peek_offset_streams_arrive_whole() {
     let Some(world) = World::pod() else { return };

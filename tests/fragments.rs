@@ -7,13 +7,13 @@ mod lab;
 use std::{net::SocketAddr, os::fd::AsFd};
 
 use guest::{
-    Icmp, Scene, Udp, both,
+    Icmp, Scene, Udp, Wire, both,
     fragment::{Joiner, part, parts, raw_part},
     frame::Ip,
     guest_addr, pattern,
 };
 use lab::{
-    QUIET,
+    QUIET, Translator, World,
     servers::{UdpEcho, udp_socket},
     world::{INTERNET4, INTERNET6},
 };
@@ -233,5 +233,32 @@ fn a_whole_datagram_above_the_path_mtu_is_too_big() {
             assert_eq!((error.kind, error.code, error.word), (kind, code, 1500));
             guest::frame::assert_quotes(&error, &packet.packet());
         }
+    }
+}
+
+/// A packet some of which never comes is given up, as by any host, after the host's own time; who sent the first part is told,
+/// with that part quoted, others are not (RFC 792; RFC 4443, section 3.3).
+#[test]
+fn a_packet_that_is_never_whole_is_told_of_after_the_hosts_time() {
+    let Some(world) = World::pod() else { return };
+    world.pod.sysctl("ipv4/ipfrag_time", "1");
+    world.pod.sysctl("ipv6/ip6frag_time", "1");
+    let translator = Translator::start(&world.pod, &[]);
+    let wire = Wire::new(translator.connect());
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let kind = if remote.is_ipv4() { 11 } else { 3 };
+        let time_exceeded = |frame: &[u8]| Icmp::of_frame(frame).filter(|icmp| icmp.kind == kind);
+        let frames = parts(&datagram(remote, 4000), 7, 1500);
+        wire.send(&frames[0]);
+        let error = wire.expect("time exceeded", time_exceeded);
+        assert_eq!((error.code, error.dst), (1, guest_addr(remote, 0).ip()));
+        assert_eq!(error.body[..8], frames[0][14..22], "the part is quoted");
+        let middle = frames.last().unwrap();
+        wire.send(middle);
+        wire.never(
+            5 * QUIET,
+            "time exceeded without a first part",
+            time_exceeded,
+        );
     }
 }

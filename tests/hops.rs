@@ -4,8 +4,19 @@
 mod kernel_guest;
 mod lab;
 
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    thread,
+};
+
 use kernel_guest::KernelGuest;
-use lab::{Host, Translator, World, servers::TcpServer};
+use lab::{
+    Host, Translator, World,
+    path::{compare, has, hops, replies, said},
+    servers::TcpServer,
+    traffic::{download, file_server},
+};
 
 /// The far end, three hops away, and an address nobody has behind it.
 const FAR4: &str = "192.0.2.130";
@@ -71,57 +82,14 @@ impl Chain {
         })
     }
 
-    /// Runs a command on the host and in the guest, and returns what `read` makes of what each said.
     fn compare<T: PartialEq + std::fmt::Debug>(
         &self,
         program: &str,
         args: &[&str],
         read: impl Fn(&str) -> T,
     ) -> T {
-        let [host, guest] =
-            [&self.world.pod, self.guest.host()].map(|host| said(host, program, args));
-        let (from_host, from_guest) = (read(&host), read(&guest));
-        assert_eq!(
-            from_guest, from_host,
-            "{program} {args:?}\nhost:\n{host}\nguest:\n{guest}"
-        );
-        from_guest
+        compare([&self.world.pod, self.guest.host()], program, args, read)
     }
-}
-
-/// What a command says, whatever its end.
-fn said(host: &Host, program: &str, args: &[&str]) -> String {
-    host.run(|| {
-        let output = std::process::Command::new(program).args(args).output();
-        let output = output.expect(program);
-        let both = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&both).into_owned()
-    })
-}
-
-/// Whether a program is there; a word if it is not.
-fn has(program: &str) -> bool {
-    let found = std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
-    }) || std::path::Path::new("/usr/sbin").join(program).is_file();
-    if !found {
-        println!("skipped: no {program}");
-    }
-    found
-}
-
-/// Number and address of each hop: the first two words of its line.
-fn hops(said: &str) -> Vec<(String, String)> {
-    let mut hops: Vec<_> = said
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            Some((words.next()?.to_owned(), words.next()?.to_owned()))
-        })
-        .collect();
-    hops.dedup();
-    hops
 }
 
 /// U15, U16: by UDP, by echo and by TCP, to a port that is closed and one that is open.
@@ -188,16 +156,43 @@ fn tracepath_finds_the_same_way_and_the_same_mtu() {
     }
 }
 
-/// What ping says of each reply: size, sequence number and TTL.
-fn replies(said: &str) -> Vec<String> {
-    said.lines()
-        .filter(|line| line.contains("icmp_seq"))
-        .filter_map(|line| {
-            line.split_once(" time")
-                .map_or(Some(line), |(said, _)| Some(said))
-        })
-        .map(str::to_owned)
-        .collect()
+/// The narrow links are the host kernel's business: the guest is told nothing, and keeps its large segments.
+#[test]
+fn connections_know_nothing_of_the_hosts_path_mtu() {
+    let Some(chain) = Chain::new(65_520, 1400) else {
+        return;
+    };
+    let guest = chain.guest.host();
+    for far in [FAR4, FAR6] {
+        let addr: std::net::IpAddr = far.parse().unwrap();
+        let _files = file_server(&chain.far, (addr, 80));
+        let _sink = TcpServer::echo(&chain.far, (addr, 7));
+        download(guest, (addr, 80));
+        let mut stream = guest.run(|| TcpStream::connect((addr, 7))).unwrap();
+        let reader = stream.try_clone().unwrap();
+        let sent = vec![7; 2 << 20];
+        let got = thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                let mut got = Vec::new();
+                reader.take(sent.len() as u64).read_to_end(&mut got)
+            });
+            stream.write_all(&sent).unwrap();
+            reading.join().unwrap().unwrap()
+        });
+        assert_eq!(got, sent.len());
+        let route = guest.command("ip", &["route", "get", far]);
+        assert!(!route.contains("mtu"), "{route}");
+    }
+    for (table, name) in [("snmp", "Icmp:"), ("snmp6", "Icmp6InPktTooBigs")] {
+        let table = guest.proc_net(table);
+        let row = table.iter().rfind(|line| line.starts_with(name)).unwrap();
+        let received = match name {
+            // InMsgs is the first.
+            "Icmp:" => row.split_whitespace().nth(1),
+            _ => row.split_whitespace().next_back(),
+        };
+        assert_eq!(received, Some("0"), "{row}");
+    }
 }
 
 #[test]

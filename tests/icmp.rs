@@ -4,11 +4,18 @@
 mod guest;
 mod lab;
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::{
+    io::Read,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    thread,
+    time::Duration,
+};
 
-use guest::{Icmp, Scene, Wire, fragment::parts, pattern};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use guest::{Icmp, Scene, Wire, dhcpv6::GUEST_LL, fragment::parts, pattern};
 use lab::{
-    QUIET, Translator, World,
+    Host, LONG, QUIET, Translator, World,
     world::{GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
 };
 
@@ -37,7 +44,7 @@ fn assert_echo(wire: &Wire, request: &Icmp) {
     assert_eq!(reply.body, request.body);
 }
 
-/// I01, I04, I05: every identifier and sequence number is good.
+/// I01, I04, I05, I06: every identifier and sequence number is good, and so is every checksum.
 #[test]
 fn echoes_come_back_with_their_numbers_in_both_families() {
     let Some(scene) = Scene::new(&[]) else { return };
@@ -85,6 +92,96 @@ fn echoes_side_by_side_do_not_mix() {
     }
 }
 
+/// I03: identifiers are the kernel's, so that guests do not take them from each other.
+#[test]
+fn two_guests_may_use_the_same_identifier() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let other = Translator::start(&scene.world.pod, &[]);
+    let wires = [&scene.wire, &Wire::new(other.connect())];
+    for (src, dst) in PAIRS {
+        let requests = [b"one", b"two"].map(|text| Icmp::echo_request(src, dst, 4711, 1, text));
+        for (wire, request) in wires.iter().zip(&requests) {
+            wire.send(&request.frame());
+        }
+        for (wire, request) in wires.iter().zip(&requests) {
+            let reply = expect_reply(wire);
+            assert_eq!((reply.word, &reply.body), (request.word, &request.body));
+        }
+    }
+}
+
+/// I07: a link-local address is reached over the template interface.
+#[test]
+fn a_link_local_neighbour_answers() {
+    const NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 7);
+    let Some(scene) = Scene::new(&[]) else { return };
+    scene
+        .world
+        .outside
+        .ip(&format!("addr add {NEIGHBOUR}/64 dev pod0 nodad"));
+    let request = Icmp::echo_request(GUEST_LL.into(), NEIGHBOUR.into(), 7, 1, b"hello");
+    assert_echo(&scene.wire, &request);
+}
+
+/// A socket that hears echo requests to `host`, whose kernel is silent from now on.
+fn responder(host: &Host, v4: bool) -> Socket {
+    let (domain, protocol, silence) = if v4 {
+        (Domain::IPV4, Protocol::ICMPV4, "ipv4/icmp_echo_ignore_all")
+    } else {
+        (Domain::IPV6, Protocol::ICMPV6, "ipv6/icmp/echo_ignore_all")
+    };
+    host.sysctl(silence, "1");
+    let socket = host.run(|| Socket::new(domain, Type::RAW, Some(protocol)));
+    let socket = socket.expect("a raw socket");
+    socket.set_read_timeout(Some(LONG)).expect("timeout");
+    socket
+}
+
+/// Answers the next echo request, and then once more.
+fn answer_twice(mut socket: &Socket, to: IpAddr) {
+    let (request, reply, header) = if to.is_ipv4() {
+        (8, 0, 20)
+    } else {
+        (128, 129, 0)
+    };
+    let mut bytes = [0; 2048];
+    loop {
+        let len = socket.read(&mut bytes).expect("a request");
+        let message = &mut bytes[header..len];
+        if message[0] != request {
+            continue;
+        }
+        message[0] = reply;
+        if to.is_ipv4() {
+            // The sum of the rest; IPv6's is the kernel's to write.
+            let sum = u16::from_be_bytes([message[2], message[3]]);
+            let (sum, carry) = sum.overflowing_add(0x0800);
+            message[2..4].copy_from_slice(&(sum + u16::from(carry)).to_be_bytes());
+        }
+        let to = SockAddr::from(SocketAddr::new(to, 0));
+        for _ in 0..2 {
+            socket.send_to(message, &to).expect("a reply");
+        }
+        return;
+    }
+}
+
+/// Who is answered twice, as by two machines with one address, is to know.
+#[test]
+fn duplicate_replies_are_seen_as_such() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for (src, dst) in PAIRS {
+        let socket = responder(&scene.world.outside, dst.is_ipv4());
+        let request = Icmp::echo_request(src, dst, 7, 1, b"hello");
+        scene.wire.send(&request.frame());
+        answer_twice(&socket, src);
+        for _ in 0..2 {
+            let reply = expect_reply(&scene.wire);
+            assert_eq!((reply.word, &reply.body), (request.word, &request.body));
+        }
+    }
+}
+
 #[test]
 fn the_hosts_loopback_answers_at_the_gateways_address() {
     let Some(scene) = Scene::new(&[]) else { return };
@@ -109,6 +206,7 @@ fn a_wrong_checksum_is_dropped() {
     });
 }
 
+/// I02: neither what comes from the guest, nor for a ping socket, which takes replies only.
 #[test]
 fn what_is_not_a_request_is_dropped() {
     let Some(mut scene) = Scene::new(&[]) else {

@@ -264,7 +264,7 @@ fn a_guest_that_reads_octet_by_octet_finds_every_frame_whole() {
     assert_pattern(0, &[got, more].concat());
 }
 
-/// While the guest does not read, the process must neither spin nor stop listening to it.
+/// Regression T46: while the guest does not read, the process must neither spin nor stop listening to it.
 #[test]
 fn a_guest_that_does_not_read_costs_nothing() {
     let Some(mut scene) = Scene::new(&[]) else {

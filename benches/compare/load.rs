@@ -21,8 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes per `read` and `write` of the bulk workloads, as iperf3 uses.
 const BULK: usize = 128 * 1024;
 
-/// Payload of a flooded datagram.
+/// Payload of a flooded datagram: what fits any path, and what costs by its number alone.
 const DATAGRAM: usize = 1400;
+const SMALL: usize = 64;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -43,17 +44,33 @@ pub(crate) enum Workload {
     UdpDown,
     /// UDP datagrams of 1400 bytes, guest to server, as fast as they go
     UdpUp,
+    /// UDP datagrams of 64 bytes, server to guest, as fast as they go
+    UdpDown64,
+    /// UDP datagrams of 64 bytes, guest to server, as fast as they go
+    UdpUp64,
+    /// One datagram there and back on one flow
+    UdpRr,
     /// Idle connections held open
     Hold,
 }
 
 impl Workload {
+    /// Whether more is sent than any guest could take.
+    pub(crate) fn is_flood(self) -> bool {
+        matches!(
+            self,
+            Self::UdpDown | Self::UdpUp | Self::UdpDown64 | Self::UdpUp64
+        )
+    }
+
     /// Units of [`Sample::rate`] and [`Sample::cost`].
     pub(crate) fn units(self) -> (&'static str, &'static str) {
         match self {
             Self::Down | Self::Up => ("Gbit/s", "CPU s/GiB"),
-            Self::Rr | Self::Crr | Self::Crr16 => ("1/s", "CPU µs/op"),
-            Self::UdpDown | Self::UdpUp => ("1/s", "CPU µs/datagram"),
+            Self::Rr | Self::Crr | Self::Crr16 | Self::UdpRr => ("1/s", "CPU µs/op"),
+            Self::UdpDown | Self::UdpUp | Self::UdpDown64 | Self::UdpUp64 => {
+                ("1/s", "CPU µs/datagram")
+            }
             Self::Hold => ("opened/s", "RSS MiB"),
         }
     }
@@ -97,8 +114,11 @@ impl Load<'_> {
             Workload::Rr => self.request_response(),
             Workload::Crr => self.connections(1),
             Workload::Crr16 => self.connections(16),
-            Workload::UdpDown => self.flood(false),
-            Workload::UdpUp => self.flood(true),
+            Workload::UdpDown => self.flood(false, DATAGRAM),
+            Workload::UdpUp => self.flood(true, DATAGRAM),
+            Workload::UdpDown64 => self.flood(false, SMALL),
+            Workload::UdpUp64 => self.flood(true, SMALL),
+            Workload::UdpRr => self.ask_and_answer(),
             Workload::Hold => self.hold(),
         }?;
         sample.retransmissions = self.guest.retransmissions() - before;
@@ -217,7 +237,8 @@ impl Load<'_> {
         stream.read_exact(&mut [0])
     }
 
-    fn flood(&self, up: bool) -> io::Result<Sample> {
+    /// A socket of the guest's and one of the server's that know each other.
+    fn datagram_pair(&self) -> io::Result<(UdpSocket, UdpSocket)> {
         let server = self.server.run(|| UdpSocket::bind((self.bind, 0)))?;
         let target = SocketAddr::new(self.target, server.local_addr()?.port());
         let guest = self.guest.host().run(|| {
@@ -233,17 +254,66 @@ impl Load<'_> {
             socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         }
         greet(&guest, &server)?;
+        Ok((guest, server))
+    }
+
+    fn ask_and_answer(&self) -> io::Result<Sample> {
+        let (guest, server) = self.datagram_pair()?;
+        let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let mut latencies = Vec::new();
+        let measured = thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut question = [0; 8];
+                while !stop.load(Relaxed) {
+                    if server.recv(&mut question).is_ok() {
+                        let _ = server.send(&question);
+                    }
+                }
+            });
+            let asking = scope.spawn(|| {
+                let mut took = Vec::with_capacity(1 << 18);
+                let mut answer = [0; 8];
+                for number in 0_u64.. {
+                    let question = number.to_be_bytes();
+                    let start = Instant::now();
+                    // What got lost is not waited for; an answer that was late is no answer to this.
+                    let mut heard = guest.send(&question).is_ok();
+                    while heard {
+                        heard = guest.recv(&mut answer).is_ok();
+                        if heard && answer == question {
+                            took.push(start.elapsed());
+                            done.fetch_add(1, Relaxed);
+                            break;
+                        }
+                    }
+                    if stop.load(Relaxed) {
+                        break;
+                    }
+                }
+                took
+            });
+            let measured = self.measure(&done);
+            stop.store(true, Relaxed);
+            latencies = asking.join().unwrap_or_default();
+            measured
+        });
+        Ok(measured.operations(latencies))
+    }
+
+    fn flood(&self, up: bool, len: usize) -> io::Result<Sample> {
+        let (guest, server) = self.datagram_pair()?;
         let (from, to) = if up {
             (&guest, &server)
         } else {
             (&server, &guest)
         };
+        let payload = vec![0; len];
         let (arrived, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         let measured = thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Relaxed) {
                     // A full queue of our own is no reason to stop.
-                    let _ = from.send(&[0; DATAGRAM]);
+                    let _ = from.send(&payload);
                 }
             });
             scope.spawn(|| {

@@ -53,7 +53,7 @@ struct Arguments {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "down,up,rr,crr,crr16,udp-down,udp-up,hold"
+        default_value = "down,up,rr,crr,crr16,udp-down,udp-up,udp-down64,udp-up64,udp-rr,hold"
     )]
     workloads: Vec<Workload>,
     /// MTU of the guest's link, 576 to 65520
@@ -219,7 +219,7 @@ fn one(
         Err(error) => println!("{who:<6}{:<9} failed: {error}", report::name(workload)),
     }
     let dropped = subject.guest.dropped_at_device() - dropped_before;
-    if dropped > 0 && !matches!(workload, Workload::UdpDown | Workload::UdpUp) {
+    if dropped > 0 && !workload.is_flood() {
         println!(
             "{who:<6}{dropped} frames dropped at the guest's device: figures are not to be trusted"
         );

@@ -17,8 +17,8 @@ use super::{
 
 const OPERANDS: &str = "operands";
 
-/// The command line as clap knows it.
-pub(super) fn command() -> Command {
+/// The command line as clap knows it: for help, completions and the like.
+pub fn command() -> Command {
     let operands = Arg::new(OPERANDS)
         .action(ArgAction::Append)
         .num_args(0..)

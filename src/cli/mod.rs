@@ -17,7 +17,7 @@ use std::{ffi::OsString, path::Path};
 use self::draft::{Draft, Show};
 use crate::config::Config;
 
-pub use self::summary::summary;
+pub use self::{getopt::command, summary::summary};
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,7 @@ fn version() -> String {
 }
 
 fn help() -> String {
-    getopt::command().render_help().to_string()
+    command().render_help().to_string()
 }
 
 /// Every option with its dashes: `-s`, `--socket`, `--socket-path` and so on; the manual page is held to it.

@@ -60,7 +60,13 @@ macro_rules! switch_off {
 }
 
 /// Options upstream does not have; they make no abbreviation of its options ambiguous.
-pub(super) const OURS: &[&str] = &["require-sandbox", "print-sandbox"];
+pub(super) const OURS: &[&str] = &[
+    "require-sandbox",
+    "print-sandbox",
+    "no-multicast",
+    "multicast-ports",
+    "strict-source",
+];
 
 /// Every option, in the order of the help text, which leaves out those of pasta.
 pub(super) const OPTIONS: &[Opt] = &[
@@ -383,6 +389,13 @@ pub(super) const OPTIONS: &[Opt] = &[
         switch_off!(multicast),
         "Carry no multicast and broadcast",
     ),
+    text(
+        "multicast-ports",
+        None,
+        "PORTS",
+        set!(values::multicast_ports, multicast_ports),
+        "Ports heard of the guest's multicast groups, separated by commas, or 'none' (default: 5353,1900,5355,3702)",
+    ),
     flag("no-dhcp", None, switch_off!(dhcp), "No DHCP server"),
     flag("no-ndp", None, switch_off!(ndp), "No neighbour discovery"),
     flag("no-dhcpv6", None, switch_off!(dhcpv6), "No DHCPv6 server"),
@@ -418,6 +431,12 @@ pub(super) const OPTIONS: &[Opt] = &[
         "ADDR",
         Draft::map_guest_addr,
         "Address that stands for the host at the guest's own address; 'none' for none (default: none)",
+    ),
+    flag(
+        "strict-source",
+        None,
+        switch_on!(strict_source),
+        "Serve the guest at no addresses but those it was given",
     ),
     flag(
         "ipv4-only",

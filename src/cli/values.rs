@@ -9,7 +9,7 @@ use std::{
 use nix::unistd::{Group, User};
 
 use crate::{
-    config::{Identity, RepairPath},
+    config::{HEARD_MOST, Identity, RepairPath},
     net::{Class, Mac, Span, class, is_link_local6},
 };
 
@@ -189,6 +189,27 @@ fn host_side(text: &str) -> Option<IpAddr> {
 /// An IPv4 address in the clothes of an IPv6 one (RFC 4291, section 2.5.5.2).
 fn is_mapped(addr: IpAddr) -> bool {
     matches!(addr, IpAddr::V6(v6) if Ipv6Addr::to_ipv4_mapped(&v6).is_some())
+}
+
+/// Ports separated by commas, each once.
+pub(super) fn multicast_ports(text: &str) -> Result<Vec<u16>, String> {
+    let mut ports = Vec::new();
+    for item in text.split(',').filter(|_| text != "none") {
+        let port = Some(item)
+            .filter(|item| item.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|item| item.parse().ok())
+            .filter(|&port: &u16| port > 0)
+            .ok_or_else(|| format!("Invalid multicast ports: {text}"))?;
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    if ports.len() > HEARD_MOST {
+        return Err(format!(
+            "Too many multicast ports: {text} (max {HEARD_MOST})"
+        ));
+    }
+    Ok(ports)
 }
 
 pub(super) fn interface(text: &str) -> Result<String, String> {

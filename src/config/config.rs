@@ -16,6 +16,9 @@ pub const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 /// multiples of four octets in both families.
 pub const DEFAULT_MTU: u16 = 65_520;
 
+/// What finds services: mDNS (RFC 6762), SSDP (UPnP), LLMNR (RFC 4795), WS-Discovery.
+pub const MULTICAST_PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
+
 /// Everything the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(
@@ -74,12 +77,16 @@ pub struct Config {
     pub hostname: Option<String>,
     pub fqdn: Option<String>,
     pub serve: Serve,
+    /// Ports heard of every group the guest is in, and sent to of the link's own groups (`--multicast-ports`).
+    pub multicast_ports: Vec<u16>,
     pub map_host_loopback4: MapChoice<Ipv4Addr>,
     pub map_host_loopback6: MapChoice<Ipv6Addr>,
     pub map_guest_addr4: Option<Ipv4Addr>,
     pub map_guest_addr6: Option<Ipv6Addr>,
     /// Whom to become after start (`--runas`).
     pub identity: Option<Identity>,
+    /// Whether the guest may use no addresses but those it was given (`--strict-source`).
+    pub strict_source: bool,
     /// The socket at which forwards can be changed at run time.
     pub conf_path: Option<PathBuf>,
     /// Whether chroot(2) will do where pivot_root(2) fails.
@@ -155,11 +162,13 @@ impl Default for Config {
             hostname: None,
             fqdn: None,
             serve: Serve::default(),
+            multicast_ports: MULTICAST_PORTS.to_vec(),
             map_host_loopback4: MapChoice::Default,
             map_host_loopback6: MapChoice::Default,
             map_guest_addr4: None,
             map_guest_addr6: None,
             identity: None,
+            strict_source: false,
             conf_path: None,
             chroot_fallback: false,
             require_sandbox: false,

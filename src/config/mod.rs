@@ -20,12 +20,12 @@ mod resolve;
 mod renew;
 
 pub use config::{
-    Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MapChoice, OUR_MAC, Outbound,
-    RepairPath, SearchList, Serve, Verbosity,
+    Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MULTICAST_PORTS, MapChoice, OUR_MAC,
+    Outbound, RepairPath, SearchList, Serve, Verbosity,
 };
 pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;
-pub use net::{Dns, Net, Net4, Net6, PREFIX6};
+pub use net::{Dns, HEARD_MOST, Multicast, Net, Net4, Net6, PREFIX6};
 pub use ports::{Enabled, Forwards};
 pub use renew::renew;
 pub use resolve::{Resolved, resolve};

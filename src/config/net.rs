@@ -22,7 +22,23 @@ pub struct Net {
     pub dns: Dns,
     pub serve: Serve,
     pub outbound: Outbound,
+    pub multicast: Multicast,
+    /// Whether the guest may use no addresses but those it was given.
+    pub strict_source: bool,
 }
+
+/// What is carried to and from groups.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Multicast {
+    /// The ports of `--multicast-ports`.
+    pub listed: Vec<u16>,
+    /// The host's ports that are heard of every group the guest is in, and the guest's ports behind them, without those that
+    /// the guest shows by using them; [`HEARD_MOST`] at most.
+    pub heard: Vec<(u16, u16)>,
+}
+
+/// Ports heard of every group: each takes a socket for each group.
+pub const HEARD_MOST: usize = 32;
 
 /// The guest's IPv4 network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +84,7 @@ pub struct Net6 {
     pub dns_host: Option<Ipv6Addr>,
     /// Nameservers announced to the guest, three at most.
     pub dns: Vec<Ipv6Addr>,
-    /// The host interface that link-local destinations are reached through; 0 where there is none.
+    /// The host interface that link-local destinations and groups are reached through; 0 where there is none.
     pub scope: u32,
 }
 

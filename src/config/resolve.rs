@@ -6,10 +6,10 @@ use super::{
     config::{Config, DEFAULT_MTU, DnsServers, MapChoice, SearchList},
     facts::{Facts, Interface},
     nameservers::{Asked, Nameservers},
-    net::{Dns, Net, Net4, Net6},
+    net::{Dns, HEARD_MOST, Multicast, Net, Net4, Net6},
     template::{Family, Template, named},
 };
-use crate::net::is_link_local6;
+use crate::net::{Protocol, is_link_local6};
 
 /// The outcome, with what the caller should be told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +72,11 @@ pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
         },
         serve: config.serve,
         outbound: config.outbound.clone(),
+        multicast: Multicast {
+            listed: config.multicast_ports.clone(),
+            heard: heard(config),
+        },
+        strict_source: config.strict_source,
     };
     if config.dns_servers != DnsServers::Given(Vec::new()) {
         warn_of_nameservers(&net, &mut said);
@@ -83,6 +88,23 @@ pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
         notes: said.notes,
         warnings: said.warnings,
     })
+}
+
+/// The ports heard of every group: those listed, and as many of those forwarded as may be.
+fn heard(config: &Config) -> Vec<(u16, u16)> {
+    let mut heard: Vec<(u16, u16)> = Vec::with_capacity(HEARD_MOST);
+    let listed = config.multicast_ports.iter().map(|&port| (port, port));
+    let forwarded = config
+        .forwards
+        .iter()
+        .filter(|rule| rule.protocol == Protocol::Udp)
+        .flat_map(|rule| (rule.first..=rule.last).map(|port| (port, rule.map.guest(port))));
+    for (host, guest) in listed.chain(forwarded) {
+        if heard.len() < HEARD_MOST && heard.iter().all(|(known, _)| *known != host) {
+            heard.push((host, guest));
+        }
+    }
+    heard
 }
 
 #[derive(Default)]

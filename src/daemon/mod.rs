@@ -37,6 +37,10 @@ mod event;
 
 mod migration;
 
+mod requests;
+
+mod room;
+
 mod reactor;
 
 mod front_end;
@@ -205,6 +209,7 @@ fn build(
         udp_stream,
     };
     let mut relay = Relay::new(resolved.net.clone(), Features::probe(), limits);
+    relay.set_fragment_timeouts(conntrack::fragment_timeouts());
     relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
     relay.forward(ports, ports::syn_retries());
     let mut reactor = failed(

@@ -14,13 +14,13 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::{changes::Changes, event::Source, migration::Migration};
+use super::{changes::Changes, event::Source, migration::Migration, requests, room::Room};
 use crate::{
     config::VhostFeatures,
     host::neighbours::Watch,
     link::{Capture, Flushed, Inbox, Outbox, Received, Session},
     net::{Now, Span},
-    relay::{Ready, Relay, Report, Request},
+    relay::{RateLimit, Ready, Relay, Report},
 };
 
 /// Events taken from the kernel at a time.
@@ -48,6 +48,9 @@ pub enum Entrance {
     /// One client, connected already.
     Connected(OwnedFd),
 }
+
+/// How long the link rests when the system has no memory for it.
+const LINK_AGAIN: Span = Span::millis(10);
 
 /// Why the loop came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,14 +93,19 @@ pub struct Reactor {
     pub(super) session_readable: bool,
     pub(super) link_readable: bool,
     link_ended: bool,
+    link_room: Room,
     start: Instant,
     advertise: Now,
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
+    /// The link waits for the system to have memory.
+    link_again: Option<Now>,
     changes: Option<Changes>,
     neighbours: Option<Watch>,
     stats: Option<Stats>,
     pub(super) migration: Migration,
+    /// Word of clients that come and go.
+    comings: RateLimit,
 }
 
 /// Reports of counters, as they were asked for.
@@ -136,13 +144,16 @@ impl Reactor {
             session_readable: false,
             link_readable: false,
             link_ended: false,
+            link_room: Room::default(),
             start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
+            link_again: None,
             changes: None,
             neighbours: None,
             stats: None,
             migration: Migration::default(),
+            comings: RateLimit::default(),
         };
         reactor.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
@@ -242,6 +253,9 @@ impl Reactor {
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.link_readable |= event.is_readable() || self.link_ended;
+                        if event.is_writable() {
+                            self.link_room.told(self.poll.registry(), self.client);
+                        }
                     }
                     Source::Port(place) => self.relay.knock(place),
                     Source::Listener => self.accept()?,
@@ -281,6 +295,9 @@ impl Reactor {
     /// Timers, flows in line, and what waits for the link. `true` if there is more to do at once.
     fn turn(&mut self) -> bool {
         let now = self.now();
+        if self.link_again.take_if(|at| *at <= now).is_some() {
+            self.link_readable = self.client.is_some();
+        }
         self.relay.expire(&mut self.outbox, now);
         if now >= self.advertise {
             self.relay.advertise(&mut self.outbox);
@@ -294,9 +311,15 @@ impl Reactor {
             more |=
                 self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
         }
-        if self.outbox.flush() == Flushed::Blocked {
+        let blocked = self.outbox.flush() == Flushed::Blocked;
+        self.link_room
+            .want(blocked, self.poll.registry(), self.client);
+        if blocked {
             // Writability is told by an edge, which comes when the guest reads.
             more = self.link_readable || self.session_readable;
+        }
+        if self.outbox.is_short() {
+            self.link_again.get_or_insert(now + LINK_AGAIN);
         }
         self.register();
         more
@@ -338,6 +361,7 @@ impl Reactor {
         if let Some(watch) = &mut self.neighbours {
             watch.ask_for_all(now);
         }
+        self.relay.renew_groups(now);
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.relay.advertise(&mut self.outbox);
     }
@@ -389,8 +413,14 @@ impl Reactor {
                 Received::Last if self.link_ended => {}
                 Received::Last => self.link_readable = false,
                 Received::Blocked => (self.link_readable, self.link_ended) = (false, false),
+                Received::Short => {
+                    self.link_readable = false;
+                    self.link_again.get_or_insert(now + LINK_AGAIN);
+                }
                 Received::BadLength(len) => {
-                    log::warn!("Bad frame size from guest, resetting connection: {len}");
+                    let said =
+                        format_args!("Bad frame size from guest, resetting connection: {len}");
+                    self.comings.log(log::Level::Warn, now, said);
                     self.detach();
                 }
                 Received::Broken(broken) => self.refuse(&broken),
@@ -404,36 +434,12 @@ impl Reactor {
         let mut failed = Vec::new();
         loop {
             for request in self.relay.requests().drain(..) {
-                // Reads stop at urgent data, so it has to be told of.
-                let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-                let registry = self.poll.registry();
-                let (done, source) = match request {
-                    Request::Watch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
+                match requests::carry_out(self.poll.registry(), request) {
+                    Ok(()) => {}
+                    Err((Source::Flow(id), error)) => failed.push((id, error)),
+                    Err((source, error)) => {
+                        log::warn!("Cannot watch the socket of {source:?}: {error}");
                     }
-                    Request::Rewatch(fd, id) => {
-                        let source = Source::Flow(id);
-                        let done =
-                            registry.reregister(&mut SourceFd(&fd), source.token(), interest);
-                        (done, source)
-                    }
-                    Request::Listen(fd, place) => {
-                        let source = Source::Port(place);
-                        let readable = Interest::READABLE;
-                        let done = registry.register(&mut SourceFd(&fd), source.token(), readable);
-                        (done, source)
-                    }
-                    Request::Close(socket) => {
-                        drop(socket);
-                        continue;
-                    }
-                };
-                match (done, source) {
-                    (Ok(()), _) => {}
-                    (Err(error), Source::Flow(id)) => failed.push((id, error)),
-                    (Err(error), _) => log::warn!("Cannot watch the socket of {source:?}: {error}"),
                 }
             }
             if failed.is_empty() {
@@ -477,11 +483,14 @@ impl Reactor {
                 (self.link_readable, self.link_ended) = (self.client.is_some(), true);
                 self.take_bursts();
             }
-            if self.client.is_some() {
-                log::info!("discarding connection from PID {pid}");
+            let now = self.now();
+            let refused = self.client.is_some();
+            let done = if refused { "discarding" } else { "accepted" };
+            let said = format_args!("{done} connection from PID {pid}");
+            self.comings.log(log::Level::Info, now, said);
+            if refused {
                 continue;
             }
-            log::info!("accepted connection from PID {pid}");
             if let Err(error) = self.attach(client) {
                 log::warn!("Cannot serve the connection: {error}");
                 self.detach();
@@ -501,11 +510,8 @@ impl Reactor {
         }
         // Where the system allows less, it is less.
         let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
-        self.watch(
-            socket.as_raw_fd(),
-            Source::Link,
-            Interest::READABLE | Interest::WRITABLE,
-        )?;
+        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.link_room = Room::default();
         self.client = Some(socket.as_raw_fd());
         self.outbox.attach(Some(socket.try_clone()?));
         self.inbox.attach(Some(socket));
@@ -526,10 +532,10 @@ impl Reactor {
 
     /// The client is gone: its flows end with it.
     pub(super) fn detach(&mut self) {
-        log::info!(
-            "Client connection closed{}",
-            if self.one_off { ", exiting" } else { "" }
-        );
+        let now = self.now();
+        let exiting = if self.one_off { ", exiting" } else { "" };
+        let said = format_args!("Client connection closed{exiting}");
+        self.comings.log(log::Level::Info, now, said);
         self.link_readable = false;
         self.relay.guest_left();
         self.migration.over();
@@ -553,6 +559,7 @@ impl Reactor {
         let times = [
             Some(self.advertise),
             self.accept_again,
+            self.link_again,
             self.changes.as_ref().and_then(Changes::due),
             self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::guest::Guest;
 use crate::{
-    config::{Net, Net4},
+    config::{Net, Net4, PREFIX6},
     net::{Class, Endpoint, Protocol, Why, class, is_link_local6},
 };
 
@@ -72,16 +72,34 @@ pub fn is_group(net: &Net, dst: IpAddr) -> bool {
     matches!(class(dst), Class::Multicast | Class::Broadcast) || is_directed_broadcast(net, dst)
 }
 
-/// Whether the guest may send from this address: any a host can have but ours, so also more than we gave it.
+/// Whether the guest may send from this address: any a host can have but ours, so also more than we gave it, unless it is
+/// held to that.
 pub fn check_source(net: &Net, src: IpAddr) -> Result<(), Why> {
     let ours = Family::of(net, src).is_some_and(|family| family.ours == src);
     let usable = matches!(class(src), Class::Global | Class::LinkLocal)
         && !is_mapped(src)
         && !is_directed_broadcast(net, src);
-    if usable && !ours {
+    if usable && !ours && (!net.strict_source || is_given(net, src)) {
         Ok(())
     } else {
         Err(Why::Source)
+    }
+}
+
+/// Whether the guest has this address from us: by DHCP or DHCPv6, or in IPv6 because it may make its own, in the network we
+/// advertise (RFC 4862, section 5.5) and on the link (section 5.3).
+fn is_given(net: &Net, src: IpAddr) -> bool {
+    match src {
+        IpAddr::V4(src) => net.v4.as_ref().is_some_and(|v4| v4.addr == src),
+        IpAddr::V6(src) if is_link_local6(src) => net.v6.is_some(),
+        IpAddr::V6(src) => {
+            let given = net.v6.as_ref().and_then(|v6| v6.addr);
+            let makes_its_own = net.serve.ndp && net.serve.ra;
+            given.is_some_and(|addr| {
+                let differs = (addr.to_bits() ^ src.to_bits()) >> (128 - PREFIX6);
+                addr == src || makes_its_own && differs == 0
+            })
+        }
     }
 }
 
@@ -221,7 +239,7 @@ fn is_directed_broadcast(net: &Net, addr: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dns, Net6, OUR_MAC, Outbound, Serve};
+    use crate::config::{Dns, Multicast, Net6, OUR_MAC, Outbound, Serve};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -261,6 +279,8 @@ mod tests {
             dns: Dns::default(),
             serve: Serve::default(),
             outbound: Outbound::default(),
+            multicast: Multicast::default(),
+            strict_source: false,
         }
     }
 
@@ -427,6 +447,35 @@ mod tests {
         for src in ["192.168.1.50", "10.9.8.7", "2001:db8::77", "fe80::77"] {
             assert_eq!(check_source(&net(), ip(src)), Ok(()), "{src}");
         }
+    }
+
+    #[test]
+    fn a_guest_held_to_what_it_was_given_has_that_and_no_more() {
+        let mut net = net();
+        net.strict_source = true;
+        let answers = |net: &Net, list: &[&str]| -> Vec<bool> {
+            let each = list.iter().map(|src| check_source(net, ip(src)).is_ok());
+            each.collect()
+        };
+        let given = ["192.168.1.50", "2001:db8::50", "fe80::77"];
+        let made = ["2001:db8::5054:ff:fe12:3456"];
+        let others = [
+            "192.168.1.51",
+            "10.9.8.7",
+            "169.254.7.7",
+            "2001:db8:0:1::50",
+            "fd00::1",
+            "fe80::1",
+            "192.168.1.1",
+            "127.0.0.1",
+            "::",
+        ];
+        assert_eq!(answers(&net, &given), [true; 3]);
+        assert_eq!(answers(&net, &made), [true]);
+        assert_eq!(answers(&net, &others), [false; 9]);
+        net.serve.ra = false;
+        assert_eq!(answers(&net, &given), [true; 3]);
+        assert_eq!(answers(&net, &made), [false]);
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn router_to(net: &Net, addr: IpAddr) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dns, Net4, Net6, OUR_MAC, Outbound, Serve};
+    use crate::config::{Dns, Multicast, Net4, Net6, OUR_MAC, Outbound, Serve};
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
     const OTHER: Mac = Mac([2, 0, 0, 0, 0, 8]);
@@ -161,6 +161,8 @@ mod tests {
             dns: Dns::default(),
             serve: Serve::default(),
             outbound: Outbound::default(),
+            multicast: Multicast::default(),
+            strict_source: false,
         }
     }
 

@@ -298,6 +298,7 @@ mod tests {
         }
     }
 
+    /// Regressions T32 and T70.
     #[test]
     fn an_old_id_finds_nothing_in_a_reused_slot() {
         let mut table = Table::new(1);
@@ -373,6 +374,7 @@ mod tests {
     }
 
     proptest! {
+        /// Regression T55.
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec((any::<bool>(), 0_u32..24), 0..200)) {
             agrees_with_a_map(Table::new(16), &steps);

@@ -1,4 +1,5 @@
-//! How long the host's own connection tracking remembers UDP flows: ours live as long, so that neither waits for the other.
+//! How long the host itself remembers UDP flows, in its connection tracking, and waits for parts of packets: we do likewise,
+//! so that neither waits for the other.
 
 use std::fs;
 
@@ -14,15 +15,21 @@ const LONGEST: u64 = 86_400;
 /// How long a UDP flow lives after its last datagram: one that has seen no answer, and one that has seen datagrams go back
 /// and forth. What cannot be read is Linux's default.
 pub fn udp_timeouts() -> (Span, Span) {
-    let seconds = |name: &str| {
-        fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"))
-            .ok()
-            .and_then(|text| parse(&text))
-    };
     (
-        seconds("udp_timeout").unwrap_or(ONCE),
-        seconds("udp_timeout_stream").unwrap_or(STREAM),
+        seconds("netfilter/nf_conntrack_udp_timeout").unwrap_or(ONCE),
+        seconds("netfilter/nf_conntrack_udp_timeout_stream").unwrap_or(STREAM),
     )
+}
+
+/// How long a packet may wait for its last part, over IPv4 and IPv6 (ip-sysctl: ipfrag_time, ip6frag_time); `None` where that
+/// cannot be read.
+pub fn fragment_timeouts() -> (Option<Span>, Option<Span>) {
+    (seconds("ipv4/ipfrag_time"), seconds("ipv6/ip6frag_time"))
+}
+
+fn seconds(name: &str) -> Option<Span> {
+    let text = fs::read_to_string(format!("/proc/sys/net/{name}")).ok()?;
+    parse(&text)
 }
 
 fn parse(text: &str) -> Option<Span> {

@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
 
 use nix::{
@@ -15,7 +15,13 @@ use nix::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::{config::Rule, net::Protocol, proto::tcp::SynRetries, sys::reason};
+use super::group::keep_to_members;
+use crate::{
+    config::Rule,
+    net::Protocol,
+    proto::tcp::SynRetries,
+    sys::{reason, sockopt},
+};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -369,9 +375,13 @@ fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
         socket.set_reuse_address(true)?;
         if at == At::Both || domain == Domain::IPV4 {
             setsockopt(&socket, Ipv4PacketInfo, &true)?;
+            keep_to_members(&socket, false)?;
+            sockopt::set_receive_marks(socket.as_fd(), false)?;
         }
         if domain == Domain::IPV6 {
             setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
+            keep_to_members(&socket, true)?;
+            sockopt::set_receive_marks(socket.as_fd(), true)?;
         }
     }
     Ok(socket)

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use crate::{
     config::Outbound,
     net::{Endpoint, Span},
-    sys::sockopt,
+    sys::{Marks, sockopt},
 };
 
 /// What this kernel can do, found out once at start.
@@ -218,6 +218,7 @@ pub struct Arrival {
     pub from: SocketAddr,
     /// Our address that a reply is to come from, where the socket tells: unspecified if `from` used a multicast address.
     pub to: Option<SocketAddr>,
+    pub marks: Marks,
 }
 
 /// Receives a datagram, its sender, and which of our addresses it was sent to (IP_PKTINFO, ip(7)). The port of `to` is 0.
@@ -225,7 +226,7 @@ pub struct Arrival {
 /// # Errors
 /// Those of recvmsg(2); `WouldBlock` when there is none.
 pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arrival> {
-    let mut control = [0; 128];
+    let mut control = [0; 256];
     let mut iov = [IoSliceMut::new(buffer)];
     let message = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
@@ -235,9 +236,14 @@ pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arri
     )?;
     let from = message.address.as_ref().and_then(socket_addr);
     let from = canonical(from.ok_or(io::ErrorKind::InvalidData)?);
-    let mut to = None;
+    let (mut to, mut marks) = (None, Marks::default());
     for part in message.cmsgs()? {
         match part {
+            ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
+                marks.ttl = u8::try_from(ttl).ok();
+            }
+            ControlMessageOwned::Ipv4Tos(tos) => marks.tos = Some(tos),
+            ControlMessageOwned::Ipv6TClass(tos) => marks.tos = u8::try_from(tos).ok(),
             ControlMessageOwned::Ipv4PacketInfo(info) => {
                 // The address routing would answer from: of a broadcast, the interface's own.
                 let addr = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
@@ -264,6 +270,7 @@ pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arri
         len: message.bytes,
         from,
         to,
+        marks,
     })
 }
 

@@ -47,6 +47,8 @@ pub enum Received {
     Last,
     /// Nothing to read until the socket is readable again.
     Blocked,
+    /// The system is short of memory: nothing was read, and no edge tells when to try again.
+    Short,
     /// The guest is gone.
     Closed,
     /// A frame length no link has; what follows cannot be told apart any more.
@@ -148,8 +150,10 @@ impl Inbox {
             Ok(0) => return Received::Closed,
             Ok(octets) => octets,
             Err(error) => {
-                return match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Received::Blocked,
+                return match (error.kind(), error.raw_os_error()) {
+                    (io::ErrorKind::WouldBlock, _) => Received::Blocked,
+                    (io::ErrorKind::Interrupted, _) => Received::Burst,
+                    (_, Some(libc::ENOMEM | libc::ENOBUFS)) => Received::Short,
                     _ => Received::Closed,
                 };
             }

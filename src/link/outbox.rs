@@ -103,6 +103,7 @@ pub struct Outbox {
     first: usize,
     sent: usize,
     iovecs: Iovecs,
+    short: bool,
     capture: Option<Capture>,
     /// A frame to be captured, where it does not lie here.
     whole: Vec<u8>,
@@ -121,6 +122,7 @@ impl Outbox {
             first: 0,
             sent: 0,
             iovecs: Iovecs::new(),
+            short: false,
             capture: None,
             whole: Vec::new(),
         }
@@ -382,8 +384,14 @@ impl Outbox {
         Ok(())
     }
 
+    /// Whether the last flush ended for want of the system's memory: then it has to be tried again.
+    pub const fn is_short(&self) -> bool {
+        self.short
+    }
+
     /// Sends what waits, as far as the socket takes it.
     pub fn flush(&mut self) -> Flushed {
+        self.short = false;
         if self.queued {
             return self.flush_queue();
         }
@@ -405,8 +413,11 @@ impl Outbox {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The guest is gone: reading will tell, and nothing of this can arrive.
                 Err(error) if is_gone(&error) => break,
-                // The system is short of memory: the frame that was begun is finished later.
-                Err(_) => return Flushed::Blocked,
+                // The system is short of memory: the frame that was begun is finished later, and no event tells when.
+                Err(_) => {
+                    self.short = true;
+                    return Flushed::Blocked;
+                }
             }
         }
         if !self.frames.is_empty() {

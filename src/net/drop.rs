@@ -49,8 +49,10 @@ reasons! {
     OutOfWindow,
     /// A TCP segment ahead of a gap.
     OutOfOrder,
-    /// A guest ICMP message that is no echo request.
+    /// A guest ICMP message that is neither echo request nor error.
     IcmpType,
+    /// An ICMP error of the guest, which no socket passes on.
+    GuestError,
     /// The flow table or the descriptors are exhausted.
     NoFlow,
     /// The socket could not be opened, bound or connected.
@@ -63,7 +65,7 @@ reasons! {
     NoGuest,
     /// A datagram larger than the guest's link MTU.
     TooBig,
-    /// Multicast or broadcast, which flows do not carry yet.
+    /// Multicast or broadcast that stays on the guest's link.
     Multicast,
     /// Accepted-window data that neither the socket nor the spill pool could take; see promise 1.
     PromiseBroken,

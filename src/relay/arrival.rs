@@ -9,7 +9,7 @@ use std::{
 use super::{
     flow::{Flow, UdpFlow},
     request::Request,
-    state::Relay,
+    state::{Relay, is_shortage},
     udp_in,
 };
 use crate::{
@@ -41,6 +41,8 @@ enum Taken {
     One,
     /// Nothing waits.
     Empty,
+    /// The call failed, which took nothing or what was broken.
+    Failed,
     /// The system has no descriptor or memory for it.
     Exhausted,
 }
@@ -85,7 +87,7 @@ impl Relay {
                 break;
             };
             match self.answer_knock(place, outbox, now) {
-                Taken::One => self.knocks.push_back(place),
+                Taken::One | Taken::Failed => self.knocks.push_back(place),
                 Taken::Empty => self.ports.unqueue(place),
                 Taken::Exhausted => {
                     self.resting.push(place);
@@ -96,22 +98,44 @@ impl Relay {
         !self.knocks.is_empty()
     }
 
-    /// Has the ports that rested tried again.
-    pub(super) fn wake_ports(&mut self, now: Now) {
+    /// Lets a datagram flow rest whose socket cannot be read for now.
+    pub(super) fn rest(&mut self, id: Id, now: Now) {
+        let waits = match self.flows.get_mut(id) {
+            Some(Flow::Udp(flow)) => &mut flow.starved,
+            Some(Flow::Echo(flow)) => &mut flow.starved,
+            Some(Flow::Group(flow)) => &mut flow.starved,
+            Some(Flow::Tcp(_)) | None => return,
+        };
+        if !std::mem::replace(waits, true) {
+            self.weary.push(id);
+            self.rested.get_or_insert(now + REST);
+        }
+    }
+
+    /// Has the ports and flows that rested tried again.
+    pub(super) fn wake_rested(&mut self, now: Now) {
         if self.rested.is_some_and(|at| at <= now) {
             self.rested = None;
             self.knocks.extend(self.resting.drain(..));
+            self.starved.extend(self.weary.drain(..));
         }
     }
 
     fn answer_knock(&mut self, place: u32, outbox: &mut Outbox, now: Now) -> Taken {
+        let mut failures = 0;
         for _ in 0..TURN {
             match self.take_one(place, outbox, now) {
                 Taken::One => {}
+                Taken::Failed => failures += 1,
                 other => return other,
             }
         }
-        Taken::One
+        // What fails every time would keep us busy for ever.
+        if failures < TURN {
+            Taken::One
+        } else {
+            Taken::Exhausted
+        }
     }
 
     fn take_one(&mut self, place: u32, outbox: &mut Outbox, now: Now) -> Taken {
@@ -138,17 +162,12 @@ impl Relay {
                 Taken::One
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Taken::Empty,
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-                ) =>
-            {
-                self.warn_exhausted(&error);
+            Err(error) if is_shortage(&error) => {
+                self.make_do(&error);
                 Taken::Exhausted
             }
             // accept(2): errors of the connection itself, which is gone; recvmsg(2): of an earlier reply.
-            Err(_) => Taken::One,
+            Err(_) => Taken::Failed,
         }
     }
 
@@ -204,7 +223,7 @@ impl Relay {
         now: Now,
     ) -> Result<(), Why> {
         let (id, fresh) = self.udp_flow_of(place, forward, arrival, now)?;
-        self.hold(id, arrival.len);
+        self.hold(id, arrival.len, arrival.marks);
         if fresh {
             self.sort_strays(id, place, forward, arrival.to, now);
             if let Some(Flow::Udp(flow)) = self.flows.get(id) {
@@ -239,8 +258,11 @@ impl Relay {
         let mut local = arrival.to.unwrap_or_else(any);
         local.set_port(forward.host);
         let interface = self.ports.interface(place);
-        let socket = socket::udp_reply(local, peer, interface, self.ports.freebind())
-            .map_err(|_| Why::Socket)?;
+        let socket =
+            socket::udp_reply(local, peer, interface, self.ports.freebind()).map_err(|error| {
+                self.make_do(&error);
+                Why::Socket
+            })?;
         let raw = socket.as_raw_fd();
         let known = self.guest.is_at(addr);
         let flow = UdpFlow {
@@ -282,7 +304,7 @@ impl Relay {
             arrival.to = to;
             match self.udp_flow_of(place, forward, arrival, now) {
                 Ok((id, is_new)) => {
-                    self.hold(id, arrival.len);
+                    self.hold(id, arrival.len, arrival.marks);
                     if is_new {
                         fresh.push(id);
                     }
@@ -293,7 +315,7 @@ impl Relay {
     }
 
     /// Sends the guest a datagram that was held.
-    pub(super) fn udp_held(&mut self, id: Id, chain: &Chain, outbox: &mut Outbox) {
+    pub(super) fn udp_held(&mut self, id: Id, chain: &Chain, marks: Marks, outbox: &mut Outbox) {
         let Some(key) = self.flows.key(id) else {
             return;
         };
@@ -302,6 +324,6 @@ impl Relay {
             self.scratch.extend_from_slice(piece);
         }
         let len = udp_in::datagram(&mut self.message, &key, &self.scratch);
-        self.udp_packet(&key, len, Marks::default(), outbox);
+        self.udp_packet(&key, len, marks, outbox);
     }
 }

@@ -11,8 +11,9 @@ use super::{
     errors::{Fault, Quote},
     flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
     fragments,
+    guest_errors::is_error,
     request::Ready,
-    state::Relay,
+    state::{FAILURES, Relay, is_shortage},
 };
 use crate::{
     flow::{self, Id, Key},
@@ -29,6 +30,7 @@ use crate::{
         frame::{Ip, Message},
         headers::TTL,
         icmp::renumber,
+        quote,
     },
 };
 
@@ -62,11 +64,21 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        let request = if ip.src.is_ipv4() { REQUEST4 } else { REQUEST6 };
+        let v4 = ip.src.is_ipv4();
+        let octets = frame.part(&message.octets);
+        if is_error(v4, message.kind) {
+            let mut start = [0; quote::START];
+            let len = copy(inbox, octets, &mut start);
+            // What the guest sent before may belong to the flow that ends.
+            self.send_run(inbox, outbox);
+            let start = start.get(..len).unwrap_or_default();
+            self.guest_error(v4, message.kind, message.code, start);
+            return Ok(());
+        }
+        let request = if v4 { REQUEST4 } else { REQUEST6 };
         if (message.kind, message.code) != (request, 0) {
             return Err(Why::IcmpType);
         }
-        let octets = frame.part(&message.octets);
         let mut header = [0; HEADER];
         copy(inbox, octets, &mut header);
         let identifier = u16::from_be_bytes([header[4], header[5]]);
@@ -159,6 +171,7 @@ impl Relay {
         ) {
             Ok(socket) => socket,
             Err(error) => {
+                self.make_do(&error);
                 self.warn_echo(&error);
                 return Err(Why::Socket);
             }
@@ -202,6 +215,7 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        let mut failures = 0;
         for _ in 0..TURN {
             let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
                 return;
@@ -221,7 +235,13 @@ impl Relay {
                     self.echo_reply(&key, received[0], outbox);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,
-                Err(_) => self.echo_errors(id, outbox),
+                Err(error) if is_shortage(&error) || failures == FAILURES => {
+                    return self.rest(id, now);
+                }
+                Err(_) => {
+                    failures += 1;
+                    self.echo_errors(id, outbox);
+                }
             }
         }
         self.starve(id);

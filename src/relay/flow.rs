@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    flow::{Chain, Id, Lent},
+    flow::{Chain, Lent},
     host::socket::Manner,
     link::Slot,
     net::{Now, Seq, Span},
@@ -139,35 +139,18 @@ pub struct EchoFlow {
     pub starved: bool,
 }
 
-/// A socket for a group.
+/// A socket that sends to groups, or is a member of one.
 #[derive(Debug)]
 pub struct GroupFlow {
     pub socket: OwnedFd,
-    /// As whom a sender is heard; none of a member.
-    pub own: Option<SocketAddr>,
     /// Whether it only listens.
     pub member: bool,
-    pub ttl: Option<u8>,
+    /// How it sends so far, and as whom it is seen where it sent last.
+    pub manner: Option<Manner>,
+    pub seen_as: Option<(IpAddr, SocketAddr)>,
     pub last: Now,
     pub readable: bool,
     pub starved: bool,
-}
-
-/// What is known of groups.
-#[derive(Debug, Default)]
-pub struct Groups {
-    pub joined: Vec<IpAddr>,
-    /// Ports the guest sends to or from, besides the usual ones.
-    pub ports: Vec<u16>,
-    pub members: Vec<Id>,
-    pub senders: Vec<Id>,
-}
-
-impl Groups {
-    /// Forgets all; the flows end by themselves.
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
 }
 
 /// A packet of the guest, as far as an ICMP error about it has to quote what no socket returns.

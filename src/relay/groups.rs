@@ -4,66 +4,104 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use super::{
+    audience::{ASK, MEMBERS, SENDERS},
     flow::{Flow, GroupFlow, Packet},
     fragments,
     request::Ready,
-    state::Relay,
+    state::{FAILURES, Relay, is_shortage},
     udp::HEADER,
     udp_in,
 };
 use crate::{
     flow::{self, Id, Key},
-    host::{group, socket::Peer},
+    host::{
+        group,
+        socket::{self, Manner, Peer},
+    },
     link::{Inbox, Outbox, Slot},
-    net::{Endpoint, Mac, Now, Protocol, Why},
+    net::{Endpoint, Mac, Now, Protocol, Span, Why},
     service::multicast::{self, Change},
     sys::msg::{self, Received},
     wire::{build::Ends, frame::Ip, headers::TTL},
 };
 
-/// Ports heard of every group: mDNS (RFC 6762), SSDP (UPnP), LLMNR (RFC 4795), WS-Discovery. Of groups of the link only these
-/// are sent to as well.
-const PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
-
-/// Groups the guest may be in, further ports it may use with them, and sockets that send.
-const GROUPS: usize = 32;
-const MORE_PORTS: usize = 4;
-const SENDERS: usize = 64;
-
 /// Datagrams one socket may hand to the guest before it is another's turn.
 const TURN: usize = 64;
 
+/// How long after its first frame a guest is asked for its groups, if there was one before that was in some.
+const SETTLE: Span = Span::secs(1);
+
 const UDP: u8 = 17;
+const MDNS: u16 = 5353;
+const LLMNR: u16 = 5355;
 
 impl Relay {
+    const fn carries_groups(&self) -> bool {
+        self.net.serve.multicast && self.net.serve.udp
+    }
+
+    /// A guest came.
+    pub(super) fn expect_groups(&mut self, now: Now) {
+        if std::mem::take(&mut self.groups.left) {
+            self.groups.ask = Some(now + SETTLE);
+        }
+    }
+
+    /// Asks the guest which groups it is in, if that is due; groups of which it says nothing end.
+    pub(super) fn ask_for_groups(&mut self, outbox: &mut Outbox, now: Now) {
+        if self.groups.ask.is_none_or(|at| at > now) {
+            return;
+        }
+        self.groups.forget_old(now);
+        self.follow_groups(now);
+        // Without any the next report starts over.
+        self.groups.ask = (!self.groups.is_empty()).then_some(now + ASK);
+        for query in [multicast::query4, multicast::query6] {
+            if query(&self.net, &mut self.scratch)
+                && let Err(why) = outbox.copy(&self.scratch)
+            {
+                self.count(why);
+            }
+        }
+    }
+
     /// A report of the guest's, about groups.
     pub(super) fn membership(&mut self, message: &[u8], v4: bool, now: Now) -> Result<(), Why> {
-        if !self.net.serve.multicast || !self.net.serve.udp {
+        if !self.carries_groups() {
             return Err(Why::Disabled);
         }
-        let mut groups = std::mem::take(&mut self.groups.joined);
+        let groups = &mut self.groups;
         let each = |group: IpAddr, change| match change {
-            Change::Join if can_be_joined(group) && !groups.contains(&group) => {
-                if groups.len() < GROUPS {
-                    groups.push(group);
-                }
-            }
+            Change::Join if can_be_joined(group) => groups.join(group, now),
             Change::Join => {}
-            Change::Leave => groups.retain(|known| *known != group),
+            Change::Leave => groups.leave(group),
         };
         let read = if v4 {
             multicast::igmp(message, each)
         } else {
             multicast::mld(message, each)
         };
-        self.groups.joined = groups;
+        if !self.groups.is_empty() {
+            self.groups.ask.get_or_insert(now + ASK);
+        }
         self.follow_groups(now);
         read
+    }
+
+    /// Begins anew after the host's network changed.
+    pub fn renew_groups(&mut self, now: Now) {
+        for id in std::mem::take(&mut self.groups.members) {
+            self.remove(id);
+        }
+        for id in std::mem::take(&mut self.groups.senders) {
+            self.remove(id);
+        }
+        self.follow_groups(now);
     }
 
     /// Opens and closes members as groups and ports have it.
@@ -74,50 +112,35 @@ impl Relay {
                 return false;
             };
             let Endpoint { addr, port } = key.guest;
-            let heard = PORTS.contains(&port) || self.groups.ports.contains(&port);
-            let wanted = heard && self.groups.joined.contains(&addr);
+            let wanted = self.groups.hears(&self.net.multicast, addr, port);
             if !wanted {
                 self.remove(id);
             }
             wanted
         });
-        for at in 0..self.groups.joined.len() {
-            let Some(&group) = self.groups.joined.get(at) else {
-                break;
-            };
-            let more = self.groups.ports.clone();
-            for port in PORTS.into_iter().chain(more) {
-                let key = Key {
-                    protocol: Protocol::Udp,
-                    guest: Endpoint::new(group, port),
-                    remote: Endpoint::new(unspecified(group), 0),
-                };
-                if self.flows.find(&key).is_some() {
-                    continue;
-                }
-                let scope = self.net.v6.as_ref().map_or(0, |v6| v6.scope);
-                match group::member(group, port, scope, &self.net.outbound) {
-                    Ok(socket) => members.extend(self.add_group(key, socket, None, now)),
-                    Err(error) => log::debug!("cannot listen to {}: {error}", key.guest),
-                }
+        let wanted: Vec<_> = self.groups.wanted(&self.net.multicast).collect();
+        for (group, host, guest) in wanted {
+            let key = unconnected(Endpoint::new(group, guest));
+            if members.len() >= MEMBERS || self.flows.find(&key).is_some() {
+                continue;
+            }
+            let peer = self.group_peer(Endpoint::new(group, host));
+            match group::member(peer, &self.net.outbound) {
+                Ok(socket) => members.extend(self.add_group(key, socket, true, now)),
+                // Where there is no such interface now there may be one later.
+                Err(error) => log::debug!("cannot hear {}: {error}", peer.endpoint),
             }
         }
         self.groups.members = members;
     }
 
-    fn add_group(
-        &mut self,
-        key: Key,
-        socket: OwnedFd,
-        own: Option<SocketAddr>,
-        now: Now,
-    ) -> Option<Id> {
+    fn add_group(&mut self, key: Key, socket: OwnedFd, member: bool, now: Now) -> Option<Id> {
         let raw = socket.as_raw_fd();
         let flow = GroupFlow {
             socket,
-            own,
-            member: key.remote.port == 0,
-            ttl: None,
+            member,
+            manner: None,
+            seen_as: None,
             last: now,
             readable: false,
             starved: false,
@@ -125,85 +148,113 @@ impl Relay {
         self.insert(key, Flow::Group(flow), raw).ok()
     }
 
+    /// A group, with the interface it is reached through.
+    fn group_peer(&self, endpoint: Endpoint) -> Peer {
+        let scope = if endpoint.addr.is_ipv6() {
+            self.net.v6.as_ref().map(|v6| v6.scope)
+        } else {
+            self.net.v4.as_ref().map(|v4| v4.interface)
+        };
+        let scope = scope.unwrap_or(0);
+        Peer { endpoint, scope }
+    }
+
     /// A datagram of the guest to a group or broadcast address.
     pub(super) fn group_datagram(
         &mut self,
-        key: Key,
+        source: Endpoint,
+        group: Endpoint,
         packet: Packet,
         payload: Slot,
         inbox: &Inbox,
         now: Now,
     ) -> Result<(), Why> {
-        if !self.net.serve.multicast || !may_leave(key.remote) {
+        if !self.net.serve.multicast || !self.may_leave(group) {
             return Err(Why::Multicast);
         }
-        let v6 = key.remote.addr.is_ipv6();
-        let scope = self.net.v6.as_ref().map_or(0, |v6| v6.scope);
-        let peer = Peer {
-            endpoint: key.remote,
-            scope: if v6 { scope } else { 0 },
-        };
-        let id = match self.find(&key) {
+        self.check_source(source.addr)?;
+        if source.port == 0 || group.port == 0 {
+            return Err(Why::PortZero);
+        }
+        let peer = self.group_peer(group);
+        let id = match self.find(&unconnected(source)) {
             Some(id) => id,
-            None => self.group_open(key, peer, now)?,
+            None => self.group_open(source, peer, now)?,
         };
-        let Some(Flow::Group(flow)) = self.flows.get_mut(id).filter(|_| key.remote.port != 0)
-        else {
-            return Err(Why::Multicast);
+        if group.addr.is_multicast() {
+            let fresh = [group.port, source.port].map(|port| self.groups.use_port(port));
+            if fresh.contains(&true) {
+                self.follow_groups(now);
+            }
+        }
+        let Some(Flow::Group(flow)) = self.flows.get_mut(id) else {
+            return Err(Why::NoFlow);
         };
         flow.last = now;
-        let ttl = packet.manner.ttl;
-        if flow.ttl != Some(ttl) {
-            // It is the right range.
-            let _ = group::set_ttl(&flow.socket, v6, ttl);
-            flow.ttl = Some(ttl);
-        }
-        let mut sent = Err(io::ErrorKind::InvalidInput.into());
+        let mut len = 0;
+        let message = &mut self.message;
         inbox.copy(payload, |octets| {
-            sent = group::send(&flow.socket, peer, octets);
+            if let Some(place) = message.get_mut(len..len + octets.len()) {
+                place.copy_from_slice(octets);
+                len += octets.len();
+            }
         });
-        match sent {
-            Ok(_) => Ok(()),
+        let octets = message.get(..len).unwrap_or_default();
+        prepare(flow, peer, packet.manner);
+        if flow.seen_as.is_none_or(|(to, _)| to != group.addr) {
+            flow.seen_as = group::seen_as(&flow.socket, peer, &self.net.outbound)
+                .map(|from| (group.addr, from));
+        }
+        match group::send(&flow.socket, peer, octets) {
+            Ok(_) => {
+                if let Some((_, from)) = flow.seen_as {
+                    self.groups.sent(from, octets, now);
+                }
+                Ok(())
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Why::HostFull),
             Err(_) => Err(Why::Socket),
         }
     }
 
-    fn group_open(&mut self, key: Key, peer: Peer, now: Now) -> Result<Id, Why> {
-        self.check_source(key.guest.addr)?;
-        if key.guest.port == 0 || key.remote.port == 0 {
-            return Err(Why::PortZero);
-        }
+    fn group_open(&mut self, source: Endpoint, peer: Peer, now: Now) -> Result<Id, Why> {
         let mut senders = std::mem::take(&mut self.groups.senders);
         senders.retain(|&id| self.flows.get(id).is_some());
         if senders.len() >= SENDERS {
             self.remove(senders.remove(0));
         }
         self.groups.senders = senders;
-        let sender = group::sender(peer, &self.net.outbound, key.guest.port);
-        let sender = sender.map_err(|_| Why::Socket)?;
-        let id = self.add_group(key, sender.socket, sender.own, now);
+        // A port that is forwarded to another would be taken from that.
+        let heard = &self.net.multicast.heard;
+        let is_taken = |&(host, guest): &(u16, u16)| host == source.port && guest != source.port;
+        let port = if heard.iter().any(is_taken) {
+            0
+        } else {
+            source.port
+        };
+        let socket = group::sender(peer, &self.net.outbound, port).map_err(|_| Why::Socket)?;
+        let id = self.add_group(unconnected(source), socket, false, now);
         let id = id.ok_or(Why::NoFlow)?;
         self.groups.senders.push(id);
         self.wheel.arm(id.slot, now + self.limits.udp_stream);
-        for port in [key.remote.port, key.guest.port] {
-            let ports = &mut self.groups.ports;
-            if key.remote.addr.is_multicast() && !PORTS.contains(&port) && !ports.contains(&port) {
-                if ports.len() == MORE_PORTS {
-                    ports.remove(0);
-                }
-                ports.push(port);
-                self.follow_groups(now);
-            }
-        }
         Ok(id)
+    }
+
+    /// Whether a datagram to a group may leave: of the link's own groups only what finds services.
+    fn may_leave(&self, group: Endpoint) -> bool {
+        let of_link = match group.addr {
+            IpAddr::V4(v4) => matches!(v4.octets(), [224, 0, 0, _]),
+            IpAddr::V6(v6) => v6.is_multicast() && v6.segments()[0] & 0xf <= 2,
+        };
+        let listed = &self.net.multicast.listed;
+        !of_link || matches!(group.port, MDNS | LLMNR) || listed.contains(&group.port)
     }
 
     pub(super) fn group_ready(&mut self, id: Id, ready: Ready, outbox: &mut Outbox, now: Now) {
         if let Some(Flow::Group(flow)) = self.flows.get_mut(id) {
             flow.readable |= ready.readable;
             if ready.error {
-                let _ = crate::host::socket::outcome(&flow.socket);
+                let _ = socket::outcome(&flow.socket);
             }
         }
         self.group_pull(id, outbox, now);
@@ -214,6 +265,7 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        let mut failures = 0;
         for _ in 0..TURN {
             let Some(Flow::Group(flow)) = self.flows.get_mut(id) else {
                 return;
@@ -228,10 +280,13 @@ impl Relay {
             match msg::receive_from(flow.socket.as_fd(), message) {
                 Ok((received, from)) => {
                     flow.last = now;
-                    self.group_deliver(&key, received, from, outbox);
+                    self.group_deliver(&key, received, from, outbox, now);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,
-                Err(_) => {}
+                Err(error) if is_shortage(&error) || failures == FAILURES => {
+                    return self.rest(id, now);
+                }
+                Err(_) => failures += 1,
             }
         }
         self.starve(id);
@@ -244,8 +299,10 @@ impl Relay {
         received: Received,
         from: Option<SocketAddr>,
         outbox: &mut Outbox,
+        now: Now,
     ) {
-        let Some(from) = from.filter(|from| !self.is_own(*from)) else {
+        let payload = self.waste.get(..received.len).unwrap_or_default();
+        let Some(from) = from.filter(|from| !self.groups.is_own(*from, payload, now)) else {
             return;
         };
         let seen = flow::inbound_source(&self.net, from.ip(), &self.guest);
@@ -256,7 +313,6 @@ impl Relay {
             remote: Endpoint::new(seen, from.port()),
             ..*key
         };
-        let payload = self.waste.get(..received.len).unwrap_or_default();
         let len = udp_in::datagram(&mut self.message, &key, payload);
         if len < HEADER {
             return;
@@ -285,14 +341,6 @@ impl Relay {
             self.count(Why::LinkFull);
         }
     }
-
-    /// Whether a datagram was sent by ourselves.
-    fn is_own(&self, from: SocketAddr) -> bool {
-        self.groups.senders.iter().any(|&id| {
-            matches!(self.flows.get(id), Some(Flow::Group(flow))
-                if flow.own.is_some_and(|own| own.ip() == from.ip() && own.port() == from.port()))
-        })
-    }
 }
 
 /// Whether membership of a group is more than the guest's own affair.
@@ -312,18 +360,29 @@ fn can_be_joined(group: IpAddr) -> bool {
     }
 }
 
-/// Whether a datagram to a group may leave: of the link's own groups only what finds services.
-fn may_leave(remote: Endpoint) -> bool {
-    let of_link = match remote.addr {
-        IpAddr::V4(v4) => matches!(v4.octets(), [224, 0, 0, _]),
-        IpAddr::V6(v6) => v6.segments()[0] & 0xf <= 2,
+/// Has a socket send as the guest did. Its fragments are ours to make: nobody is told of a path's MTU to many.
+fn prepare(flow: &mut GroupFlow, peer: Peer, manner: Manner) {
+    let v6 = peer.endpoint.addr.is_ipv6();
+    if flow.manner.is_none_or(|now| now.ttl != manner.ttl) {
+        // It is of the right range.
+        let _ = group::set_reach(&flow.socket, v6, manner.ttl);
+    }
+    let manner = Manner {
+        whole: false,
+        ..manner
     };
-    !remote.addr.is_multicast() || !of_link || PORTS.contains(&remote.port)
+    socket::set_manner(&flow.socket, v6, &mut flow.manner, manner);
 }
 
-const fn unspecified(like: IpAddr) -> IpAddr {
-    match like {
-        IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+/// What a socket is found by that has no peer.
+const fn unconnected(guest: Endpoint) -> Key {
+    let any = match guest.addr {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    Key {
+        protocol: Protocol::Udp,
+        guest,
+        remote: Endpoint::new(any, 0),
     }
 }

@@ -5,6 +5,8 @@ mod request;
 
 mod limit;
 
+mod audience;
+
 mod flow;
 
 mod run;
@@ -34,6 +36,8 @@ mod udp_out;
 mod udp_in;
 
 mod groups;
+
+mod guest_errors;
 
 mod echo;
 
@@ -94,15 +98,18 @@ impl Relay {
     ) -> Result<(), Why> {
         let read = classify(frame.head, frame.payload.len())?;
         let first = self.guest.mac == Mac::BROADCAST;
+        if first {
+            self.expect_groups(now);
+        }
         self.met = true;
         if self.guest.saw_mac(read.mac) {
             // A guest may change its mind as often as it likes, the log need not hear of it.
-            let level = if first {
-                log::Level::Info
+            let said = format_args!("New guest MAC address observed: {}", read.mac);
+            if first {
+                self.sighted.log(log::Level::Info, now, said);
             } else {
-                log::Level::Debug
-            };
-            log::log!(level, "New guest MAC address observed: {}", read.mac);
+                log::debug!("{said}");
+            }
         }
         self.packet(&read, frame, inbox, outbox, now)
     }
@@ -120,9 +127,8 @@ impl Relay {
             return Ok(());
         }
         if let Some(message) = services::membership(&read.body) {
-            let octets = frame.head.get(message).ok_or(Why::Truncated)?;
             let v4 = matches!(read.body, Body::Igmp(..));
-            return self.membership(octets, v4, now);
+            return self.membership(frame.head.get(message).unwrap_or_default(), v4, now);
         }
         let protocol = match &read.body {
             Body::Arp | Body::Igmp(..) => return Err(Why::Unanswered),
@@ -227,7 +233,8 @@ impl Relay {
         }
         self.begin_turn(now);
         self.expire_fragments(outbox, now);
-        self.wake_ports(now);
+        self.wake_rested(now);
+        self.ask_for_groups(outbox, now);
         self.ask_for_guest(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
             let Some(id) = self.flows.at(slot) else {
@@ -259,7 +266,7 @@ impl Relay {
             return None;
         }
         let fragments = self.reassembly.deadline();
-        let others = [self.waiting.ask, self.rested, fragments];
+        let others = [self.waiting.ask, self.rested, fragments, self.groups.ask];
         let others = others.into_iter().flatten().min();
         let others = others.map(|at| at.since(now));
         self.wheel.next(now).into_iter().chain(others).min()
@@ -274,6 +281,7 @@ impl Relay {
             self.abort(id);
         }
         self.starved.clear();
+        self.weary.clear();
         self.reassembly.clear(&mut self.pool);
         self.groups.clear();
         self.waiting.flows.clear();

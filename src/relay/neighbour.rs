@@ -9,6 +9,7 @@ use crate::{
     link::{Flushed, Outbox},
     net::{Now, Span, Why},
     service::{arp, ndp},
+    sys::Marks,
 };
 
 /// How often the guest is asked for (RFC 4861, section 10: RETRANS_TIMER).
@@ -109,9 +110,10 @@ impl Relay {
     }
 
     /// Holds a datagram for the guest, behind others of its flow.
-    pub(super) fn hold(&mut self, id: Id, len: usize) {
-        let held = self.waiting.held.iter().filter(|(owner, _)| *owner == id);
-        let (count, octets) = held.fold((0, 0), |(n, sum), (_, chain)| (n + 1, sum + chain.len()));
+    pub(super) fn hold(&mut self, id: Id, len: usize, marks: Marks) {
+        let held = self.waiting.held.iter().filter(|(owner, ..)| *owner == id);
+        let (count, octets) =
+            held.fold((0, 0), |(n, sum), (_, chain, _)| (n + 1, sum + chain.len()));
         let fits = count < HELD_FLOW
             && (octets + len <= OCTETS_FLOW || count == 0)
             && self.waiting.held.len() < HELD
@@ -123,7 +125,7 @@ impl Relay {
             return self.count(Why::NoGuest);
         }
         self.waiting.octets += len;
-        self.waiting.held.push((id, chain));
+        self.waiting.held.push((id, chain, marks));
     }
 
     /// Hands the guest what is held for a flow. `false` if the flow is not to go on now: the guest is not found, or the link
@@ -138,8 +140,8 @@ impl Relay {
                 self.starve(id);
                 return false;
             }
-            let chain = self.waiting.take(at);
-            self.udp_held(id, &chain, outbox);
+            let (chain, marks) = self.waiting.take(at);
+            self.udp_held(id, &chain, marks, outbox);
             self.pool.release(chain);
         }
         true
@@ -148,7 +150,7 @@ impl Relay {
     /// Gives up what is held for a flow that ends.
     pub(super) fn forget_held(&mut self, id: Id) {
         while let Some(at) = self.waiting.of(id) {
-            let chain = self.waiting.take(at);
+            let (chain, _) = self.waiting.take(at);
             self.pool.release(chain);
         }
     }

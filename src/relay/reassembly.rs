@@ -14,10 +14,6 @@ use crate::{
 /// Packets at a time.
 const PACKETS: usize = 64;
 
-/// How long a packet may wait for its last part: Linux's net.ipv4.ipfrag_time, and RFC 8200, section 4.5.
-const PATIENCE4: Span = Span::secs(30);
-const PATIENCE6: Span = Span::secs(60);
-
 /// Octets behind the header of the largest packet.
 const LARGEST4: usize = 65_515;
 const LARGEST6: usize = 65_535;
@@ -32,6 +28,8 @@ pub struct Reassembly {
     packets: VecDeque<Partial>,
     /// A packet that became whole, as a frame.
     pub held: Option<Inbox>,
+    /// How long a packet may wait for its last part, by family.
+    pub patience: (Span, Span),
 }
 
 /// One packet that is not whole.
@@ -55,6 +53,8 @@ impl Reassembly {
         Self {
             packets: VecDeque::with_capacity(PACKETS),
             held: Some(Inbox::holding()),
+            // RFC 791, section 3.2, as Linux has it; RFC 8200, section 4.5.
+            patience: (Span::secs(30), Span::secs(60)),
         }
     }
 
@@ -87,7 +87,10 @@ impl Reassembly {
                 {
                     oldest.release(pool);
                 }
-                self.packets.push_back(Partial::new(ip, part, now));
+                let (v4, v6) = self.patience;
+                let patience = if ip.src.is_ipv4() { v4 } else { v6 };
+                self.packets
+                    .push_back(Partial::new(ip, part, now + patience));
                 self.packets.len() - 1
             }
         };
@@ -128,12 +131,7 @@ impl Reassembly {
 }
 
 impl Partial {
-    fn new(ip: &Ip, part: &Fragment, now: Now) -> Self {
-        let patience = if ip.src.is_ipv4() {
-            PATIENCE4
-        } else {
-            PATIENCE6
-        };
+    fn new(ip: &Ip, part: &Fragment, deadline: Now) -> Self {
         Self {
             src: ip.src,
             dst: ip.dst,
@@ -143,7 +141,7 @@ impl Partial {
             congested: false,
             parts: Parts::new(),
             octets: Chain::default(),
-            deadline: now + patience,
+            deadline,
         }
     }
 

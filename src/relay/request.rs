@@ -10,6 +10,8 @@ use crate::flow::Id;
 pub enum Request {
     /// Tell of every change of this flow's socket.
     Watch(RawFd, Id),
+    /// Tell when this flow's socket has something to read: whoever takes what it sent is no news.
+    Hear(RawFd, Id),
     /// Tell when something waits at this forwarded port.
     Listen(RawFd, u32),
     /// Look again now, and let the kernel know that we wait for space to send (`epoll_ctl(2)`, EPOLL_CTL_MOD).

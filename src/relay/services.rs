@@ -103,15 +103,22 @@ impl Relay {
         match &frame.body {
             Body::Arp => {
                 if let Some(sender) = arp::sender(head) {
-                    self.guest.saw_addr(sender.into());
+                    // An address that cannot be the guest's is a lie, or another's.
+                    let _ = self.check_source(sender.into());
                 }
             }
             Body::Icmp(ip, message) if is_neighbour_discovery(ip, message) => {
                 let octets = head.get(message.octets.clone()).unwrap_or_default();
                 match ndp::told(ip.src, octets) {
-                    Some(ndp::Told::Has(addr)) => self.guest.saw_addr(addr.into()),
-                    Some(ndp::Told::Probes(addr)) => self.guest.saw_probe(addr),
-                    None => {}
+                    Some(ndp::Told::Has(addr)) => {
+                        let _ = self.check_source(addr.into());
+                    }
+                    Some(ndp::Told::Probes(addr))
+                        if flow::check_source(&self.net, addr.into()).is_ok() =>
+                    {
+                        self.guest.saw_probe(addr);
+                    }
+                    Some(ndp::Told::Probes(_)) | None => {}
                 }
             }
             Body::Icmp(..)
@@ -184,4 +191,26 @@ fn is_neighbour_discovery(ip: &Ip, message: &Message) -> bool {
             message.kind,
             ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::Limits;
+    use super::*;
+    use crate::{host::socket::Features, net::Span, service::fixture};
+
+    /// Regression N02: nobody is there to hear it, and nothing is wrong with that.
+    #[test]
+    fn without_a_guest_no_advertisement_is_missed() {
+        let net = fixture::net();
+        let limits = Limits {
+            flows: 16,
+            spill: 4096,
+            udp: Span::secs(30),
+            udp_stream: Span::secs(120),
+        };
+        let mut relay = Relay::new(net, Features::none(), limits);
+        relay.advertise(&mut Outbox::new());
+        assert_eq!(relay.drops().seen().count(), 0);
+    }
 }

@@ -3,13 +3,15 @@
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
+    io,
     num::NonZeroU64,
-    os::fd::RawFd,
+    os::fd::{AsRawFd, RawFd},
 };
 
 use super::{
+    audience::Groups,
     away::Away,
-    flow::{Burst, Flow, Groups, UdpFlow},
+    flow::{Burst, Flow, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
     request::Request,
@@ -41,6 +43,9 @@ const BUDGET: usize = 1 << 20;
 
 /// How long nothing is said of what was warned of.
 const QUIET: Span = Span::secs(60);
+
+/// Errors that reading a socket of datagrams may bring, each of an earlier datagram, before it is left alone for a while.
+pub const FAILURES: usize = 16;
 
 /// What a relay may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,10 +88,12 @@ pub struct Relay {
     last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
     pub(super) starved: VecDeque<Id>,
-    /// The host's ports that are forwarded; those with something to take, first come first; those that rest, and until when.
+    /// The host's ports that are forwarded; those with something to take, first come first; those that rest. Flows that
+    /// rest, and until when.
     pub(super) ports: Ports,
     pub(super) knocks: VecDeque<u32>,
     pub(super) resting: Vec<u32>,
+    pub(super) weary: Vec<Id>,
     pub(super) rested: Option<Now>,
     pub(super) syn_retries: SynRetries,
     /// What waits until the guest is found.
@@ -109,6 +116,10 @@ pub struct Relay {
     /// When it was last warned of want of descriptors or room in the table, and of sockets that cannot be watched.
     pub(super) wanted: Option<Now>,
     pub(super) unwatched: Option<Now>,
+    /// Word of a client's MAC address.
+    pub(super) sighted: RateLimit,
+    /// When a flow was last given up for want of what the system allows.
+    gave_up: Option<Now>,
     /// The time of the current turn of the loop.
     pub(super) turn: Now,
     /// Octets that connections may send to the guest in what is left of it.
@@ -138,7 +149,7 @@ impl Relay {
             disorders: Spare::new(DISORDERS.min(limits.flows)),
             burst: Burst::new(),
             run: Run::new(),
-            groups: Groups::default(),
+            groups: Groups::new(),
             reassembly: Reassembly::new(),
             fragment_id: 0,
             last: None,
@@ -146,6 +157,7 @@ impl Relay {
             ports: Ports::default(),
             knocks: VecDeque::new(),
             resting: Vec::new(),
+            weary: Vec::new(),
             rested: None,
             syn_retries: SynRetries::default(),
             waiting: Waiting::default(),
@@ -161,6 +173,8 @@ impl Relay {
             away: Away::default(),
             wanted: None,
             unwatched: None,
+            gave_up: None,
+            sighted: RateLimit::default(),
             turn: Now(0),
             budget: BUDGET,
             said: [RateLimit::default(); Note::KINDS],
@@ -170,6 +184,12 @@ impl Relay {
     /// Requests made since they were last taken, in order.
     pub fn requests(&mut self) -> &mut Vec<Request> {
         &mut self.requests
+    }
+
+    /// How long a packet of the guest's may wait for its last part, over IPv4 and IPv6; `None` leaves it as it is.
+    pub fn set_fragment_timeouts(&mut self, (v4, v6): (Option<Span>, Option<Span>)) {
+        let patience = &mut self.reassembly.patience;
+        *patience = (v4.unwrap_or(patience.0), v6.unwrap_or(patience.1));
     }
 
     /// Keeps connections from outside to the addresses given with `--address`.
@@ -241,25 +261,82 @@ impl Relay {
         if self.flows.len() == self.flows.capacity() {
             self.evict();
         }
+        let streams = matches!(flow, Flow::Tcp(_));
         match self.flows.insert(key, flow) {
             Ok(id) => {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
-                self.requests.push(Request::Watch(raw, id));
+                self.idle.touch(id.slot);
+                self.requests.push(if streams {
+                    Request::Watch(raw, id)
+                } else {
+                    Request::Hear(raw, id)
+                });
                 Ok(id)
             }
             Err(flow) => {
                 self.requests.push(Request::Close(flow.into_socket()));
-                self.warn_table_full();
+                if is_news(&mut self.wanted, self.turn) {
+                    log::warn!(
+                        "Flow table full ({} flows): new flows are refused",
+                        self.flows.len()
+                    );
+                }
                 Err(Why::NoFlow)
             }
         }
     }
 
-    /// Ends the datagram flow that was idle for longest, to make room for another.
+    /// Makes room for another flow: ends the datagram flow that was idle for longest, or the connection whose handshake is
+    /// the oldest, whichever was used less recently. So a flood of either pushes out itself.
     pub(super) fn evict(&mut self) {
-        if let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
+        while let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
+            match self.flows.get(id) {
+                Some(Flow::Tcp(flow)) if !flow.conn.phase().is_handshake() => {
+                    // It has come through since, and stays.
+                    self.idle.remove(id.slot);
+                    continue;
+                }
+                // The guest has asked for it to stay.
+                Some(Flow::Group(_)) => {
+                    self.idle.remove(id.slot);
+                    continue;
+                }
+                Some(Flow::Tcp(_)) => self.abort(id),
+                Some(Flow::Udp(_) | Flow::Echo(_)) | None => self.remove(id),
+            }
             log::debug!("flow {}: makes room", id.slot);
-            self.remove(id);
+            return;
+        }
+    }
+
+    /// Where an error means that the system is short of what flows need, says so and gives up a flow for the next one.
+    pub(super) fn make_do(&mut self, error: &io::Error) {
+        if !is_shortage(error) {
+            return;
+        }
+        // Sockets are closed at the end of a turn: giving up more before would not help.
+        if self.gave_up.replace(self.turn) != Some(self.turn) {
+            self.evict();
+        }
+        if is_news(&mut self.wanted, self.turn) {
+            log::warn!("Cannot open more sockets for flows: {error}");
+        }
+    }
+
+    /// The same, with its socket closed at once, where no request names its descriptor any more: the next one has that.
+    pub(super) fn evict_at_once(&mut self) {
+        self.evict();
+        let Some((Request::Close(socket), before)) = self.requests.split_last() else {
+            return;
+        };
+        let raw = socket.as_raw_fd();
+        let names = |request: &Request| match request {
+            Request::Watch(fd, _) | Request::Hear(fd, _) | Request::Rewatch(fd, _) => *fd == raw,
+            Request::Listen(fd, _) => *fd == raw,
+            Request::Close(_) => false,
+        };
+        if !before.iter().any(names) {
+            self.requests.pop();
         }
     }
 
@@ -276,15 +353,14 @@ impl Relay {
     pub(super) const fn begin_turn(&mut self, now: Now) {
         (self.turn, self.budget) = (now, BUDGET);
     }
+}
 
-    fn warn_table_full(&mut self) {
-        if is_news(&mut self.wanted, self.turn) {
-            log::warn!(
-                "Flow table full ({} flows): new flows of the guest are refused",
-                self.flows.len()
-            );
-        }
-    }
+/// Whether an error means that the system, or what it allows this process, is exhausted.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
+    )
 }
 
 /// Whether something is to be warned of that was last at `last`: the guest can bring it about as often as it likes.

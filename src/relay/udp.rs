@@ -47,12 +47,17 @@ impl Relay {
             endpoint: target.addr,
             scope: target.scope,
         };
-        let socket = match socket::udp(peer, &self.net.outbound, key.guest.port) {
+        let mut opened = socket::udp(peer, &self.net.outbound, key.guest.port);
+        if let Err(error) = &opened
+            && matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+        {
+            self.evict_at_once();
+            opened = socket::udp(peer, &self.net.outbound, key.guest.port);
+        }
+        let socket = match opened {
             Ok(socket) => socket,
             Err(error) => {
-                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-                    self.evict();
-                }
+                self.make_do(&error);
                 self.unreachable(&key, packet, &[], &error, outbox);
                 return Err(Why::Socket);
             }

@@ -2,7 +2,12 @@
 
 use std::{io, os::fd::AsFd};
 
-use super::{flow::Flow, fragments, state::Relay, udp::HEADER};
+use super::{
+    flow::Flow,
+    fragments,
+    state::{FAILURES, Relay, is_shortage},
+    udp::HEADER,
+};
 use crate::{
     flow::{Id, Key},
     link::{Flushed, Outbox, Rooms},
@@ -38,7 +43,7 @@ impl Relay {
             return;
         }
         let template = self.template(&key);
-        let (mut octets, mut datagrams) = (0, 0);
+        let (mut octets, mut datagrams, mut failures) = (0, 0, 0);
         while octets < TURN && datagrams < TURN_DATAGRAMS {
             let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
                 return;
@@ -83,7 +88,13 @@ impl Relay {
                     return;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => self.udp_errors(id, outbox),
+                Err(error) if is_shortage(&error) || failures == FAILURES => {
+                    return self.rest(id, now);
+                }
+                Err(_) => {
+                    failures += 1;
+                    self.udp_errors(id, outbox);
+                }
             }
             datagrams += 1;
         }

@@ -61,7 +61,7 @@ impl Relay {
         };
         copy(inbox, payload, &mut packet.start);
         if flow::is_group(&self.net, ip.dst) {
-            return self.group_datagram(key, packet, payload, inbox, now);
+            return self.group_datagram(key.guest, key.remote, packet, payload, inbox, now);
         }
         let id = match self.find(&key) {
             Some(id) => id,

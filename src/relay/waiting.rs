@@ -3,6 +3,7 @@
 use crate::{
     flow::{Chain, Id},
     net::Now,
+    sys::Marks,
 };
 
 /// Flows that wait, and datagrams held for them.
@@ -12,8 +13,8 @@ pub struct Waiting {
     pub flows: Vec<(Id, Now)>,
     /// When to ask for the guest next.
     pub ask: Option<Now>,
-    /// Datagrams for flows, first come first.
-    pub held: Vec<(Id, Chain)>,
+    /// Datagrams for flows, and how they came, first come first.
+    pub held: Vec<(Id, Chain, Marks)>,
     /// Octets of these.
     pub octets: usize,
 }
@@ -21,13 +22,13 @@ pub struct Waiting {
 impl Waiting {
     /// The first datagram held for a flow.
     pub fn of(&self, id: Id) -> Option<usize> {
-        self.held.iter().position(|(owner, _)| *owner == id)
+        self.held.iter().position(|(owner, ..)| *owner == id)
     }
 
     /// Takes a datagram held; its blocks are the caller's to release.
-    pub fn take(&mut self, at: usize) -> Chain {
-        let (_, chain) = self.held.remove(at);
+    pub fn take(&mut self, at: usize) -> (Chain, Marks) {
+        let (_, chain, marks) = self.held.remove(at);
         self.octets -= chain.len();
-        chain
+        (chain, marks)
     }
 }

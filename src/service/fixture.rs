@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use smoltcp::wire::{Icmpv6Packet, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket};
 
 use crate::{
-    config::{Dns, Net, Net4, Net6, Outbound, Serve},
+    config::{Dns, Multicast, Net, Net4, Net6, Outbound, Serve},
     net::Mac,
     wire::dhcpv6,
 };
@@ -28,7 +28,7 @@ pub(super) fn ours6() -> Ipv6Addr {
 }
 
 /// Both families, all services, two nameservers and search domains.
-pub(super) fn net() -> Net {
+pub(crate) fn net() -> Net {
     let search = ["one.test", "two.test"].map(str::to_owned);
     Net {
         mac: OUR_MAC,
@@ -67,6 +67,8 @@ pub(super) fn net() -> Net {
         },
         serve: Serve::default(),
         outbound: Outbound::default(),
+        multicast: Multicast::default(),
+        strict_source: false,
     }
 }
 

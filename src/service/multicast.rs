@@ -1,9 +1,16 @@
-//! Which groups the guest is in: what it reports by IGMP (RFC 1112, RFC 2236, RFC 3376) and MLD (RFC 2710, RFC 3810). Nothing
-//! is answered; a membership lasts until the guest leaves.
+//! Which groups the guest is in: what it reports by IGMP (RFC 1112, RFC 2236, RFC 3376) and MLD (RFC 2710, RFC 3810), and the
+//! queries that make it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::net::Why;
+use crate::{
+    config::Net,
+    net::{Mac, Why},
+    wire::{
+        build::{self, Ends},
+        checksum::Sum,
+    },
+};
 
 /// What a report says of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +73,68 @@ pub fn mld(message: &[u8], mut each: impl FnMut(IpAddr, Change)) -> Result<(), W
         _ => return Err(Why::Unanswered),
     }
     Ok(())
+}
+
+/// What a query says of its sender: a robustness of 2, and an interval of 125 s (RFC 3376, section 4.1; RFC 3810, section
+/// 5.1). Reports may take a second.
+const ROBUSTNESS: u8 = 2;
+const INTERVAL: u8 = 125;
+
+/// Writes a frame that asks for all IPv4 groups (RFC 3376, section 4.1); `false` without IPv4.
+pub fn query4(net: &Net, out: &mut Vec<u8>) -> bool {
+    const ALL: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
+    let Some(v4) = &net.v4 else {
+        return false;
+    };
+    let ends = Ends {
+        src: net.mac,
+        dst: Mac::of_group4(ALL),
+    };
+    build::ethernet(out, ends, 0x0800, |out| {
+        // Internetwork control, never further than the link, with the router alert option (RFC 2113).
+        let mut header = [0x46, 0xc0, 0, 36, 0, 0, 0x40, 0, 1, 2, 0, 0].to_vec();
+        header.extend([v4.ours.octets(), ALL.octets(), [0x94, 4, 0, 0]].as_flattened());
+        let mut query = [0x11, 10, 0, 0, 0, 0, 0, 0, ROBUSTNESS, INTERVAL, 0, 0];
+        let sum = Sum::new().bytes(&query).finish().to_be_bytes();
+        query[2..4].copy_from_slice(&sum);
+        let sum = Sum::new().bytes(&header).finish().to_be_bytes();
+        header[10..12].copy_from_slice(&sum);
+        out.extend(header);
+        out.extend(query);
+    });
+    true
+}
+
+/// Writes a frame that asks for all IPv6 groups (RFC 3810, section 5.1); `false` without IPv6.
+pub fn query6(net: &Net, out: &mut Vec<u8>) -> bool {
+    const ALL: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    const ICMPV6: u8 = 58;
+    let Some(v6) = &net.v6 else {
+        return false;
+    };
+    let ends = Ends {
+        src: net.mac,
+        dst: Mac::of_group6(ALL),
+    };
+    let mut query = [0; 28];
+    query[0] = 130;
+    query[4..6].copy_from_slice(&1000_u16.to_be_bytes());
+    query[24..26].copy_from_slice(&[ROBUSTNESS, INTERVAL]);
+    let pseudo = Sum::pseudo(v6.ours.into(), ALL.into(), ICMPV6, query.len());
+    let sum = pseudo.bytes(&query).finish().to_be_bytes();
+    query[2..4].copy_from_slice(&sum);
+    let ip = build::Ip6 {
+        src: v6.ours,
+        dst: ALL,
+        hop_limit: 1,
+        flow_label: 0,
+    };
+    // A hop-by-hop header with the router alert option (RFC 2711), padded.
+    build::ipv6(out, ends, ip, 0, |out| {
+        out.extend([ICMPV6, 0, 5, 2, 0, 0, 1, 0]);
+        out.extend(query);
+    });
+    true
 }
 
 /// Reads the records of a newest report; both protocols have them in one shape, with addresses of `N` octets.

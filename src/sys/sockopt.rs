@@ -2,10 +2,14 @@
 
 use std::{
     io,
+    net::Ipv4Addr,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
 use libc::{c_int, c_void, socklen_t};
+
+/// linux/in.h
+const IP_UNICAST_IF: c_int = 50;
 
 /// A TCP socket's send memory, in octets of kernel accounting (SO_MEMINFO): data with the overhead of the buffers that
 /// hold it.
@@ -50,6 +54,23 @@ pub fn send_memory(socket: BorrowedFd<'_>) -> io::Result<SendMemory> {
 /// Those of setsockopt(2); kernels before 6.9 (IPv4) and 6.11 (IPv6) refuse it for TCP.
 pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
+}
+
+/// Sets the interface that IPv4 multicast and broadcast leave through, by index or, where that is 0, by address
+/// (IP_MULTICAST_IF, IP_UNICAST_IF, ip(7)); neither leaves it to the routes.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_group_interface4(socket: BorrowedFd<'_>, index: u32, addr: Ipv4Addr) -> io::Result<()> {
+    let request = libc::ip_mreqn {
+        imr_multiaddr: libc::in_addr { s_addr: 0 },
+        imr_address: libc::in_addr {
+            s_addr: u32::from(addr).to_be(),
+        },
+        imr_ifindex: index as c_int,
+    };
+    set(socket, libc::SOL_IP, libc::IP_MULTICAST_IF, request)?;
+    set(socket, libc::SOL_IP, IP_UNICAST_IF, index.to_be())
 }
 
 /// Asks for ICMP errors in the error queue (IP_RECVERR, ip(7); IPV6_RECVERR, ipv6(7)), or not.
@@ -111,8 +132,8 @@ pub fn set_ttl(socket: BorrowedFd<'_>, v6: bool, ttl: u8) -> io::Result<()> {
 pub fn set_least_ttl(socket: BorrowedFd<'_>, ttl: u8) -> io::Result<()> {
     // linux/in6.h; a socket of IPv6 has both, and needs the other for IPv4 addresses in the guise of its own.
     const IPV6_MINHOPCOUNT: c_int = 73;
-    let v4 = set(socket, libc::SOL_IP, libc::IP_MINTTL, ttl.into());
-    set(socket, libc::SOL_IPV6, IPV6_MINHOPCOUNT, ttl.into()).or(v4)
+    let v4 = set(socket, libc::SOL_IP, libc::IP_MINTTL, c_int::from(ttl));
+    set(socket, libc::SOL_IPV6, IPV6_MINHOPCOUNT, c_int::from(ttl)).or(v4)
 }
 
 /// Sets the type of service, or traffic class, of what is sent. Of a TCP socket the lower two bits stay the kernel's.
@@ -192,8 +213,8 @@ fn get<T: Copy>(
     }
 }
 
-fn set(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
-    let len = size_of::<c_int>() as socklen_t;
+fn set<T: Copy>(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: T) -> io::Result<()> {
+    let len = size_of::<T>() as socklen_t;
     // SAFETY: the kernel reads `len` octets, the size of `value`, which outlives the call.
     let result = unsafe {
         libc::setsockopt(

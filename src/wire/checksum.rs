@@ -114,6 +114,7 @@ mod tests {
     }
 
     proptest! {
+        /// Regression T89.
         #[test]
         fn agrees_with_the_naive_sum(data in proptest::collection::vec(any::<u8>(), 0..3000), cut in 0_usize..1500) {
             prop_assert_eq!(Sum::new().bytes(&data).finish(), naive(&data));

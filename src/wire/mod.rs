@@ -20,6 +20,8 @@ pub mod dhcpv6;
 
 pub mod icmp;
 
+pub mod quote;
+
 pub mod ndp;
 
 pub mod vnet;

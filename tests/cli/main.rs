@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod any_words;
+mod completions;
 mod forwards;
 mod print_out;
 mod process;
@@ -102,6 +103,7 @@ fn each_option_does_what_it_says() {
         ("--chroot-fallback", |c| c.chroot_fallback = true),
         ("--require-sandbox", |c| c.require_sandbox = true),
         ("--print-sandbox", |c| c.print_sandbox = true),
+        ("--strict-source", |c| c.strict_source = true),
         ("-1", |c| c.one_off = true),
         ("--one-off", |c| c.one_off = true),
         ("-f", |c| c.foreground = true),

@@ -185,7 +185,7 @@ fn a_syn_that_is_not_answered_is_repeated_as_it_was() {
     assert_eq!(&got, b"welcome");
 }
 
-/// Regression T83: what the peer sends before the guest has answered arrives, and so does its end.
+/// Regressions T53 and T83: what the peer sends before the guest has answered arrives, and so does its end.
 #[test]
 fn what_a_peer_says_before_the_handshake_is_kept() {
     let Some(scene) = Scene::new(&["-t", "80"]) else {
@@ -214,27 +214,6 @@ fn a_peer_that_leaves_before_the_handshake_is_reset_to_the_guest() {
     let rst = peer.expect("reset", |s| s.has(RST));
     assert_eq!(rst.seq, peer.rcv_nxt);
     scene.translator.expect_fd_count(idle);
-}
-
-/// RFC 9293, section 3.5, figure 7.
-#[test]
-fn both_ends_may_open_at_once() {
-    let Some(scene) = Scene::new(&["-t", "80"]) else {
-        return;
-    };
-    crate::discovery::announce(&scene.wire);
-    let mut client = connect(&scene.world.outside, (POD4, 80).into());
-    let syn = Peer::expect_syn(&scene.wire, 80);
-    let mut peer = Peer::new(&scene.wire, syn.dst, syn.src, 700);
-    peer.send(SYN, &[]);
-    let answer = peer.expect("SYN,ACK", |s| s.has(SYN | ACK));
-    assert_eq!((answer.seq, answer.ack), (syn.seq, peer.snd_nxt));
-    peer.rcv_nxt = answer.seq.wrapping_add(1);
-    peer.ack();
-    peer.send_data(b"both");
-    peer.expect_acked();
-    let mut got = [0; 4];
-    client.read_exact(&mut got).unwrap();
 }
 
 /// RFC 9293, section 3.5: both sides ask at the same time, from and to the same ports.

@@ -15,6 +15,7 @@ pub const ETHERTYPE_ARP: u16 = 0x0806;
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 pub const ICMP: u8 = 1;
+const IGMP: u8 = 2;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMPV6: u8 = 58;
@@ -96,10 +97,13 @@ impl Ip {
         ethernet(to, ethertype, &self.packet())
     }
 
-    /// Reads a packet in a frame that is no IPv4 fragment; padding behind it is no part of it.
+    /// Reads a packet in a frame that is no IPv4 fragment, nor IGMP, which has options; padding behind it is no part of it.
     pub fn of_frame(frame: &[u8]) -> Option<Self> {
         if let Some(packet) = of_type(frame, ETHERTYPE_IPV4) {
             let packet = &packet[..usize::from(be16(packet, 2)?)];
+            if packet[9] == IGMP {
+                return None;
+            }
             assert_eq!(packet[0], 0x45, "an IPv4 header without options");
             assert_eq!(
                 checksum::data(&packet[..20]),

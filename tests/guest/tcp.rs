@@ -183,6 +183,8 @@ impl<'w> Peer<'w> {
                 break;
             };
             assert!(!segment.has(RST), "reset after {acked} octets");
+            // Regression T62: those that only open the window too.
+            assert!(segment.has(ACK));
             acked = segment.ack.wrapping_sub(first) as usize;
             assert!(acked <= sent, "acknowledged more than was sent");
             self.snd_wnd = u32::from(segment.window) << self.scale;

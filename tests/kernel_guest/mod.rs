@@ -5,13 +5,16 @@
 //! The relay is the wire: it never drops unless told to, never reorders and never looks into a frame.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
-mod tap;
+pub mod tap;
 
 mod relay;
 
 pub mod machine;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use crate::lab::{Host, Translator};
 
@@ -64,8 +67,14 @@ impl KernelGuest {
         host.ip(&format!(
             "link set dev {DEVICE} address {MAC} mtu {mtu} txqueuelen {QUEUE} up"
         ));
-        let relay = Relay::start(tap, translator.connect()).expect("relay");
+        let relay = Relay::start(Arc::new(tap), translator.connect()).expect("relay");
         Some(Self { host, relay })
+    }
+
+    /// Plugs it out and in again, without a word to the guest; counters start over.
+    pub fn replug(&mut self, translator: &Translator) {
+        let tap = self.relay.cut();
+        self.relay = Relay::start(tap, translator.connect()).expect("relay");
     }
 
     /// Gives it, without asking, what the translator would have assigned in [`World::pod`](crate::lab::World::pod).

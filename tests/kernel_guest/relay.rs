@@ -10,7 +10,7 @@ use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -43,9 +43,18 @@ pub struct Counters {
     pub loss: AtomicU64,
     /// Frames the guest's kernel would not take.
     pub refused_by_guest: AtomicU64,
+    /// Nothing passes, and nobody reads: the machine that the wire runs in stands still.
+    pub frozen: AtomicBool,
 }
 
 impl Counters {
+    /// Waits until the wire is not frozen.
+    fn thaw(&self) {
+        while self.frozen.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Whether the wire loses this frame, by a number that looks random (xorshift64).
     fn loses(&self, dice: &mut u64) -> bool {
         *dice ^= *dice << 13;
@@ -56,6 +65,7 @@ impl Counters {
 }
 
 pub(super) struct Relay {
+    tap: Arc<Tap>,
     socket: UnixStream,
     counters: Arc<Counters>,
     threads: Vec<Worker>,
@@ -68,8 +78,8 @@ struct Worker {
 }
 
 impl Relay {
-    pub(super) fn start(tap: Tap, socket: UnixStream) -> io::Result<Self> {
-        let (tap, counters) = (Arc::new(tap), Arc::new(Counters::default()));
+    pub(super) fn start(tap: Arc<Tap>, socket: UnixStream) -> io::Result<Self> {
+        let counters = Arc::new(Counters::default());
         let up = {
             let (tap, counters, socket) = (tap.clone(), counters.clone(), socket.try_clone()?);
             Worker::start("guest-to-socket", socket, move |socket| {
@@ -77,12 +87,13 @@ impl Relay {
             })?
         };
         let down = {
-            let (counters, socket) = (counters.clone(), socket.try_clone()?);
+            let (tap, counters, socket) = (tap.clone(), counters.clone(), socket.try_clone()?);
             Worker::start("socket-to-guest", socket, move |socket| {
                 carry_down(&tap, socket, &counters)
             })?
         };
         Ok(Self {
+            tap,
             socket,
             counters,
             threads: vec![up, down],
@@ -104,8 +115,9 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
+impl Relay {
+    /// Cuts the wire; the device stays, to be plugged in elsewhere.
+    pub(super) fn cut(&mut self) -> Arc<Tap> {
         // Ends both threads: one reads the end of the stream, the other is polling for the hang-up.
         let _ = self.socket.shutdown(Shutdown::Both);
         for worker in &mut self.threads {
@@ -113,6 +125,13 @@ impl Drop for Relay {
                 let _ = thread.join();
             }
         }
+        self.tap.clone()
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.cut();
     }
 }
 
@@ -168,6 +187,7 @@ fn carry_up(tap: &Tap, mut socket: &UnixStream, counters: &Counters) -> io::Resu
             wait_for_frame(tap, socket)?;
             continue;
         }
+        counters.thaw();
         socket.write_all(&burst[..filled])?;
         counters
             .frames_from_guest
@@ -204,6 +224,7 @@ fn carry_down(tap: &Tap, mut socket: &UnixStream, counters: &Counters) -> io::Re
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             more => filled += more,
         }
+        counters.thaw();
         let mut at = 0;
         while let Some(length) = length_at(&buffer[at..filled])? {
             let frame = at + LENGTH;

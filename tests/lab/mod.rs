@@ -15,6 +15,7 @@ pub mod front_end;
 pub mod janitor;
 pub mod netns;
 pub mod nodes;
+pub mod path;
 pub mod servers;
 pub mod traffic;
 pub mod translator;

@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fmt, fs,
     io::Read,
     os::{
         fd::OwnedFd,
@@ -43,6 +43,15 @@ pub fn binary() -> OsString {
     env::var_os("PASST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_passt").into())
 }
 
+/// What the thread does that starts a translator, before it does: the process inherits what that thread is.
+struct Preparation(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Preparation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Preparation")
+    }
+}
+
 /// How a translator is to be started; [`Translator::start`] is the short way.
 #[derive(Debug)]
 pub struct Setup {
@@ -53,6 +62,9 @@ pub struct Setup {
     foreground: bool,
     files: Option<u32>,
     fd: Option<OwnedFd>,
+    env: Vec<(String, String)>,
+    preparation: Option<Preparation>,
+    unheard: bool,
     dir: TempDir,
 }
 
@@ -66,6 +78,9 @@ impl Setup {
             foreground: true,
             files: None,
             fd: None,
+            env: Vec::new(),
+            preparation: None,
+            unheard: false,
             dir: TempDir::new(),
         }
     }
@@ -106,6 +121,24 @@ impl Setup {
         self
     }
 
+    /// Gives it a variable of its environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Has the thread that starts it do this before: in the namespaces of the process, which inherits what the thread is.
+    pub fn prepare(mut self, work: impl FnOnce() + Send + 'static) -> Self {
+        self.preparation = Some(Preparation(Box::new(work)));
+        self
+    }
+
+    /// Lets nobody read what it says on stderr, a pipe.
+    pub fn unheard(mut self) -> Self {
+        self.unheard = true;
+        self
+    }
+
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
@@ -129,12 +162,29 @@ impl Setup {
     }
 
     /// As [`Self::start`], where the socket to wait for is known to be another.
-    pub fn start_at(mut self, host: &Host, socket: Option<PathBuf>) -> Translator {
+    pub fn start_at(self, host: &Host, socket: Option<PathBuf>) -> Translator {
+        let mut translator = self.try_start_at(host, socket);
+        let ended = translator.has_ended();
+        assert!(!ended, "{:?}\n{}", translator.ended, translator.log());
+        translator
+    }
+
+    /// As [`Self::start`], where it may also end by itself.
+    pub fn try_start(self, host: &Host) -> Translator {
+        let socket = self.dir().join("passt.sock");
+        self.try_start_at(host, Some(socket))
+    }
+
+    fn try_start_at(mut self, host: &Host, socket: Option<PathBuf>) -> Translator {
         let mut command = self.command(socket.as_deref());
         let mut child = self.spawn(host, &mut command);
         drop(command);
         janitor::watch_pid(child.id());
-        let log = Log::follow(child.stderr.take().expect("piped"));
+        let log = if self.unheard {
+            Log(Arc::default())
+        } else {
+            Log::follow(child.stderr.take().expect("piped"))
+        };
         let mut translator = Translator {
             child,
             log,
@@ -150,13 +200,8 @@ impl Setup {
             let up = wait_until(LONG, || {
                 translator.has_ended() || listens(host, path.to_str().expect("UTF-8"))
             });
-            assert!(
-                up && translator.ended.is_none(),
-                "not listening at {}: {:?}\n{}",
-                path.display(),
-                translator.ended,
-                translator.log()
-            );
+            let path = path.display();
+            assert!(up, "not listening at {path}: {}", translator.log());
         }
         translator
     }
@@ -214,6 +259,7 @@ impl Setup {
             command.arg("--socket").arg(path);
         }
         command
+            .envs(self.env.drain(..))
             .args(&self.args)
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -221,7 +267,8 @@ impl Setup {
     }
 
     /// The process starts in a mount namespace where `/etc/resolv.conf` (and `/tmp`) are ours.
-    fn spawn(&self, host: &Host, command: &mut Command) -> Child {
+    fn spawn(&mut self, host: &Host, command: &mut Command) -> Child {
+        let preparation = self.preparation.take();
         let dir = self.dir();
         let resolv_conf = dir.join("resolv.conf");
         fs::write(&resolv_conf, &self.resolv_conf).expect("resolv.conf");
@@ -236,6 +283,9 @@ impl Setup {
             bind(&resolv_conf, "/etc/resolv.conf");
             if self.private_tmp {
                 bind(dir, "/tmp");
+            }
+            if let Some(Preparation(work)) = preparation {
+                work();
             }
             command.spawn().expect("the binary under test")
         })
@@ -306,6 +356,18 @@ impl Translator {
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).expect("a process number");
         kill(Pid::from_raw(pid), signal).expect("kill");
+    }
+
+    /// The flows there are, as the process itself reports them when it is asked to (SIGUSR1).
+    pub fn flows(&self) -> String {
+        let reports = |log: &str| log.matches("\nFlows: ").count();
+        let before = reports(&self.log());
+        self.signal(Signal::SIGUSR1);
+        let told = wait_until(LONG, || reports(&self.log()) > before);
+        assert!(told, "no report\n{}", self.log());
+        let log = self.log();
+        let (_, last) = log.rsplit_once("\nFlows: ").expect("a report");
+        last.lines().next().unwrap_or_default().to_owned()
     }
 
     /// What it has said on stderr so far.

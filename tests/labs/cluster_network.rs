@@ -9,14 +9,25 @@
 //! Service addresses are nodes' DNAT: 10.96.0.10:80 is the guest's port 8080, 10.96.0.20:80 is 10.244.2.7. What leaves
 //! the cluster has node 1's address.
 
-use std::net::Ipv4Addr;
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::AsFd,
+};
+
+use passt_rs::sys::{
+    Iovecs,
+    msg::{self, RECEIVE_MANY, Received},
+    sockopt,
+};
 
 use super::{
     kernel_guest::KernelGuest,
     lab::{
-        Host, Translator, World,
-        servers::UdpEcho,
+        Host, LONG, QUIET, Translator, World,
+        path::{compare, has, hops, replies},
+        servers::{UdpEcho, udp_socket},
         traffic::{ask_udp, download, expect_greeting, file_server, greeter, ping},
+        wait_until,
         world::{INTERNET4, POD4 as NODE},
     },
 };
@@ -57,7 +68,8 @@ struct Cluster {
     /// Node 1 is the pod of this world.
     world: World,
     _node2: Host,
-    _pod: Host,
+    /// Where the translator runs.
+    pod: Host,
 }
 
 impl Cluster {
@@ -85,7 +97,7 @@ impl Cluster {
             _translator: translator,
             world,
             _node2: node2,
-            _pod: pod,
+            pod,
         })
     }
 }
@@ -93,6 +105,8 @@ impl Cluster {
 /// Bridge, VXLAN and rules of node `own`, whose only fellow is node `other`.
 fn node(host: &Host, own: u8, other: u8) {
     host.forward();
+    // The host's limit would make programs that count hops depend on each other.
+    host.sysctl("ipv4/icmp_ratelimit", "0");
     host.ip(&format!(
         "addr add 192.168.50.{own}/24 dev under
          link add cni0 mtu {MTU} type bridge
@@ -203,4 +217,96 @@ fn the_outside_sees_the_node_in_place_of_the_guest() {
     download(guest, files.addr());
     assert_eq!(ask_udp(guest, echo.addr(), "question"), "question");
     ping(guest, INTERNET4);
+}
+
+/// The translator is no hop: whichever way the guest looks at the network, it sees what its pod sees.
+#[test]
+fn guest_and_pod_count_the_same_hops() {
+    let Some(cluster) = Cluster::new() else {
+        return;
+    };
+    let both = [&cluster.pod, cluster.guest.host()];
+    let _web = greeter(&cluster.far, (FAR, 80), "pod");
+    for (addr, away) in [(NEAR, 1), (FAR, 3), (INTERNET4, 2)] {
+        let text = addr.to_string();
+        let found = compare(
+            both,
+            "ping",
+            &["-n", "-c", "2", "-i", "0.1", &text],
+            replies,
+        );
+        let ttl = format!("ttl={}", 65 - away);
+        assert!(
+            found.len() == 2 && found.iter().all(|line| line.contains(&ttl)),
+            "{found:?}"
+        );
+        if !has("traceroute") {
+            continue;
+        }
+        for method in [&[][..], &["-I"], &["-T", "-p", "80"]] {
+            let args = [&["-n", "-q", "1", "-w", "3", "-m", "5"], method, &[&text]].concat();
+            let found = compare(both, "traceroute", &args, hops);
+            let last = Some((away.to_string(), text.clone()));
+            assert_eq!(found.last(), last.as_ref(), "{method:?}");
+        }
+    }
+}
+
+/// The TTL of the next datagram, if one comes soon; others that came are thrown away.
+fn take_ttl(socket: &UdpSocket) -> Option<u8> {
+    let mut memory = [0; 64];
+    let receive = |memory: &mut [u8]| {
+        let mut iovecs = Iovecs::new();
+        let mut scatter = iovecs.scatter();
+        assert!(scatter.push(memory));
+        let mut received = [Received::default(); RECEIVE_MANY];
+        msg::receive_many(socket.as_fd(), &mut scatter, &mut received).ok()?;
+        received[0].marks.ttl
+    };
+    socket.set_nonblocking(true).expect("non-blocking");
+    let mut ttl = None;
+    wait_until(QUIET, || {
+        ttl = receive(&mut memory);
+        ttl.is_some()
+    });
+    while receive(&mut memory).is_some() {}
+    ttl
+}
+
+/// And whoever looks at the guest sees it where its pod is.
+#[test]
+fn packets_of_guest_and_pod_arrive_with_the_same_ttl() {
+    let Some(cluster) = Cluster::new() else {
+        return;
+    };
+    for (host, addr) in [
+        (&cluster.near, NEAR),
+        (&cluster.far, FAR),
+        (&cluster.world.outside, INTERNET4),
+    ] {
+        let socket = udp_socket(host, (addr, 9));
+        sockopt::set_receive_marks(socket.as_fd(), false).unwrap();
+        let ttl = |from: &Host| {
+            let sender = udp_socket(from, (Ipv4Addr::UNSPECIFIED, 0));
+            let mut ttl = None;
+            wait_until(LONG, || {
+                sender.send_to(b"hello", (addr, 9)).unwrap();
+                ttl = take_ttl(&socket);
+                ttl.is_some()
+            });
+            ttl.expect("a datagram")
+        };
+        assert_eq!(ttl(cluster.guest.host()), ttl(&cluster.pod), "{addr}");
+    }
+    // Forwarded ports: what comes in shows how far away its sender is.
+    for (host, away) in [(&cluster.near, 0), (&cluster.far, 2)] {
+        let server = udp_socket(cluster.guest.host(), (GUEST, 5353));
+        sockopt::set_receive_marks(server.as_fd(), false).unwrap();
+        let client = udp_socket(host, (Ipv4Addr::UNSPECIFIED, 0));
+        let shown = wait_until(LONG, || {
+            client.send_to(b"hello", (GUEST, 5353)).unwrap();
+            take_ttl(&server) == Some(64 - away)
+        });
+        assert!(shown, "{away} hops away");
+    }
 }

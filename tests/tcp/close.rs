@@ -66,6 +66,21 @@ fn the_host_closes_first_and_still_receives() {
     scene.translator.expect_fd_count(idle);
 }
 
+/// Regression T16: nothing else would tell the guest that it need not send again.
+#[test]
+fn a_fin_acknowledges_all_that_came_before() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    peer.send_data(b"a question");
+    server.read_exact(&mut [0; 10]).unwrap();
+    drop(server);
+    let fin = peer.expect("FIN", |s| s.has(FIN));
+    assert_eq!(fin.ack, peer.snd_nxt);
+}
+
 #[test]
 fn both_close_at_once() {
     let Some(scene) = Scene::new(&[]) else { return };
@@ -165,7 +180,7 @@ fn a_reset_of_the_host_reaches_the_guest() {
 #[test]
 fn writes_after_the_hosts_close_are_reset() {
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let remote = (INTERNET4, 9).into();
     let listener = tcp_listener(&scene.world.outside, remote);
     let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);

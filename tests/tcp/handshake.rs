@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Write},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -218,6 +218,79 @@ fn a_port_is_free_again_when_its_connection_has_closed() {
         }
     }
     scene.translator.expect_fd_count(idle);
+}
+
+/// Regression T77; RFC 9293, section 3.4.1: of one connection's ports, the numbers follow a clock of four microseconds; of
+/// others', nobody can tell.
+#[test]
+fn initial_sequence_numbers_follow_a_clock() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 7).into();
+    let _server = TcpServer::echo(&scene.world.outside, remote);
+    let number = |port| {
+        let peer = Peer::connect(&scene.wire, guest_addr(remote, port), remote);
+        let number = peer.rcv_nxt;
+        peer.close();
+        number
+    };
+    let began = Instant::now();
+    let first = number(40_000);
+    let other = number(40_001);
+    std::thread::sleep(Duration::from_millis(20));
+    let passed = number(40_000).wrapping_sub(first);
+    assert!(passed >= 5000, "{passed} in 20 ms");
+    assert!(u128::from(passed) * 4 <= began.elapsed().as_micros());
+    assert!(other.wrapping_sub(first) > 1 << 20, "{first} {other}");
+}
+
+/// Regression T80: some stacks take segments with another flow label for those of another flow.
+#[test]
+fn the_flow_label_is_the_same_in_all_segments_of_a_connection() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET6, 7).into();
+    let _server = TcpServer::echo(&scene.world.outside, remote);
+    let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_000), remote, 7);
+    let mut labels = Vec::new();
+    for (flags, payload) in [(SYN, &b""[..]), (ACK, b"hello"), (ACK | FIN, b"")] {
+        peer.send(flags, payload);
+        for _ in 0..2 {
+            let frame = scene.wire.expect("segment", |frame| {
+                let segment = peer.mine(frame)?;
+                peer.rcv_nxt = segment.seq.wrapping_add(segment.len());
+                Some(frame.to_vec())
+            });
+            labels.push(u32::from_be_bytes([
+                0,
+                frame[15] & 15,
+                frame[16],
+                frame[17],
+            ]));
+            if flags == SYN {
+                break;
+            }
+        }
+    }
+    assert!(labels.len() == 5 && labels[0] != 0, "{labels:?}");
+    assert!(labels.iter().all(|label| *label == labels[0]), "{labels:?}");
+}
+
+/// Regression T58: a host where every address may be bound is no host that has every address.
+#[test]
+fn a_host_that_binds_any_address_connects_all_the_same() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for family in ["ipv4", "ipv6"] {
+        scene
+            .world
+            .pod
+            .sysctl(&format!("{family}/ip_nonlocal_bind"), "1");
+    }
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let _server = TcpServer::echo(&scene.world.outside, remote);
+        let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+        peer.send_data(b"hello");
+        assert_eq!(peer.read(5), b"hello");
+        peer.close();
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod close;
 mod data;
 mod disorder;
 mod handshake;
+mod quiet;
 mod refusal;
 mod scarce;
 mod validity;

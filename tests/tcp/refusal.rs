@@ -11,17 +11,20 @@ use crate::{
     lab::{
         QUIET,
         world::{
-            BLACKHOLE4, BLACKHOLE6, INTERNET4, INTERNET6, NOBODY4, NOBODY6, PROHIBITED4,
-            PROHIBITED6, UNREACHABLE4, UNREACHABLE6,
+            BLACKHOLE4, BLACKHOLE6, GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, NOBODY4, NOBODY6,
+            PROHIBITED4, PROHIBITED6, UNREACHABLE4, UNREACHABLE6,
         },
     },
 };
 
+/// Regressions T43 and T59: with an ACK, and at the addresses that mean the host itself too.
 #[test]
 fn refused_means_reset() {
     let Some(scene) = Scene::new(&[]) else { return };
     let idle = scene.translator.idle_fd_count();
-    for remote in both(INTERNET4, INTERNET6, 81) {
+    let [a, b] = both(INTERNET4, INTERNET6, 81);
+    let [c, d] = both(GATEWAY4, GATEWAY6, 81);
+    for remote in [a, b, c, d] {
         let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_000), remote, 0xffff_ffff);
         peer.send(SYN, &[]);
         let answer = peer.recv();

@@ -5,6 +5,7 @@
 //!
 //! Facts go in by `segment`, `connected`, `sent`, `ended`, `expired`; each answers with a [`Todo`]. What a connection has to
 //! remember while its streams have gaps is a [`Disorder`], which it is lent for as long.
+#![doc = include_str!("rfc.md")]
 
 mod syn;
 

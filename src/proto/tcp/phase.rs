@@ -41,6 +41,14 @@ impl Phase {
             guest: Half::Open,
         }
     }
+
+    /// Whether the handshake is still to be done.
+    pub const fn is_handshake(self) -> bool {
+        matches!(
+            self,
+            Self::SynSent(_) | Self::Connecting | Self::SynReceived
+        )
+    }
 }
 
 /// How far one direction's end has come.

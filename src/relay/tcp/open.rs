@@ -10,7 +10,7 @@ use super::super::{
     errors::{Fault, Quote},
     flow::{Flow, State, Syn, TcpFlow},
     request::Ready,
-    state::{Relay, is_news},
+    state::Relay,
 };
 use crate::{
     flow::{self, Chain, Id, Key},
@@ -114,7 +114,7 @@ impl Relay {
         let (socket, connected) = match socket::tcp(peer, &self.net.outbound, peeks, syn.manner) {
             Ok(opened) => opened,
             Err(error) => {
-                self.warn_exhausted(&error);
+                self.make_do(&error);
                 self.refuse(&key, syn, &error, None, outbox);
                 return Err(Why::Socket);
             }
@@ -261,16 +261,6 @@ impl Relay {
             .bare(|headers| template.tcp(headers, fields, 0, crate::wire::checksum::Sum::new()));
         if let Err(why) = queued {
             self.count(why);
-        }
-    }
-
-    pub(in super::super) fn warn_exhausted(&mut self, error: &io::Error) {
-        let wanting = matches!(
-            error.raw_os_error(),
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
-        );
-        if wanting && is_news(&mut self.wanted, self.turn) {
-            log::warn!("Cannot open more sockets for flows of the guest: {error}");
         }
     }
 }

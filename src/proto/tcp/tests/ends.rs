@@ -215,3 +215,102 @@ fn acknowledgements_out_of_range_change_nothing() {
         assert_eq!((conn.send.una, conn.sendable()), before, "{ack:?}");
     }
 }
+
+/// RFC 9293, section 3.10.7.4, first: with a window of zero an RST is believed, and acknowledgements count.
+#[test]
+fn a_shut_window_takes_acknowledgements_and_resets() {
+    let mut conn = syn_received();
+    conn.segment(&segment(IRS + 1, ISS + 1, Flags::ACK, 0), None, NOW);
+    let promised = conn.promised();
+    conn.receive.take(promised);
+    assert_eq!(conn.acknowledgement(0, None, NOW).window, 0);
+    conn.sent(1000, NOW);
+    let todo = conn.segment(&next(&conn, Flags::ACK, 10), None, NOW);
+    assert_eq!((todo.forget, todo.take, todo.ack), (1000, None, Ack::Now));
+    let rst = segment(conn.receive.nxt, Seq(0), Flags::RST, 0);
+    assert!(conn.segment(&rst, None, NOW).abort);
+}
+
+/// RFC 6298, section 3.
+#[test]
+fn what_was_sent_twice_measures_nothing() {
+    let mut conn = open();
+    conn.sent(1000, NOW);
+    let due = conn.deadline().unwrap();
+    assert_eq!(due, NOW + Span::millis(200));
+    conn.expired(None, due);
+    conn.sent(1000, due);
+    let late = due + Span::millis(150);
+    conn.segment(&next(&conn, Flags::ACK, 0), None, late);
+    conn.sent(1000, late);
+    assert_eq!(conn.deadline(), Some(late + Span::millis(200)));
+}
+
+/// RFC 7323, sections 5.3 and 5.5.
+#[test]
+fn old_timestamps_are_believed_after_long_silence_and_of_resets() {
+    let stamped = |mut segment: Segment, value| {
+        segment.options.timestamps = Some(Timestamps { value, echo: 0 });
+        segment
+    };
+    let open = || {
+        let mut conn = Conn::new(&stamped(syn(), 1000), ISS, 1460);
+        conn.connected(NOW);
+        conn.syn_ack(FREE, NOW);
+        let ack = stamped(segment(IRS + 1, ISS + 1, Flags::ACK, 0), 1000);
+        assert!(conn.segment(&ack, None, NOW).open);
+        conn.acknowledgement(FREE, None, NOW);
+        conn
+    };
+    let mut conn = open();
+    let data = stamped(next(&conn, Flags::ACK, 5), 999);
+    let later = NOW + Span::secs(23 * 24 * 3600);
+    let todo = conn.segment(&data, None, later);
+    assert_eq!((todo.take, todo.ack), (None, Ack::Now));
+    let todo = conn.segment(&data, None, later + Span::secs(25 * 24 * 3600));
+    assert_eq!(todo.take, Some((0, 5)));
+    let mut conn = open();
+    let rst = stamped(next(&conn, Flags::RST, 0), 1);
+    assert!(conn.segment(&rst, None, NOW).abort);
+}
+
+/// A hundred thousand connections and their timers: each ends by the rule that is for it, and none outlives its timer.
+#[test]
+fn a_hundred_thousand_connections_all_come_to_their_end() {
+    const COUNT: u32 = 100_000;
+    let mut wheel = crate::flow::Wheel::new(COUNT as usize);
+    let mut conns: Vec<Conn> = (0..COUNT).map(|_| syn_received()).collect();
+    let mut ended = [0; 4];
+    for (slot, conn) in (0..).zip(&mut conns) {
+        let ack = segment(IRS + 1, ISS + 1, Flags::ACK, 0);
+        // Some never hear of the guest again, some have octets under way, some nothing, some are half closed.
+        if slot % 4 > 0 {
+            conn.segment(&ack, None, NOW);
+        }
+        match slot % 4 {
+            2 => conn.sent(1000, NOW),
+            3 => guest_ended(conn, 0),
+            _ => {}
+        }
+        wheel.arm(slot, conn.deadline().unwrap());
+    }
+    let mut now = NOW;
+    while let Some(span) = wheel.next(now) {
+        now = now + span;
+        while let Some(slot) = wheel.expired(now) {
+            let conn = &mut conns[slot as usize];
+            let todo = conn.expired(None, now);
+            if slot % 4 == 2 && todo.pull {
+                conn.sent(1000, now);
+            }
+            if todo.abort || todo.over {
+                ended[slot as usize % 4] += 1;
+            }
+            if let Some(due) = conn.deadline() {
+                wheel.arm(slot, due);
+            }
+        }
+    }
+    assert_eq!(ended, [COUNT / 4; 4]);
+    assert!(now.since(NOW) < Span::secs(3 * 3600));
+}

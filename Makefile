@@ -13,9 +13,9 @@ repair := $(target)/release/passt-repair
 # What the longer variants ask for: frames of nonsense, MiB through the scripted guest, MiB through each guest of the matrix,
 # all long ways, connections held and connections made, MiB through the QEMU guest.
 long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 MATRIX_MIB=256 DELAY_LAB=1 HELD_FLOWS=19000 CHURN_FLOWS=1000000 \
-  GUEST_MIB=64
+  GUEST_MIB=64 MIGRATIONS=100
 # The integration tests that read one of these in their own files, and so have a longer variant.
-long_tests = $(shell grep -lE 'HOSTILE_FRAMES|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
+long_tests = $(shell grep -lE 'HOSTILE_FRAMES|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB|MIGRATIONS' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
   sed -E 's,^tests/([^/.]+).*,\1,' | sort -u)
 
 .PHONY: help build demo tools test lint unit test-all long fuzz bench install clean

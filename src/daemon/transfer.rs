@@ -32,7 +32,12 @@ impl Reactor {
     fn save(&mut self, pipe: &OwnedFd) -> Result<(), String> {
         let now = self.now();
         self.outbox.flush();
-        let helper = self.migration.helper();
+        // Nobody is waited for in vain.
+        let helper = if self.relay.has_connections() {
+            self.migration.helper()
+        } else {
+            None
+        };
         let state = self.relay.depart(helper, now);
         migration::save(pipe, &state)
             .map_err(|error| format!("The guest's state cannot be written: {}", reason(&error)))

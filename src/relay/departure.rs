@@ -60,6 +60,11 @@ impl Relay {
         state.encode()
     }
 
+    /// Whether there is a connection that moving takes a helper for.
+    pub fn has_connections(&self) -> bool {
+        !self.connections().is_empty()
+    }
+
     /// Whether the guest stands still, and it is not decided where it will go on.
     pub const fn is_leaving(&self) -> bool {
         self.away.on_the_way

@@ -147,7 +147,11 @@ impl Machine {
     /// Moves the guest to another machine that waits for it. `false` if it stayed.
     pub fn migrate(&mut self, to: &Self) -> bool {
         let path = to.folder.path().join("incoming");
-        let uri = format!("unix:{}", path.display());
+        self.migrate_to(&format!("unix:{}", path.display()))
+    }
+
+    /// Moves it to where QEMU's migration URI says.
+    pub fn migrate_to(&mut self, uri: &str) -> bool {
         let answer = self.command(&format!(
             r#"{{"execute":"migrate","arguments":{{"uri":"{uri}"}}}}"#
         ));

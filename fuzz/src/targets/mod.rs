@@ -12,6 +12,8 @@ mod resolv;
 
 mod services;
 
+mod state;
+
 use crate::play::{self, Guest};
 
 pub use cmdline::run as cmdline;
@@ -20,6 +22,7 @@ pub use netlink::run as netlink;
 pub use ports::run as ports;
 pub use resolv::run as resolv;
 pub use services::run as services;
+pub use state::run as state;
 
 /// The whole data path: any frames of the guest, between any events of the host, with any call failing.
 pub fn ingress(input: &[u8]) {
@@ -60,6 +63,7 @@ mod tests {
         ("ports", ports),
         ("resolv", resolv),
         ("services", services),
+        ("state", state),
         ("tcp", tcp),
         ("vhost", vhost),
     ];

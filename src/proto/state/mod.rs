@@ -141,9 +141,7 @@ impl State {
                 record(&mut to, TCP, |to| write_tcp(to, &lost));
             }
         }
-        let sum = checksum(&to.0);
-        record(&mut to, END, |to| to.u64(sum));
-        to.0
+        seal(to.0)
     }
 
     /// Reads what [`State::encode`] wrote, and nothing else.
@@ -180,6 +178,14 @@ impl State {
             }
         }
     }
+}
+
+/// Ends a state whose beginning and records these are.
+pub fn seal(octets: Vec<u8>) -> Vec<u8> {
+    let sum = checksum(&octets);
+    let mut to = Writer(octets);
+    record(&mut to, END, |to| to.u64(sum));
+    to.0
 }
 
 /// Whether the records are whole up to the last, which ends the state and fits what is before it.

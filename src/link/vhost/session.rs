@@ -138,7 +138,7 @@ impl Session {
     /// Whether the memory is still what it was.
     ///
     /// # Errors
-    /// [`Refused::Vanished`].
+    /// `Refused::Vanished`.
     pub fn check(&self) -> Result<(), Refused> {
         let log = self.log.as_ref().is_some_and(|log| log.has_vanished());
         if log || self.memory.has_vanished() {

@@ -25,25 +25,28 @@ const LINE: &str = "vhost-user: ";
 
 /// Each of the deeds ends its connection with a line that says `why`, and harms nobody else.
 fn assert_refused(deeds: &[(&str, Deed<'_>)]) {
-    let Some(mut scene) = Scene::new(&[]) else {
-        return;
-    };
-    for (why, deed) in deeds {
-        let before = scene.translator.log().len();
+    // Lines that are much alike are held back after some: each few deeds have a process of their own.
+    for few in deeds.chunks(3) {
+        let Some(mut scene) = Scene::new(&[]) else {
+            return;
+        };
+        for (why, deed) in few {
+            let before = scene.translator.log().len();
+            let mut guest = scene.guest(Driver::new(LINUX));
+            assert_works(&mut guest);
+            deed(&mut guest);
+            assert!(guest.closes(), "{why}");
+            let said = || scene.translator.log()[before..].to_owned();
+            let told = wait_until(LONG, || said().contains(LINE));
+            let said = said();
+            let found: Vec<_> = said.lines().filter(|line| line.contains(LINE)).collect();
+            assert!(told && found.len() == 1, "{why}: {said}");
+            assert!(found[0].contains(why), "{why}: {found:?}");
+        }
         let mut guest = scene.guest(Driver::new(LINUX));
         assert_works(&mut guest);
-        deed(&mut guest);
-        assert!(guest.closes(), "{why}");
-        let said = || scene.translator.log()[before..].to_owned();
-        let told = wait_until(LONG, || said().contains("Client connection closed"));
-        let lines: Vec<_> = said().lines().map(str::to_owned).collect();
-        let found: Vec<_> = lines.iter().filter(|line| line.contains(LINE)).collect();
-        assert!(told && found.len() == 1, "{why}: {lines:?}");
-        assert!(found[0].contains(why), "{why}: {found:?}");
+        scene.translator.assert_alive();
     }
-    let mut guest = scene.guest(Driver::new(LINUX));
-    assert_works(&mut guest);
-    scene.translator.assert_alive();
 }
 
 #[test]

@@ -113,9 +113,12 @@ fn whatever_is_said_and_written_nobody_else_suffers() {
             guest.wait(RX, None::<&std::fs::File>, Duration::from_millis(2));
         }
         drop(guest);
+        // Who comes while another is still there is turned away.
+        scene.translator.expect_fd_count(idle);
         if round % 50 == 49 {
             scene.translator.assert_alive();
             assert_works(&mut scene.guest(Driver::new(LINUX)));
+            scene.translator.expect_fd_count(idle);
         }
     }
     scene.translator.expect_fd_count(idle);

@@ -80,7 +80,7 @@ impl Machine {
             .arg(image)
             .args([
                 "-append",
-                "console=ttyS0 quiet panic=-1 peer4=192.0.2.1 peer6=2001:db8:7::1",
+                "console=ttyS0 quiet panic=-1 no_timer_check peer4=192.0.2.1 peer6=2001:db8:7::1",
             ])
             .arg("-chardev")
             .arg(format!("socket,id=link,path={}", socket.display()))

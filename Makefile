@@ -15,7 +15,7 @@ repair := $(target)/release/passt-repair
 # soak in earnest) and each attack is watched; MiB past the counting allocator; every error for every call; how long the
 # process is stopped.
 long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 MATRIX_MIB=256 DELAY_LAB=1 HELD_FLOWS=19000 CHURN_FLOWS=1000000 \
-  GUEST_MIB=64 SOAK_SECONDS=120 ABUSE_MS=2000 MEMORY_MIB=1024 FAULTS=all STOP_SECONDS=60 MIGRATIONS=100
+  GUEST_MIB=64 SOAK_SECONDS=120 ABUSE_MS=2000 MEMORY_MIB=1024 FAULTS=all STOP_SECONDS=60
 # The integration tests that read one of these in their own files, and so have a longer variant.
 long_vars := HOSTILE_FRAMES|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB|SOAK_SECONDS|ABUSE_MS|MEMORY_MIB|STOP_SECONDS|MIGRATIONS
 long_tests = $(shell grep -lE '$(long_vars)' tests/*.rs $$(dirname tests/*/main.rs) -rs | \

@@ -26,6 +26,7 @@ complete -c passt -s H -l hostname -d 'Host name told to the guest' -r
 complete -c passt -l fqdn -d 'Fully qualified domain name told to the guest' -r
 complete -c passt -l dns-forward -d 'Forward the guest\'s queries to this address to the nameserver of --dns-host' -r
 complete -c passt -l dns-host -d 'Nameserver for forwarded queries (default: the host\'s first)' -r
+complete -c passt -l multicast-ports -d 'Ports heard of the guest\'s multicast groups, separated by commas, or \'none\' (default: 5353,1900,5355,3702)' -r
 complete -c passt -l map-host-loopback -d 'Address that stands for the host\'s loopback; \'none\' for none (default: the router\'s)' -r
 complete -c passt -l map-guest-addr -d 'Address that stands for the host at the guest\'s own address; \'none\' for none (default: none)' -r
 complete -c passt -s I -l ns-ifname -d '' -r
@@ -58,6 +59,7 @@ complete -c passt -l no-ra -d 'No router advertisements'
 complete -c passt -l no-dhcp-dns -d 'Tell the guest no nameservers'
 complete -c passt -l no-dhcp-search -d 'Tell the guest no search domains'
 complete -c passt -l no-map-gw -d 'Do not let the router\'s address stand for the host'
+complete -c passt -l strict-source -d 'Serve the guest at no addresses but those it was given'
 complete -c passt -s 4 -l ipv4-only -d 'IPv4 only'
 complete -c passt -s 6 -l ipv6-only -d 'IPv6 only'
 complete -c passt -l print-capabilities -d 'Show the capabilities of a vhost-user back end in JSON and quit'

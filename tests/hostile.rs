@@ -306,9 +306,9 @@ fn random_octets_on_the_link_end_the_connection_only() {
     assert_eq!(guest.lease().address, POD4);
 }
 
-/// More flows than there are descriptors: the rest is refused, and what was open works on.
+/// More flows than there is room for: those idle or half-open for longest make way, and what was open works on.
 #[test]
-fn running_out_of_descriptors_refuses_flows_and_breaks_none() {
+fn running_out_of_room_for_flows_breaks_none() {
     let Some(world) = World::pod() else { return };
     let server = TcpServer::echo(&world.outside, (INTERNET4, 7));
     let udp = UdpEcho::start(&world.outside, (INTERNET4, 7));
@@ -322,7 +322,8 @@ fn running_out_of_descriptors_refuses_flows_and_breaks_none() {
         let peer = guest::Peer::new(&wire, local, (Ipv4Addr::new(203, 0, 113, 3), 9).into(), 1);
         wire.send(&peer.segment(SYN, &[]).frame());
     }
-    assert!(wait_until(LONG, || translator.fd_count() > 200));
+    let full = wait_until(LONG, || translator.fd_count() > 100);
+    assert!(full, "{}\n{}", translator.fd_count(), translator.log());
     assert!(translator.fd_count() <= 256);
     first.send_data(b"still there");
     assert_eq!(first.read(11), b"still there");

@@ -221,13 +221,10 @@ impl Relay {
     ) -> Result<(), Why> {
         let (id, fresh) = self.udp_flow_of(place, forward, arrival, now)?;
         self.hold(id, arrival.len, arrival.marks);
-        if fresh {
-            self.sort_strays(id, place, forward, arrival.to, now);
-            if let Some(Flow::Udp(flow)) = self.flows.get(id) {
-                socket::receive_segments(&flow.socket);
-            }
-        }
         self.udp_pull(id, outbox, now);
+        if fresh {
+            self.sort_strays(id, place, forward, arrival.to, outbox, now);
+        }
         Ok(())
     }
 
@@ -283,6 +280,7 @@ impl Relay {
         place: u32,
         forward: Forward,
         to: Option<SocketAddr>,
+        outbox: &mut Outbox,
         now: Now,
     ) {
         let mut fresh = std::mem::take(&mut self.fresh);
@@ -294,6 +292,7 @@ impl Relay {
                 continue;
             };
             let Ok(mut arrival) = socket::receive_from(&flow.socket, &mut self.message) else {
+                socket::receive_segments(&flow.socket);
                 fresh.pop();
                 continue;
             };
@@ -301,6 +300,8 @@ impl Relay {
             match self.udp_flow_of(place, forward, arrival, now) {
                 Ok((id, is_new)) => {
                     self.hold(id, arrival.len, arrival.marks);
+                    // No event tells of what its socket does not hold.
+                    self.udp_pull(id, outbox, now);
                     if is_new {
                         fresh.push(id);
                     }

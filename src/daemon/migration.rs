@@ -30,6 +30,8 @@ const PIECE: usize = 1 << 16;
 pub(super) struct Migration {
     /// Where helpers connect. They wait there until they are needed.
     pub(super) repair: Option<OwnedFd>,
+    /// Whether we are to end when the guest has left for good.
+    pub(super) exits: bool,
     /// The helper of a migration that is not decided yet.
     helper: Option<Helper>,
 }

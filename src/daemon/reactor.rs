@@ -477,6 +477,10 @@ impl Reactor {
     /// The client is gone: its flows end with it.
     pub(super) fn detach(&mut self) {
         let now = self.now();
+        if self.migration.exits && self.relay.is_leaving() {
+            self.one_off = true;
+            self.listener = None;
+        }
         let exiting = if self.one_off { ", exiting" } else { "" };
         let said = format_args!("Client connection closed{exiting}");
         self.comings.log(log::Level::Info, now, said);

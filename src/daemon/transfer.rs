@@ -6,9 +6,10 @@ use super::{migration, reactor::Reactor};
 use crate::{link::Transfer, sys::reason};
 
 impl Reactor {
-    /// Has passt-repair connect here.
-    pub(super) fn set_repair(&mut self, listener: Option<OwnedFd>) {
+    /// Has passt-repair connect here. `exits`: the loop ends when a guest has left for good.
+    pub(super) fn set_repair(&mut self, listener: Option<OwnedFd>, exits: bool) {
         self.migration.repair = listener;
+        self.migration.exits = exits;
     }
 
     /// Makes the transfer the front-end has asked for, if it has, and sees whether a guest that left is still here.

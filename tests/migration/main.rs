@@ -58,7 +58,12 @@ fn nodes() -> Option<Nodes> {
 }
 
 fn translator(host: &Host) -> Translator {
+    translator_with(host, &[])
+}
+
+fn translator_with(host: &Host, more: &[&str]) -> Translator {
     let mut args = vec!["--vhost-user", "--no-map-gw", "-t", "8080"];
+    args.extend(more);
     if env::var_os("PASST_TRACE").is_some() {
         args.push("--debug");
     }
@@ -177,7 +182,8 @@ fn without_helpers_the_guest_moves_and_its_connections_are_reset() {
     }
     let Some(nodes) = nodes() else { return };
     let mut peer = Peer::start(&nodes.peer);
-    let (from, to) = (translator(&nodes.source), translator(&nodes.target));
+    let mut from = translator_with(&nodes.source, &["--migrate-exit"]);
+    let to = translator(&nodes.target);
     let mut source = Machine::start(from.socket(), false);
     let target = Machine::start(to.socket(), true);
     source.expect("READY");
@@ -190,6 +196,7 @@ fn without_helpers_the_guest_moves_and_its_connections_are_reset() {
         target.expect(&format!("SUM {addr}"));
     }
     switch(&nodes, "p1", "p2");
-    drop((source, from));
+    drop(source);
+    assert_eq!(from.wait(LONG), 0, "the guest has left for good");
     peer.finish();
 }

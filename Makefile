@@ -10,14 +10,14 @@ target := $(or $(CARGO_TARGET_DIR),target)
 passt := $(target)/release/passt
 repair := $(target)/release/passt-repair
 
-# What the longer variants ask for: frames of nonsense, MiB through the scripted guest, MiB through each guest of the matrix,
+# What the longer variants ask for: frames of nonsense, rounds of it over virtqueues, MiB through the scripted guest, MiB through each guest of the matrix,
 # all long ways, connections held and connections made, MiB through the QEMU guest; how long guests come and go (1800 s for a
-# soak in earnest) and each attack is watched; MiB past the counting allocator; how long the process is stopped. FAULTS=all,
-# MATRIX_MIB=256, CHURN_FLOWS=1000000 and MIGRATIONS=100 take more patience than a machine of two processors has.
-long_sizes := HOSTILE_FRAMES=1000000 TRANSFER_MIB=1024 MATRIX_MIB=64 DELAY_LAB=1 HELD_FLOWS=19000 CHURN_FLOWS=200000 \
-  GUEST_MIB=64 SOAK_SECONDS=120 ABUSE_MS=2000 MEMORY_MIB=1024 STOP_SECONDS=60
+# soak in earnest) and each attack is watched; MiB past the counting allocator. FAULTS=all, MATRIX_MIB=256,
+# CHURN_FLOWS=1000000, STOP_SECONDS=60 and MIGRATIONS=100 take more patience than a machine of two processors has.
+long_sizes := HOSTILE_FRAMES=1000000 VHOST_ROUNDS=2000 TRANSFER_MIB=1024 MATRIX_MIB=64 DELAY_LAB=1 HELD_FLOWS=19000 CHURN_FLOWS=200000 \
+  GUEST_MIB=64 SOAK_SECONDS=120 ABUSE_MS=2000 MEMORY_MIB=1024
 # The integration tests that read one of these in their own files, and so have a longer variant.
-long_vars := HOSTILE_FRAMES|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB|SOAK_SECONDS|ABUSE_MS|MEMORY_MIB|STOP_SECONDS|MIGRATIONS
+long_vars := HOSTILE_FRAMES|VHOST_ROUNDS|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB|SOAK_SECONDS|ABUSE_MS|MEMORY_MIB|STOP_SECONDS|MIGRATIONS
 long_tests = $(shell grep -lE '$(long_vars)' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
   sed -E 's,^tests/([^/.]+).*,\1,' | sort -u)
 

@@ -1,5 +1,5 @@
 //! Messages, rings and memory by chance: whatever they say, the process lives, keeps no descriptor, and serves the next.
-//! `HOSTILE_FRAMES` sets how many rounds are played (300).
+//! `VHOST_ROUNDS` sets how many rounds are played (300).
 
 use std::{env, os::fd::AsRawFd, time::Duration};
 
@@ -92,7 +92,7 @@ fn any_ring(guest: &mut FrontEnd, dice: &mut Dice) {
 
 #[test]
 fn whatever_is_said_and_written_nobody_else_suffers() {
-    let rounds = env::var("HOSTILE_FRAMES").map_or(300, |n| n.parse().unwrap());
+    let rounds = env::var("VHOST_ROUNDS").map_or(300, |n| n.parse().unwrap());
     let Some(mut scene) = Scene::new(&[]) else {
         return;
     };

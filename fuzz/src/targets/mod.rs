@@ -54,7 +54,7 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const ALL: [(&str, Target); 10] = [
+    const ALL: [(&str, Target); 11] = [
         ("cmdline", cmdline),
         ("fragments", fragments),
         ("frame", frame),

@@ -4,17 +4,17 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 BENCH_ARGS ?=
-FUZZ_SECONDS ?= 20
+FUZZ_SECONDS ?= 12
 
 target := $(or $(CARGO_TARGET_DIR),target)
 passt := $(target)/release/passt
 repair := $(target)/release/passt-repair
 
-# What the longer variants ask for: frames of nonsense, rounds of it over virtqueues, MiB through the scripted guest, MiB through each guest of the matrix,
-# all long ways, connections held and connections made, MiB through the QEMU guest; how long guests come and go (1800 s for a
-# soak in earnest) and each attack is watched; MiB past the counting allocator. FAULTS=all, MATRIX_MIB=256,
-# CHURN_FLOWS=1000000, STOP_SECONDS=60 and MIGRATIONS=100 take more patience than a machine of two processors has.
-long_sizes := HOSTILE_FRAMES=1000000 VHOST_ROUNDS=2000 TRANSFER_MIB=1024 MATRIX_MIB=64 DELAY_LAB=1 HELD_FLOWS=19000 CHURN_FLOWS=200000 \
+# What the longer variants ask for: frames of nonsense, rounds of it over virtqueues, MiB through the scripted guest, MiB
+# through each guest of the matrix, connections held and connections made, MiB through the QEMU guest; how long guests come
+# and go (1800 s for a soak in earnest) and each attack is watched; MiB past the counting allocator. FAULTS=all, DELAY_LAB=1,
+# MATRIX_MIB=256, CHURN_FLOWS=1000000, STOP_SECONDS=60 and MIGRATIONS=100 take more patience than two processors have.
+long_sizes := HOSTILE_FRAMES=1000000 VHOST_ROUNDS=2000 TRANSFER_MIB=1024 MATRIX_MIB=32 HELD_FLOWS=19000 CHURN_FLOWS=100000 \
   GUEST_MIB=64 SOAK_SECONDS=120 ABUSE_MS=2000 MEMORY_MIB=1024
 # The integration tests that read one of these in their own files, and so have a longer variant.
 long_vars := HOSTILE_FRAMES|VHOST_ROUNDS|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB|SOAK_SECONDS|ABUSE_MS|MEMORY_MIB|STOP_SECONDS|MIGRATIONS
@@ -31,7 +31,7 @@ help:
 	@echo 'make demo              boot a real guest behind passt and show that it is online'
 	@echo 'make test              format, lints, unit, property and integration tests, QEMU boots'
 	@echo 'make test-all          the same, then the longer variants, the documentation and the man page'
-	@echo 'make fuzz              coverage-guided search for crashes, FUZZ_SECONDS=20 for each target'
+	@echo 'make fuzz              coverage-guided search for crashes, FUZZ_SECONDS=12 for each target'
 	@echo 'make supply            licences, duplicates and advisories of dependencies, where the tools are at hand'
 	@echo 'make miri              the pure layers under Miri, where a nightly toolchain has it'
 	@echo 'make bench             the comparison bench; BENCH_ARGS="--peer PATH" puts another binary beside ours'
@@ -71,7 +71,7 @@ long: test
 	$(CARGO) test --test labs -- --ignored
 	TEST_LINK=vhost-user $(CARGO) test --test hostile --test transfer --test fragments --test udp
 
-# Eleven targets: some four minutes at the default. Each run starts from the committed seeds and what earlier runs found.
+# Eleven targets: some three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
 fuzz: tools
 	CARGO=$(CARGO) fuzz/run $(FUZZ_SECONDS)
 

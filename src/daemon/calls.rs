@@ -174,11 +174,7 @@ pub(super) const WATCHING: List = List {
             why: "only for reading",
             ways: &[&[(2, CHANGING, 0)]],
         },
-        Narrow {
-            call: ("SYS_fcntl", libc::SYS_fcntl),
-            why: "only to see that a descriptor is open, as debug builds do",
-            ways: &[&[(1, ALL, libc::F_GETFD)]],
-        },
+        GETFD,
         MMAP,
         MPROTECT,
     ],
@@ -208,11 +204,7 @@ pub(super) const REPAIRING: List = List {
             why: "only repair mode",
             ways: &[&[(1, ALL, libc::SOL_TCP), (2, ALL, libc::TCP_REPAIR)]],
         },
-        Narrow {
-            call: ("SYS_fcntl", libc::SYS_fcntl),
-            why: "only to see that a descriptor is open, as debug builds do",
-            ways: &[&[(1, ALL, libc::F_GETFD)]],
-        },
+        GETFD,
         MMAP,
         MPROTECT,
     ],
@@ -246,6 +238,12 @@ const END: Group = Group {
         SYS_rt_sigreturn,
         SYS_tgkill,
     ],
+};
+
+const GETFD: Narrow = Narrow {
+    call: ("SYS_fcntl", libc::SYS_fcntl),
+    why: "only to see that a descriptor is open, as debug builds do",
+    ways: &[&[(1, ALL, libc::F_GETFD)]],
 };
 
 const MMAP: Narrow = Narrow {

@@ -15,6 +15,7 @@ use crate::{
     config::Outbound,
     net::{Endpoint, Span},
     sys::{Marks, sockopt},
+    wire::frame::Ip,
 };
 
 /// What this kernel can do, found out once at start.
@@ -65,6 +66,17 @@ pub struct Manner {
     pub tos: u8,
     /// Whether fragments are forbidden: what exceeds the path MTU is then refused (EMSGSIZE).
     pub whole: bool,
+}
+
+impl Manner {
+    /// As a packet of the guest is sent.
+    pub fn of(ip: &Ip) -> Self {
+        Self {
+            ttl: ip.ttl.max(1),
+            tos: ip.tos,
+            whole: ip.whole,
+        }
+    }
 }
 
 impl Default for Manner {

@@ -230,6 +230,18 @@ impl Inbox {
         take(self.octets(slot));
     }
 
+    /// Copies as much of a stretch's start as fits `start`, and returns how much of that it fills.
+    pub fn copy_start(&self, slot: Slot, start: &mut [u8]) -> usize {
+        let mut filled = 0;
+        self.copy(slot.part(&(0..start.len())), |octets| {
+            if let Some(place) = start.get_mut(filled..filled + octets.len()) {
+                place.copy_from_slice(octets);
+                filled += octets.len();
+            }
+        });
+        filled
+    }
+
     fn octets(&self, slot: Slot) -> &[u8] {
         self.buffer
             .get(slot.at()..slot.at() + slot.len())

@@ -10,7 +10,6 @@ use std::{
 use super::{
     errors::{Fault, Quote},
     flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
-    fragments,
     guest_errors::is_error,
     request::Ready,
     state::{FAILURES, Relay, is_shortage},
@@ -26,9 +25,7 @@ use crate::{
         sockopt,
     },
     wire::{
-        build::Ends,
         frame::{Ip, Message},
-        headers::TTL,
         icmp::renumber,
         quote,
     },
@@ -68,7 +65,7 @@ impl Relay {
         let octets = frame.part(&message.octets);
         if is_error(v4, message.kind) {
             let mut start = [0; quote::START];
-            let len = copy(inbox, octets, &mut start);
+            let len = inbox.copy_start(octets, &mut start);
             // What the guest sent before may belong to the flow that ends.
             self.send_run(inbox, outbox);
             let start = start.get(..len).unwrap_or_default();
@@ -80,18 +77,14 @@ impl Relay {
             return Err(Why::IcmpType);
         }
         let mut header = [0; HEADER];
-        copy(inbox, octets, &mut header);
+        inbox.copy_start(octets, &mut header);
         let identifier = u16::from_be_bytes([header[4], header[5]]);
         let key = Key {
             protocol: Protocol::Echo,
             guest: ip.source(identifier),
             remote: ip.destination(identifier),
         };
-        let manner = Manner {
-            ttl: ip.ttl.max(1),
-            tos: ip.tos,
-            whole: ip.whole,
-        };
+        let manner = Manner::of(ip);
         let packet = Packet {
             id: ip.id,
             manner,
@@ -152,7 +145,7 @@ impl Relay {
         outbox: &mut Outbox,
     ) {
         let mut upper = [0; QUOTED];
-        let len = copy(inbox, octets, &mut upper);
+        let len = inbox.copy_start(octets, &mut upper);
         let upper = upper.get(..len).unwrap_or_default();
         let quote = Quote {
             id: packet.id,
@@ -272,10 +265,6 @@ impl Relay {
     /// Hands the guest the reply that was received.
     fn echo_reply(&mut self, key: &Key, received: Received, outbox: &mut Outbox) {
         let Received { len, marks } = received;
-        let ends = Ends {
-            src: self.mac_of(key.remote.addr),
-            dst: self.guest.mac,
-        };
         let v4 = key.remote.addr.is_ipv4();
         let message = self.message.get_mut(..len).unwrap_or_default();
         let wanted = if v4 { REPLY4 } else { REPLY6 };
@@ -287,20 +276,8 @@ impl Relay {
             key.guest.port,
             pseudo(key.remote.addr, key.guest.addr),
         );
-        let ip = Ip {
-            src: key.remote.addr,
-            dst: key.guest.addr,
-            ttl: marks.ttl.unwrap_or(TTL),
-            tos: marks.tos.unwrap_or(0),
-            id: 0,
-            whole: true,
-        };
-        self.fragment_id = self.fragment_id.wrapping_add(1);
-        let packet = (&ip, if v4 { ICMP } else { ICMPV6 }, self.fragment_id);
-        let mtu = usize::from(self.net.mtu);
-        if !fragments::send(&mut self.scratch, ends, packet, message, mtu, outbox) {
-            self.drops.count(Why::LinkFull);
-        }
+        let protocol = if v4 { ICMP } else { ICMPV6 };
+        self.hand_over(key, self.ends(key), protocol, len, marks, outbox);
     }
 
     /// Tells the guest of errors its requests met.
@@ -350,16 +327,4 @@ const fn pseudo(src: IpAddr, dst: IpAddr) -> Option<(Ipv6Addr, Ipv6Addr)> {
         (IpAddr::V6(src), IpAddr::V6(dst)) => Some((src, dst)),
         _ => None,
     }
-}
-
-/// Copies the start of a message out, and returns how much of `start` that fills.
-fn copy(inbox: &Inbox, message: Slot, start: &mut [u8]) -> usize {
-    let mut filled = 0;
-    inbox.copy(message.part(&(0..start.len())), |octets| {
-        if let Some(place) = start.get_mut(filled..filled + octets.len()) {
-            place.copy_from_slice(octets);
-            filled += octets.len();
-        }
-    });
-    filled
 }

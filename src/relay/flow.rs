@@ -55,6 +55,24 @@ pub struct TcpFlow {
     pub state: State,
 }
 
+impl TcpFlow {
+    /// A flow over this socket, of which nothing was heard yet.
+    pub fn new(socket: OwnedFd, conn: Conn, syn: Syn, peeks: bool) -> Self {
+        Self {
+            socket,
+            conn,
+            syn,
+            peeks,
+            spill: Chain::default(),
+            forget: 0,
+            space: None,
+            armed: None,
+            pieces: None,
+            state: State::default(),
+        }
+    }
+}
+
 /// Octets a socket can take, in a form that leaves room to say that they are not known.
 #[derive(Debug, Clone, Copy)]
 pub struct Space(NonZeroU32);
@@ -70,7 +88,7 @@ impl Space {
 }
 
 /// The guest's SYN, which an ICMP error about it has to quote.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Syn {
     pub seq: Seq,
     /// Octets of the whole segment.

@@ -2,13 +2,16 @@
 
 use super::{errors::Fault, state::Relay};
 use crate::{
+    flow::Key,
     link::{Flushed, Frame, Inbox, Outbox},
     net::{Mac, Now, Why},
+    sys::Marks,
     wire::{
         self,
         build::Ends,
         fragment::{self, Place},
         frame::{Body, Fragment, Ip, classify},
+        headers::TTL,
     },
 };
 
@@ -16,6 +19,42 @@ use crate::{
 const QUOTED: usize = 1280;
 
 impl Relay {
+    /// Hands the guest a packet of a flow, in the manner it came, in parts if the link takes no more at once; the `len` octets
+    /// behind its IP header are in `message`.
+    pub(super) fn hand_over(
+        &mut self,
+        key: &Key,
+        ends: Ends,
+        protocol: u8,
+        len: usize,
+        marks: Marks,
+        outbox: &mut Outbox,
+    ) {
+        let ip = Ip {
+            src: key.remote.addr,
+            dst: key.guest.addr,
+            ttl: marks.ttl.unwrap_or(TTL),
+            tos: marks.tos.unwrap_or(0),
+            id: 0,
+            whole: true,
+        };
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let upper = self.message.get(..len).unwrap_or_default();
+        let packet = (&ip, protocol, self.fragment_id);
+        let mtu = usize::from(self.net.mtu);
+        if !send(&mut self.scratch, ends, packet, upper, mtu, outbox) {
+            self.drops.count(Why::LinkFull);
+        }
+    }
+
+    /// The link addresses of a frame to the guest.
+    pub(super) fn ends(&self, key: &Key) -> Ends {
+        Ends {
+            src: self.mac_of(key.remote.addr),
+            dst: self.guest_mac(),
+        }
+    }
+
     /// A part of a packet.
     #[expect(clippy::too_many_arguments, reason = "a frame and what it may cause")]
     pub(super) fn fragment(
@@ -107,7 +146,7 @@ impl Relay {
 
 /// Hands a packet to the guest: whole where the link takes it, else in parts. `upper` is all behind the IP header. `false` if
 /// the link had no room for some of it.
-pub fn send(
+fn send(
     scratch: &mut Vec<u8>,
     ends: Ends,
     (ip, protocol, id): (&Ip, u8, u32),

@@ -11,7 +11,6 @@ use std::{
 use super::{
     audience::{ASK, MEMBERS, SENDERS},
     flow::{Flow, GroupFlow, Packet},
-    fragments,
     request::Ready,
     state::{FAILURES, Relay, is_shortage},
     udp::HEADER,
@@ -27,7 +26,7 @@ use crate::{
     net::{Endpoint, Mac, Now, Protocol, Span, Why},
     service::multicast::{self, Change},
     sys::msg::{self, Received},
-    wire::{build::Ends, frame::Ip, headers::TTL},
+    wire::build::Ends,
 };
 
 /// Datagrams one socket may hand to the guest before it is another's turn.
@@ -191,14 +190,8 @@ impl Relay {
             return Err(Why::NoFlow);
         };
         flow.last = now;
-        let mut len = 0;
         let message = &mut self.message;
-        inbox.copy(payload, |octets| {
-            if let Some(place) = message.get_mut(len..len + octets.len()) {
-                place.copy_from_slice(octets);
-                len += octets.len();
-            }
-        });
+        let len = inbox.copy_start(payload, message);
         let octets = message.get(..len).unwrap_or_default();
         prepare(flow, peer, packet.manner);
         if flow.seen_as.is_none_or(|(to, _)| to != group.addr) {
@@ -317,14 +310,6 @@ impl Relay {
         if len < HEADER {
             return;
         }
-        let ip = Ip {
-            src: key.remote.addr,
-            dst: key.guest.addr,
-            ttl: received.marks.ttl.unwrap_or(TTL),
-            tos: received.marks.tos.unwrap_or(0),
-            id: 0,
-            whole: true,
-        };
         let ends = Ends {
             src: self.net.mac,
             dst: match key.guest.addr {
@@ -333,13 +318,7 @@ impl Relay {
                 _ => self.guest.mac,
             },
         };
-        self.fragment_id = self.fragment_id.wrapping_add(1);
-        let upper = self.message.get(..len).unwrap_or_default();
-        let packet = (&ip, UDP, self.fragment_id);
-        let mtu = usize::from(self.net.mtu);
-        if !fragments::send(&mut self.scratch, ends, packet, upper, mtu, outbox) {
-            self.count(Why::LinkFull);
-        }
+        self.hand_over(&key, ends, UDP, len, received.marks, outbox);
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    flow::{Flow, State as Waits, Syn, TcpFlow, UdpFlow},
+    flow::{Flow, Syn, TcpFlow, UdpFlow},
     state::Relay,
 };
 use crate::{
@@ -14,10 +14,10 @@ use crate::{
     host::{
         helper::Helper,
         moving,
-        socket::{self, Manner, Peer},
+        socket::{self, Peer},
     },
     link::Outbox,
-    net::{Endpoint, Now, Seq},
+    net::{Endpoint, Now},
     proto::{
         repair::Command,
         state::{Carried, HostSide, QUEUE_MAX, State, Tcp, Udp, Visitor},
@@ -226,28 +226,11 @@ impl Relay {
             return Err("no room for what the peer was not sent");
         }
         let raw = socket.as_raw_fd();
-        let flow = TcpFlow {
-            socket,
-            conn,
-            syn: Syn {
-                seq: Seq(0),
-                len: 0,
-                id: 0,
-                manner: Manner::default(),
-            },
-            peeks,
-            spill,
-            forget: 0,
-            space: None,
-            armed: None,
-            pieces: None,
-            state: Waits {
-                readable: true,
-                ended: carried.is_some_and(|carried| carried.ended),
-                owes_ack: true,
-                ..Waits::default()
-            },
-        };
+        let mut flow = TcpFlow::new(socket, conn, Syn::default(), peeks);
+        flow.spill = spill;
+        flow.state.readable = true;
+        flow.state.ended = carried.is_some_and(|carried| carried.ended);
+        flow.state.owes_ack = true;
         let id = self
             .insert(tcp.key, Flow::Tcp(flow), raw)
             .map_err(|_| "no room for another flow")?;

@@ -337,8 +337,20 @@ impl Relay {
         }
     }
 
-    /// The same, with its socket closed at once, where no request names its descriptor any more: the next one has that.
-    pub(super) fn evict_at_once(&mut self) {
+    /// Opens a socket, and for want of descriptors once more, after a flow has given up its own.
+    pub(super) fn open_socket<T>(&mut self, open: impl Fn(&Net) -> io::Result<T>) -> io::Result<T> {
+        match open(&self.net) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                self.evict_at_once();
+                open(&self.net)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Makes room as [`Relay::evict`] does, and closes the flow's socket at once, where no request names its descriptor any
+    /// more: the next one has that.
+    fn evict_at_once(&mut self) {
         self.evict();
         let Some((Request::Close(socket), before)) = self.requests.split_last() else {
             return;

@@ -61,13 +61,7 @@ impl Relay {
         };
         let bound = self.sharing(key.guest.port) < SHARING;
         let port = if bound { key.guest.port } else { 0 };
-        let mut opened = socket::udp(peer, &self.net.outbound, port);
-        if let Err(error) = &opened
-            && matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-        {
-            self.evict_at_once();
-            opened = socket::udp(peer, &self.net.outbound, port);
-        }
+        let opened = self.open_socket(|net| socket::udp(peer, &net.outbound, port));
         let socket = match opened {
             Ok(socket) => socket,
             Err(error) => {

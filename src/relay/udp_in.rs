@@ -4,22 +4,19 @@ use std::{io, os::fd::AsFd};
 
 use super::{
     flow::Flow,
-    fragments,
     state::{FAILURES, Relay, is_shortage},
     udp::HEADER,
 };
 use crate::{
     flow::{Id, Key},
     link::{Flushed, Outbox, Rooms},
-    net::{Now, Why},
+    net::Now,
     sys::{
         Marks,
         msg::{self, RECEIVE_MANY, Received},
     },
     wire::{
-        build::Ends,
         checksum::Sum,
-        frame::Ip,
         headers::{TTL, Template},
     },
 };
@@ -136,25 +133,7 @@ impl Relay {
 
     /// Hands over the datagram of so many octets in `self.message`, in parts if the link takes no more.
     pub(super) fn udp_packet(&mut self, key: &Key, len: usize, marks: Marks, outbox: &mut Outbox) {
-        let ip = Ip {
-            src: key.remote.addr,
-            dst: key.guest.addr,
-            ttl: marks.ttl.unwrap_or(TTL),
-            tos: marks.tos.unwrap_or(0),
-            id: 0,
-            whole: true,
-        };
-        let ends = Ends {
-            src: self.mac_of(key.remote.addr),
-            dst: self.guest_mac(),
-        };
-        self.fragment_id = self.fragment_id.wrapping_add(1);
-        let upper = self.message.get(..len).unwrap_or_default();
-        let packet = (&ip, UDP, self.fragment_id);
-        let mtu = usize::from(self.net.mtu);
-        if !fragments::send(&mut self.scratch, ends, packet, upper, mtu, outbox) {
-            self.drops.count(Why::LinkFull);
-        }
+        self.hand_over(key, self.ends(key), UDP, len, marks, outbox);
     }
 }
 

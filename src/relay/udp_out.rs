@@ -13,7 +13,7 @@ use super::{
 use crate::{
     flow::{self, Id, Key},
     host::socket::{self, Manner},
-    link::{Frame, Inbox, Outbox, Slot},
+    link::{Frame, Inbox, Outbox},
     net::{Now, Protocol, Why},
     sys::{Part, msg, sockopt},
     wire::frame::{Datagram, Ip},
@@ -54,11 +54,7 @@ impl Relay {
         if payload.len() > size * SEGMENTS {
             return Err(Why::Malformed);
         }
-        let manner = Manner {
-            ttl: ip.ttl.max(1),
-            tos: ip.tos,
-            whole: ip.whole,
-        };
+        let manner = Manner::of(ip);
         let mut packet = Packet {
             id: ip.id,
             manner,
@@ -66,7 +62,7 @@ impl Relay {
             checksum: datagram.checksum,
             start: [0; 4],
         };
-        copy(inbox, payload, &mut packet.start);
+        inbox.copy_start(payload, &mut packet.start);
         if flow::is_group(&self.net, ip.dst) {
             return self.group_datagram(key.guest, key.remote, packet, payload, inbox, now);
         }
@@ -86,7 +82,7 @@ impl Relay {
             if frame.segment.is_some() {
                 // Each has a checksum of its own, which nobody has computed.
                 (packet.len, packet.checksum) = ((HEADER + one.len()) as u16, 0);
-                copy(inbox, one, &mut packet.start);
+                inbox.copy_start(one, &mut packet.start);
             }
             self.udp_line_up(
                 id,
@@ -170,7 +166,7 @@ impl Relay {
                 }
                 _ => {
                     let mut payload = [0; QUOTED];
-                    let len = copy(inbox, first.payload, &mut payload);
+                    let len = inbox.copy_start(first.payload, &mut payload);
                     self.unreachable(&key, first.packet, &payload[..len], &refused.error, outbox);
                     self.count(Why::Socket);
                 }
@@ -237,7 +233,7 @@ impl Relay {
             return;
         }
         let mut payload = [0; QUOTED];
-        let len = copy(inbox, piece.payload, &mut payload);
+        let len = inbox.copy_start(piece.payload, &mut payload);
         let fault = Fault::too_big(v4, mtu);
         self.udp_fault_about(key, fault, piece.packet, &payload[..len], outbox);
     }
@@ -256,16 +252,4 @@ fn largest(flow: &mut UdpFlow, key: &Key, row: &[Piece]) -> usize {
         })
     });
     usize::from(segment)
-}
-
-/// Copies the start of a payload out, and returns how much of `start` that fills.
-fn copy(inbox: &Inbox, payload: Slot, start: &mut [u8]) -> usize {
-    let mut filled = 0;
-    inbox.copy(payload.part(&(0..start.len())), |octets| {
-        if let Some(place) = start.get_mut(filled..filled + octets.len()) {
-            place.copy_from_slice(octets);
-            filled += octets.len();
-        }
-    });
-    filled
 }

@@ -5,8 +5,10 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, RawFd},
 };
 
-use libc::{c_int, c_void, socklen_t};
+use libc::c_int;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+use super::sockopt;
 
 /// Turns repair mode on (1), off (0), or off without a window probe (-1). Takes CAP_NET_ADMIN over the socket's network
 /// namespace.
@@ -14,30 +16,11 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 /// # Errors
 /// Those of setsockopt(2): EPERM without the right, or for a socket that is neither established nor closed.
 pub fn set_repair(socket: BorrowedFd<'_>, mode: i32) -> io::Result<()> {
-    set(socket, libc::TCP_REPAIR, &mode)
+    set(socket, libc::TCP_REPAIR, mode)
 }
 
-fn set<T>(socket: BorrowedFd<'_>, name: c_int, value: &T) -> io::Result<()> {
-    set_at(socket, libc::SOL_TCP, name, value)
-}
-
-fn set_at<T>(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: &T) -> io::Result<()> {
-    let len = size_of::<T>() as socklen_t;
-    // SAFETY: the kernel reads `len` octets, the size of `value`, which outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const *value).cast::<c_void>(),
-            len,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+fn set<T: Copy>(socket: BorrowedFd<'_>, name: c_int, value: T) -> io::Result<()> {
+    sockopt::set(socket, libc::SOL_TCP, name, value)
 }
 
 /// Sends one octet, with descriptors to be duplicated into the receiving process (SCM_RIGHTS, unix(7)): 253 at most.
@@ -71,7 +54,7 @@ pub enum Queue {
 /// # Errors
 /// Those of setsockopt(2): EPERM if it is not in repair mode.
 pub fn choose(socket: BorrowedFd<'_>, queue: Queue) -> io::Result<()> {
-    set(socket, libc::TCP_REPAIR_QUEUE, &(queue as c_int))
+    set(socket, libc::TCP_REPAIR_QUEUE, queue as c_int)
 }
 
 /// The sequence number behind the last octet of the queue chosen, a FIN included.
@@ -89,7 +72,7 @@ pub fn sequence(socket: BorrowedFd<'_>) -> io::Result<u32> {
 /// # Errors
 /// Those of setsockopt(2).
 pub fn set_sequence(socket: BorrowedFd<'_>, value: u32) -> io::Result<()> {
-    set(socket, libc::TCP_QUEUE_SEQ, &value)
+    set(socket, libc::TCP_QUEUE_SEQ, value)
 }
 
 /// The windows of a connection, as `struct tcp_repair_window` has them.
@@ -107,7 +90,7 @@ pub fn window(socket: BorrowedFd<'_>) -> io::Result<[u32; 5]> {
 /// # Errors
 /// Those of setsockopt(2): EINVAL if the kernel finds it contradicts the queues.
 pub fn set_window(socket: BorrowedFd<'_>, window: [u32; 5]) -> io::Result<()> {
-    set(socket, libc::TCP_REPAIR_WINDOW, &window)
+    set(socket, libc::TCP_REPAIR_WINDOW, window)
 }
 
 /// What the timestamps of a connection show now (TCP_TIMESTAMP).
@@ -125,7 +108,7 @@ pub fn timestamp(socket: BorrowedFd<'_>) -> io::Result<u32> {
 /// # Errors
 /// Those of setsockopt(2).
 pub fn set_timestamp(socket: BorrowedFd<'_>, value: u32) -> io::Result<()> {
-    set(socket, libc::TCP_TIMESTAMP, &value)
+    set(socket, libc::TCP_TIMESTAMP, value)
 }
 
 /// The segment size the peer announced; in repair mode only.
@@ -165,7 +148,7 @@ pub fn set_agreed(socket: BorrowedFd<'_>, agreed: Agreed) -> io::Result<()> {
         agreed.timestamps.then_some((8, 0)),
     ];
     for (code, value) in options.into_iter().flatten() {
-        set::<[u32; 2]>(socket, libc::TCP_REPAIR_OPTIONS, &[code, value])?;
+        set::<[u32; 2]>(socket, libc::TCP_REPAIR_OPTIONS, [code, value])?;
     }
     Ok(())
 }
@@ -220,7 +203,7 @@ pub fn info(socket: BorrowedFd<'_>) -> io::Result<Info> {
 pub fn queued(socket: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
     // linux/sock_diag.h: SK_MEMINFO_RMEM_ALLOC is the first of the array, SK_MEMINFO_WMEM_QUEUED the sixth.
     let mut info = [0_u32; 9];
-    get_at(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut info)?;
+    sockopt::get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut info)?;
     Ok((info[0] as usize, info[5] as usize))
 }
 
@@ -231,34 +214,9 @@ pub fn queued(socket: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
 pub fn unlock_buffers(socket: BorrowedFd<'_>) -> io::Result<()> {
     const SO_BUF_LOCK: c_int = 72;
     let none: c_int = 0;
-    set_at(socket, libc::SOL_SOCKET, SO_BUF_LOCK, &none)
+    sockopt::set(socket, libc::SOL_SOCKET, SO_BUF_LOCK, none)
 }
 
 fn get<T: Copy>(socket: BorrowedFd<'_>, name: c_int, value: &mut T) -> io::Result<()> {
-    get_at(socket, libc::SOL_TCP, name, value)
-}
-
-fn get_at<T: Copy>(
-    socket: BorrowedFd<'_>,
-    level: c_int,
-    name: c_int,
-    value: &mut T,
-) -> io::Result<()> {
-    let mut len = size_of::<T>() as socklen_t;
-    // SAFETY: the kernel writes at most `len` octets, the size of `value`; every caller passes integers or arrays of them,
-    // for which any octets are valid.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw mut *value).cast::<c_void>(),
-            &raw mut len,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    sockopt::get(socket, libc::SOL_TCP, name, value).map(drop)
 }

@@ -188,7 +188,8 @@ pub fn mtu(socket: BorrowedFd<'_>, v6: bool) -> io::Result<u32> {
     Ok(value.unsigned_abs())
 }
 
-fn get<T: Copy>(
+/// Reads an option of integers, for which any octets are valid, and says how many it had.
+pub(super) fn get<T: Copy>(
     socket: BorrowedFd<'_>,
     level: c_int,
     name: c_int,
@@ -213,7 +214,13 @@ fn get<T: Copy>(
     }
 }
 
-fn set<T: Copy>(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: T) -> io::Result<()> {
+/// Sets an option.
+pub(super) fn set<T: Copy>(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: T,
+) -> io::Result<()> {
     let len = size_of::<T>() as socklen_t;
     // SAFETY: the kernel reads `len` octets, the size of `value`, which outlives the call.
     let result = unsafe {

@@ -9,15 +9,12 @@ use std::{
 };
 
 use super::super::{
-    flow::{Flow, State, Syn, TcpFlow},
+    flow::{Flow, Syn, TcpFlow},
     state::Relay,
 };
 use crate::{
-    flow::{Chain, Id},
-    host::{
-        listen::Forward,
-        socket::{self, Manner},
-    },
+    flow::Id,
+    host::{listen::Forward, socket},
     link::Outbox,
     net::{Endpoint, Now, Protocol, Seq, Why},
     proto::tcp::Conn,
@@ -46,23 +43,12 @@ impl Relay {
         let iss = Seq(self.initial_sequence(&key, now));
         socket::close_in_order(&socket);
         let raw = socket.as_raw_fd();
-        let flow = TcpFlow {
-            socket,
-            conn: Conn::toward_guest(iss, mss, self.syn_retries, now),
-            syn: Syn {
-                seq: iss,
-                len: 0,
-                id: 0,
-                manner: Manner::default(),
-            },
-            peeks,
-            spill: Chain::default(),
-            forget: 0,
-            space: None,
-            armed: None,
-            pieces: None,
-            state: State::default(),
+        let conn = Conn::toward_guest(iss, mss, self.syn_retries, now);
+        let syn = Syn {
+            seq: iss,
+            ..Syn::default()
         };
+        let flow = TcpFlow::new(socket, conn, syn, peeks);
         let id = self.insert(key, Flow::Tcp(flow), raw)?;
         if self.guest.is_at(guest.addr) {
             self.send_syn(id, outbox, now);

@@ -8,12 +8,12 @@ use std::{
 
 use super::super::{
     errors::{Fault, Quote},
-    flow::{Flow, State, Syn, TcpFlow},
+    flow::{Flow, Syn, TcpFlow},
     request::Ready,
     state::Relay,
 };
 use crate::{
-    flow::{self, Chain, Id, Key},
+    flow::{self, Id, Key},
     host::socket::{self, Manner, Peer},
     link::Outbox,
     net::{Now, Protocol, Seq, Why},
@@ -106,20 +106,10 @@ impl Relay {
             seq: segment.seq,
             len: segment.len as u16,
             id: ip.id,
-            manner: Manner {
-                ttl: ip.ttl.max(1),
-                tos: ip.tos,
-                whole: ip.whole,
-            },
+            manner: Manner::of(ip),
         };
         let peeks = self.features.peek_offset(key.remote.addr);
-        let mut opened = socket::tcp(peer, &self.net.outbound, peeks, syn.manner);
-        if let Err(error) = &opened
-            && matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-        {
-            self.evict_at_once();
-            opened = socket::tcp(peer, &self.net.outbound, peeks, syn.manner);
-        }
+        let opened = self.open_socket(|net| socket::tcp(peer, &net.outbound, peeks, syn.manner));
         let (socket, connected) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -131,18 +121,7 @@ impl Relay {
         let mss = self.segment_size(key.remote.addr);
         let conn = Conn::new(segment, Seq(self.initial_sequence(&key, now)), mss);
         let raw = socket.as_raw_fd();
-        let flow = TcpFlow {
-            socket,
-            conn,
-            syn,
-            peeks,
-            spill: Chain::default(),
-            forget: 0,
-            space: None,
-            armed: None,
-            pieces: None,
-            state: State::default(),
-        };
+        let flow = TcpFlow::new(socket, conn, syn, peeks);
         let id = match self.insert(key, Flow::Tcp(flow), raw) {
             Ok(id) => id,
             Err(why) => {

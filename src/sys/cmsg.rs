@@ -1,17 +1,75 @@
 //! Ancillary data (cmsg(3)), read and written as octets in the layout of the kernel's `struct cmsghdr`: a length that counts
 //! the header too, level and type, then the data; each message starts aligned to a word.
 
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, BorrowedFd},
+    ptr,
+};
+
+/// Octets that the marks of a datagram, or an error it met, never fill.
+const ROOMY: usize = 256;
+
 /// Space for the ancillary data of one message, aligned as the kernel has it.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(8))]
-pub(super) struct Control(pub(super) [u8; Self::LEN]);
+pub(super) struct Control<const LEN: usize = ROOMY>(pub(super) [u8; LEN]);
 
-impl Control {
-    pub(super) const LEN: usize = 256;
+impl<const LEN: usize> Control<LEN> {
+    pub(super) const LEN: usize = LEN;
 
     pub(super) const fn new() -> Self {
-        Self([0; Self::LEN])
+        Self([0; LEN])
     }
+}
+
+/// A message that was received.
+#[derive(Debug)]
+pub(super) struct Message<'a> {
+    /// Octets of it in the buffer.
+    pub(super) len: usize,
+    /// Its ancillary data.
+    pub(super) control: &'a [u8],
+    /// What the kernel says of it: MSG_CTRUNC and the like.
+    pub(super) flags: i32,
+}
+
+/// Receives a message with its ancillary data, and into `name`, unless that is empty, who sent it. Never blocks.
+///
+/// # Errors
+/// Those of recvmsg(2); `WouldBlock` when there is nothing.
+pub(super) fn receive<'a, const LEN: usize>(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    name: &mut [u8],
+    control: &'a mut Control<LEN>,
+    flags: i32,
+) -> io::Result<Message<'a>> {
+    let mut iovec = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = &raw mut iovec;
+    header.msg_iovlen = 1;
+    if !name.is_empty() {
+        header.msg_name = name.as_mut_ptr().cast();
+        header.msg_namelen = name.len() as _;
+    }
+    header.msg_control = ptr::from_mut(control).cast();
+    header.msg_controllen = LEN as _;
+    let flags = flags | libc::MSG_DONTWAIT;
+    // SAFETY: `header` points to one iovec over `buffer`, to `name` or nothing, and to `control`, with their true lengths; all
+    // are borrowed mutably until after the call.
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    let len = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    let written = control.0.get(..header.msg_controllen as usize);
+    Ok(Message {
+        len: len.min(buffer.len()),
+        control: written.unwrap_or_default(),
+        flags: header.msg_flags,
+    })
 }
 
 /// What came with a datagram.
@@ -90,7 +148,7 @@ mod tests {
         // SAFETY: these compute with their argument only.
         let (header, space) = unsafe { (libc::CMSG_LEN(0), libc::CMSG_SPACE(2)) };
         assert_eq!(header as usize, HEADER);
-        let mut control = Control::new();
+        let mut control = <Control>::new();
         let used = write_u16(&mut control, libc::SOL_UDP, libc::UDP_SEGMENT, 1400);
         assert_eq!(used, space as usize);
         let read: Vec<_> = messages(&control.0[..used]).collect();
@@ -100,7 +158,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_short_is_not_read() {
-        let mut control = Control::new();
+        let mut control = <Control>::new();
         let used = write_u16(&mut control, 1, 2, 3);
         for len in 0..HEADER + 2 {
             assert_eq!(messages(&control.0[..len]).count(), 0, "{len}");

@@ -1,10 +1,10 @@
 //! The error queue (IP_RECVERR, ip(7)): which ICMP error a socket met, and who sent it.
 
-use super::cmsg::{Control, Marks, messages};
+use super::cmsg::{self, Control, Marks, messages};
 use std::{
-    io, mem,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::BorrowedFd,
 };
 
 /// One ICMP or ICMPv6 error, as the kernel tells it.
@@ -40,27 +40,11 @@ pub fn take(socket: BorrowedFd<'_>, payload: &mut [u8]) -> io::Result<SocketErro
 }
 
 fn take_one(socket: BorrowedFd<'_>, payload: &mut [u8]) -> io::Result<Option<SocketError>> {
-    let mut control = Control::new();
-    let mut iovec = libc::iovec {
-        iov_base: payload.as_mut_ptr().cast(),
-        iov_len: payload.len(),
-    };
-    // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
-    let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_iov = &raw mut iovec;
-    header.msg_iovlen = 1;
-    header.msg_control = (&raw mut control).cast();
-    header.msg_controllen = size_of::<Control>() as _;
-    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
-    // SAFETY: `header` points to one iovec over `payload` and to `control`, with their true lengths; all outlive the call.
-    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
-    let quoted = usize::try_from(received)
-        .map_err(|_| io::Error::last_os_error())?
-        .min(payload.len());
-    let written = control.0.get(..header.msg_controllen as usize);
-    let written = written.unwrap_or_default();
-    let ttl = Marks::read(written).ttl;
-    let error = messages(written).find_map(|message| match message {
+    let mut control = <Control>::new();
+    let message = cmsg::receive(socket, payload, &mut [], &mut control, libc::MSG_ERRQUEUE)?;
+    let ttl = Marks::read(message.control).ttl;
+    let quoted = message.len;
+    let error = messages(message.control).find_map(|message| match message {
         (libc::SOL_IP, libc::IP_RECVERR, data) | (libc::SOL_IPV6, libc::IPV6_RECVERR, data) => {
             read(data)
         }

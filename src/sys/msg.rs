@@ -99,7 +99,7 @@ pub fn receive_many(
         header.msg_hdr.msg_iov = iov.wrapping_add(at);
         header.msg_hdr.msg_iovlen = 1;
         header.msg_hdr.msg_control = control.as_mut_ptr().cast();
-        header.msg_hdr.msg_controllen = Control::LEN as _;
+        header.msg_hdr.msg_controllen = <Control>::LEN as _;
     }
     // SAFETY: each of the `len` headers lists one entry of memory that `scatter` holds mutably borrowed until after this
     // call, and a control buffer of its own with its true length.
@@ -113,7 +113,7 @@ pub fn receive_many(
         )
     })?;
     for ((header, control), received) in headers.iter().zip(&controls).zip(received).take(count) {
-        let used = header.msg_hdr.msg_controllen.min(Control::LEN);
+        let used = header.msg_hdr.msg_controllen.min(<Control>::LEN);
         // SAFETY: the kernel has written the first `msg_controllen` octets of this control buffer.
         let control = unsafe { std::slice::from_raw_parts(control.as_ptr().cast::<u8>(), used) };
         *received = Received {
@@ -132,28 +132,16 @@ pub fn receive_from(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
 ) -> io::Result<(Received, Option<SocketAddr>)> {
-    let mut control = Control::new();
-    let mut name = [0_u8; 128];
-    let mut iovec = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
+    let mut control = <Control>::new();
+    let mut name = [0; 128];
+    let message = cmsg::receive(socket, buffer, &mut name, &mut control, 0)?;
+    let received = Received {
+        len: message.len,
+        marks: Marks::read(message.control),
     };
-    // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
-    let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_iov = &raw mut iovec;
-    header.msg_iovlen = 1;
-    header.msg_name = name.as_mut_ptr().cast();
-    header.msg_namelen = name.len() as _;
-    header.msg_control = (&raw mut control).cast();
-    header.msg_controllen = Control::LEN as _;
-    // SAFETY: `header` points to one iovec over `buffer`, to `name` and to `control`, with their true lengths; all outlive
-    // the call.
-    let len =
-        check(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) })?;
-    let marks = Marks::read(control.0.get(..header.msg_controllen).unwrap_or_default());
     let port = u16::from_be_bytes([name[2], name[3]]);
     let from = errqueue::address(&name).map(|addr| SocketAddr::new(addr, port));
-    Ok((Received { len, marks }, from))
+    Ok((received, from))
 }
 
 /// Sends messages, one for each part of the list, [`SEND_MANY`] at most. Returns how many were sent: all of them, or those
@@ -169,7 +157,7 @@ pub fn send_many(
     let (iov, entries) = gather.raw();
     // SAFETY: all-zero is a valid `mmsghdr`: null pointers with zero lengths.
     let mut headers: [libc::mmsghdr; SEND_MANY] = unsafe { mem::zeroed() };
-    let mut controls = [const { Control::new() }; SEND_MANY];
+    let mut controls = [const { <Control>::new() }; SEND_MANY];
     let mut len = 0;
     for ((part, header), control) in parts.iter().zip(&mut headers).zip(&mut controls) {
         if part.end > entries || part.start > part.end {

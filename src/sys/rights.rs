@@ -1,15 +1,16 @@
 //! Descriptors that come with octets over a UNIX socket (SCM_RIGHTS, unix(7)).
 
+use super::cmsg::{self, Control};
 use std::{
-    io, mem,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    io,
+    os::fd::{BorrowedFd, FromRawFd, OwnedFd},
 };
 
 /// The most descriptors taken with one read (SCM_MAX_FD).
 const MOST: usize = 253;
 
-#[repr(C, align(8))]
-struct Control([u8; 16 + 4 * (MOST + 1)]);
+/// Octets of a message of so many descriptors and its header.
+const CONTROL: usize = 16 + 4 * (MOST + 1);
 
 /// Receives octets, and adds the descriptors that came with them.
 ///
@@ -20,50 +21,28 @@ pub fn receive(
     buffer: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> io::Result<usize> {
-    let mut control = Control([0; 16 + 4 * (MOST + 1)]);
-    let mut iovec = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
-    // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
-    let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_iov = &raw mut iovec;
-    header.msg_iovlen = 1;
-    header.msg_control = (&raw mut control).cast();
-    header.msg_controllen = size_of::<Control>() as _;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: `header` describes `buffer` and `control`, both borrowed mutably until after this call, with their lengths.
-    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
-    let octets = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-    // SAFETY: the kernel has filled `control` up to `msg_controllen`; the macros stay inside these bounds.
-    let mut message = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
-    while !message.is_null() {
-        // SAFETY: a non-null result of the CMSG macros points to a whole header inside `control`, aligned by its type.
-        let (level, kind, len) = unsafe {
-            (
-                (*message).cmsg_level,
-                (*message).cmsg_type,
-                (*message).cmsg_len as usize,
-            )
-        };
-        if (level, kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-            // SAFETY: CMSG_DATA of a header inside `control`; how much of it is read is bounded by `cmsg_len`.
-            let data = unsafe { libc::CMSG_DATA(message) };
-            let room = len.saturating_sub(data as usize - message as usize);
-            for at in 0..room / size_of::<i32>() {
-                // SAFETY: the kernel wrote `room` octets of whole descriptors, each made for us and known to nobody else.
-                descriptors.push(unsafe {
-                    OwnedFd::from_raw_fd(data.cast::<i32>().add(at).read_unaligned())
-                });
-            }
+    let mut control = Control::<CONTROL>::new();
+    let message = cmsg::receive(
+        socket,
+        buffer,
+        &mut [],
+        &mut control,
+        libc::MSG_CMSG_CLOEXEC,
+    )?;
+    for (level, kind, data) in cmsg::messages(message.control) {
+        if (level, kind) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            continue;
         }
-        // SAFETY: `message` lies inside the control buffer that `header` describes.
-        message = unsafe { libc::CMSG_NXTHDR(&raw const header, message) };
+        for descriptor in data.as_chunks().0 {
+            let descriptor = i32::from_ne_bytes(*descriptor);
+            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+            descriptors.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
+        }
     }
-    if header.msg_flags & libc::MSG_CTRUNC != 0 {
+    if message.flags & libc::MSG_CTRUNC != 0 {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    Ok(octets)
+    Ok(message.len)
 }
 
 #[cfg(test)]
@@ -71,7 +50,10 @@ mod tests {
     use super::*;
     use std::{
         io::{IoSlice, Read, Write},
-        os::{fd::AsFd, unix::net::UnixStream},
+        os::{
+            fd::{AsFd, AsRawFd},
+            unix::net::UnixStream,
+        },
     };
 
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};

@@ -84,10 +84,9 @@ impl Relay {
             guest: ip.source(identifier),
             remote: ip.destination(identifier),
         };
-        let manner = Manner::of(ip);
         let packet = Packet {
             id: ip.id,
-            manner,
+            manner: Manner::of(ip),
             len: octets.len() as u16,
             checksum: 0,
             start: [header[6], header[7], 0, 0],
@@ -102,15 +101,30 @@ impl Relay {
                 }
             },
         };
+        self.echo_send(id, &key, packet, octets, inbox, outbox, now)
+    }
+
+    /// Sends a request; if an error waited in the socket, once more behind it.
+    #[expect(clippy::too_many_arguments, reason = "a frame and what it may cause")]
+    fn echo_send(
+        &mut self,
+        id: Id,
+        key: &Key,
+        packet: Packet,
+        octets: Slot,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
         self.idle.touch(id.slot);
+        let v4 = key.remote.addr.is_ipv4();
         for _ in 0..2 {
             let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
                 return Err(Why::NoFlow);
             };
             flow.last = now;
             flow.sent.note(packet);
-            let v6 = ip.src.is_ipv6();
-            socket::set_manner(&flow.socket, v6, &mut flow.manner, manner);
+            socket::set_manner(&flow.socket, !v4, &mut flow.manner, packet.manner);
             let mut gather = self.iovecs.gather();
             if !inbox.gather(octets, &mut gather) {
                 return Err(Why::Malformed);
@@ -121,12 +135,11 @@ impl Relay {
                     return Err(Why::HostFull);
                 }
                 Err(error) => {
-                    let fault = self.echo_fault(id, !v6, octets.len(), &error);
-                    let Some(fault) = fault else {
+                    let Some(fault) = self.echo_fault(id, v4, octets.len(), &error) else {
                         self.echo_errors(id, outbox);
                         continue;
                     };
-                    self.echo_refused(&key, fault, packet, octets, inbox, outbox);
+                    self.echo_refused(key, fault, packet, octets, inbox, outbox);
                     return Err(Why::Socket);
                 }
             }

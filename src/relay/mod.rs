@@ -130,25 +130,21 @@ impl Relay {
             let v4 = matches!(read.body, Body::Igmp(..));
             return self.membership(frame.head.get(message).unwrap_or_default(), v4, now);
         }
-        let protocol = match &read.body {
-            Body::Arp | Body::Igmp(..) => return Err(Why::Unanswered),
-            Body::Tcp(..) => Protocol::Tcp,
-            Body::Udp(..) => Protocol::Udp,
-            Body::Icmp(..) => Protocol::Echo,
-            Body::Fragment(ip, part) => {
-                return self.fragment(read.mac, ip, part, frame, inbox, outbox, now);
-            }
-        };
-        if !self.serves(protocol) {
-            return Err(Why::Disabled);
-        }
         match &read.body {
-            Body::Arp | Body::Igmp(..) | Body::Fragment(..) => Err(Why::Unanswered),
+            Body::Arp | Body::Igmp(..) => Err(Why::Unanswered),
+            Body::Fragment(ip, part) => {
+                self.fragment(read.mac, ip, part, frame, inbox, outbox, now)
+            }
             Body::Tcp(ip, segment) => {
+                self.served(Protocol::Tcp)?;
                 self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
             }
-            Body::Udp(ip, datagram) => self.udp_datagram(ip, datagram, frame, inbox, outbox, now),
+            Body::Udp(ip, datagram) => {
+                self.served(Protocol::Udp)?;
+                self.udp_datagram(ip, datagram, frame, inbox, outbox, now)
+            }
             Body::Icmp(ip, message) => {
+                self.served(Protocol::Echo)?;
                 self.icmp_message(ip, message, frame.payload, inbox, outbox, now)
             }
         }

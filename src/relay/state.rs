@@ -235,12 +235,13 @@ impl Relay {
     }
 
     /// Whether a protocol is served at all.
-    pub(super) const fn serves(&self, protocol: Protocol) -> bool {
-        match protocol {
+    pub(super) const fn served(&self, protocol: Protocol) -> Result<(), Why> {
+        let served = match protocol {
             Protocol::Tcp => self.net.serve.tcp,
             Protocol::Udp => self.net.serve.udp,
             Protocol::Echo => self.net.serve.icmp,
-        }
+        };
+        if served { Ok(()) } else { Err(Why::Disabled) }
     }
 
     pub(super) fn count(&mut self, why: Why) {

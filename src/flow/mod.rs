@@ -1,5 +1,7 @@
 //! Memory: what is remembered of guest and flows, without knowing any protocol.
 
+#[cfg(test)]
+mod fixture;
 mod guest;
 mod key;
 mod lru;

@@ -239,50 +239,7 @@ fn is_directed_broadcast(net: &Net, addr: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dns, Multicast, Net6, OUR_MAC, Outbound, Serve};
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    fn net() -> Net {
-        Net {
-            mac: OUR_MAC,
-            mtu: 65_520,
-            announce_mtu: true,
-            v4: Some(Net4 {
-                addr: "192.168.1.50".parse().unwrap(),
-                prefix: 24,
-                router: Some("192.168.1.1".parse().unwrap()),
-                ours: "192.168.1.1".parse().unwrap(),
-                routes: Vec::new(),
-                map_host_loopback: Some("192.168.1.1".parse().unwrap()),
-                map_guest_addr: None,
-                host: "192.168.1.50".parse().unwrap(),
-                dns_forward: None,
-                dns_host: None,
-                dns: Vec::new(),
-                interface: 0,
-            }),
-            v6: Some(Net6 {
-                addr: Some("2001:db8::50".parse().unwrap()),
-                router: Some("fe80::1".parse().unwrap()),
-                ours: "fe80::1".parse().unwrap(),
-                map_host_loopback: Some("fe80::1".parse().unwrap()),
-                map_guest_addr: Some("2001:db8::99".parse().unwrap()),
-                host: Some("2001:db8::50".parse().unwrap()),
-                dns_forward: None,
-                dns_host: None,
-                dns: Vec::new(),
-                scope: 7,
-            }),
-            dns: Dns::default(),
-            serve: Serve::default(),
-            outbound: Outbound::default(),
-            multicast: Multicast::default(),
-            strict_source: false,
-        }
-    }
+    use crate::flow::fixture::{ip, net};
 
     fn guest() -> Guest {
         let mut guest = Guest::new(

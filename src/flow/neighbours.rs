@@ -118,58 +118,29 @@ fn router_to(net: &Net, addr: IpAddr) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Dns, Multicast, Net4, Net6, OUR_MAC, Outbound, Serve};
+    use crate::{
+        config::OUR_MAC,
+        flow::fixture::{self, ip},
+    };
+    use std::net::Ipv4Addr;
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
     const OTHER: Mac = Mac([2, 0, 0, 0, 0, 8]);
 
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
     fn net() -> Net {
-        Net {
-            mac: OUR_MAC,
-            mtu: 65_520,
-            announce_mtu: true,
-            v4: Some(Net4 {
-                addr: "192.168.1.50".parse().unwrap(),
-                prefix: 24,
-                router: Some("192.168.1.1".parse().unwrap()),
-                ours: "192.168.1.1".parse().unwrap(),
-                routes: Vec::new(),
-                map_host_loopback: None,
-                map_guest_addr: Some("192.168.1.2".parse().unwrap()),
-                host: "192.168.1.50".parse().unwrap(),
-                dns_forward: Some("192.168.1.3".parse().unwrap()),
-                dns_host: None,
-                dns: Vec::new(),
-                interface: 4,
-            }),
-            v6: Some(Net6 {
-                addr: Some("2001:db8::50".parse().unwrap()),
-                router: Some("fe80::1".parse().unwrap()),
-                ours: "fe80::1".parse().unwrap(),
-                map_host_loopback: None,
-                map_guest_addr: None,
-                host: None,
-                dns_forward: None,
-                dns_host: None,
-                dns: Vec::new(),
-                scope: 6,
-            }),
-            dns: Dns::default(),
-            serve: Serve::default(),
-            outbound: Outbound::default(),
-            multicast: Multicast::default(),
-            strict_source: false,
+        let mut net = fixture::net();
+        if let Some(v4) = &mut net.v4 {
+            v4.map_host_loopback = None;
+            v4.map_guest_addr = Some(Ipv4Addr::new(192, 168, 1, 2));
+            v4.dns_forward = Some(Ipv4Addr::new(192, 168, 1, 3));
         }
+        net
     }
 
     fn told(addr: &str, mac: Option<Mac>) -> Neighbour {
         let addr = ip(addr);
         Neighbour {
-            interface: if addr.is_ipv4() { 4 } else { 6 },
+            interface: if addr.is_ipv4() { 4 } else { 7 },
             addr,
             mac,
             router: false,

@@ -30,6 +30,7 @@ tools=(
   tracepath:iputils-tracepath
   traceroute:traceroute
   setpriv:util-linux
+  curl:curl
   setcap:libcap2-bin
   apparmor_parser:apparmor
   checkmodule:checkpolicy

@@ -432,8 +432,10 @@ fn want_of_a_second_process_costs_the_news_of_resolvers_only() {
     }
     // Not a user of any other test: processes are counted by user.
     let script = "chown -R 4251 \"$(dirname \"$0\")\" \"$(dirname \"$3\")\"; \
-        exec setpriv --reuid 4251 --regid 4251 --clear-groups sh -c 'ulimit -p 0; exec PASST \"$@\"' sh \"$@\"";
+        exec setpriv --reuid 4251 --regid 4251 --clear-groups sh -c 'ulimit -p 0; exec \"${0%/*}/passt\" \"$@\"' \"$0\" \"$@\"";
     let dir = TempDir::new();
+    // Not every user may look into the folder it was built in.
+    fs::copy(binary(), dir.path().join("passt")).unwrap();
     let mut translator = Setup::new(&[])
         .binary(wrapper(dir.path(), script))
         .start(&world.pod);

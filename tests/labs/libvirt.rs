@@ -452,6 +452,8 @@ fn furnish(dir: &Path) -> Option<String> {
     );
     let users = fs::read_to_string("/etc/passwd").expect("/etc/passwd");
     write("passwd", &format!("{users}virt:x:{UID}:{UID}::/:/bin/sh\n"));
+    let groups = fs::read_to_string("/etc/group").expect("/etc/group");
+    write("group", &format!("{groups}virt:x:{UID}:\n"));
     write("resolv.conf", RESOLV_CONF);
     for name in ["kernel", "initramfs"] {
         fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o644)).expect(name);
@@ -484,11 +486,12 @@ fn libvirt_user(dir: &Path) -> Vec<String> {
     words
 }
 
-/// Makes the user known, the pod's resolver too, and runs the daemon: $0 is our folder, the rest its command line. The shell
+/// Makes user and group known, the pod's resolver too, and runs the daemon: $0 is our folder, the rest its command line. The shell
 /// stays: it is the room's first process, which reaps orphans, and a change of user would part it from its parent's death.
 const ROOM: &str = r#"
 PATH=$PATH:/usr/sbin:/sbin
 mount --bind "$0/passwd" /etc/passwd || exit
+mount --bind "$0/group" /etc/group || exit
 mount --bind "$0/resolv.conf" /etc/resolv.conf || exit
 "$@" &
 wait

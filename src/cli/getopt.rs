@@ -165,3 +165,86 @@ fn lacking(last: &OsStr, culprit: &str) -> String {
         format!("option requires an argument -- '{letter}'")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the original takes in October 2026, but for what is its sister program's.
+    const ORIGINAL: &[&str] = &[
+        "address",
+        "chroot-fallback",
+        "conf-path",
+        "debug",
+        "dns",
+        "dns-forward",
+        "dns-host",
+        "fd",
+        "foreground",
+        "fqdn",
+        "freebind",
+        "gateway",
+        "help",
+        "hostname",
+        "interface",
+        "ipv4-only",
+        "ipv6-only",
+        "log-file",
+        "log-size",
+        "mac-addr",
+        "map-guest-addr",
+        "map-host-loopback",
+        "migrate-exit",
+        "migrate-no-linger",
+        "mtu",
+        "netmask",
+        "no-dhcp",
+        "no-dhcp-dns",
+        "no-dhcp-search",
+        "no-dhcpv6",
+        "no-icmp",
+        "no-map-gw",
+        "no-ndp",
+        "no-ra",
+        "no-tcp",
+        "no-udp",
+        "one-off",
+        "outbound",
+        "outbound-if4",
+        "outbound-if6",
+        "pcap",
+        "pid",
+        "print-capabilities",
+        "quiet",
+        "repair-path",
+        "runas",
+        "search",
+        "socket",
+        "stats",
+        "stderr",
+        "tcp-ports",
+        "trace",
+        "udp-ports",
+        "version",
+        "vhost-user",
+    ];
+
+    #[test]
+    fn options_of_our_own_make_no_abbreviation_of_the_originals_ambiguous() {
+        for long in ORIGINAL {
+            for short in (1..=long.len()).filter_map(|end| long.get(..end)) {
+                let pastas = OPTIONS
+                    .iter()
+                    .filter(|opt| matches!(opt.take, Take::Pasta(_)));
+                let pastas = pastas.map(|opt| opt.long);
+                let of = ORIGINAL.iter().copied().chain(pastas);
+                if short != *long && of.filter(|other| other.starts_with(short)).count() > 1 {
+                    continue;
+                }
+                let said = split(&["passt".into(), format!("--{short}").into()]);
+                let Err(said) = said else { continue };
+                assert!(said.contains("requires an argument"), "{said}");
+            }
+        }
+    }
+}

@@ -61,6 +61,7 @@ macro_rules! switch_off {
 
 /// Options upstream does not have; they make no abbreviation of its options ambiguous.
 pub(super) const OURS: &[&str] = &[
+    "vhost-features",
     "require-sandbox",
     "print-sandbox",
     "no-multicast",
@@ -104,8 +105,11 @@ pub(super) const OPTIONS: &[Opt] = &[
         None,
         "LIST",
         |draft, text| {
-            draft.config.vhost_features = VhostFeatures::parse(text)
-                .map_err(|word| format!("Invalid vhost-user feature: {word}"))?;
+            draft.config.vhost_features =
+                VhostFeatures::parse(text).map_err(|word| match word {
+                    "all" | "none" => format!("Vhost-user feature {word} stands alone"),
+                    _ => format!("Invalid vhost-user feature: {word}"),
+                })?;
             Ok(())
         },
         "Offer these virtio features only, or all but those behind a ~ (default: all)",
@@ -220,8 +224,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     flag(
         "chroot-fallback",
         None,
-        switch_on!(chroot_fallback),
-        "Enter an empty file system by chroot(2) where pivot_root(2) fails",
+        |_| {},
+        "Has no effect (always done where needed)",
     ),
     flag(
         "require-sandbox",

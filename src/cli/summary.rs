@@ -99,10 +99,12 @@ impl Page {
         if let Some(addr) = v4.map_host_loopback {
             self.item(format_args!("NAT to host 127.0.0.1: {addr}"));
         }
-        if let (true, Some(router)) = (net.serve.dhcp, v4.router) {
+        if net.serve.dhcp {
             self.line("DHCP:");
             self.item(format_args!("assign: {}", v4.addr));
             self.item(format_args!("mask: {}", mask(v4.prefix)));
+        }
+        if let Some(router) = v4.router.filter(|_| net.serve.dhcp) {
             self.item(format_args!("router: {router}"));
         }
         self.names(net, &v4.dns);

@@ -30,7 +30,12 @@ const NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 
 pub(super) fn socket_path(path: &Path) -> Result<PathBuf, String> {
-    unix_path(path).ok_or_else(|| format!("Invalid socket path: {}", path.display()))
+    unix_path(path).ok_or_else(|| {
+        format!(
+            "Invalid socket path: {} (1 to {SOCKET_PATH_MAX} octets)",
+            path.display()
+        )
+    })
 }
 
 pub(super) fn conf_path(path: &Path) -> Result<PathBuf, String> {
@@ -70,7 +75,7 @@ pub(super) fn mtu(text: &str) -> Result<u16, String> {
 pub(super) fn log_size(text: &str) -> Result<u64, String> {
     number(text)
         .filter(|size| (LOG_SIZE_MIN..=u64::MAX / 2).contains(size))
-        .ok_or_else(|| format!("Invalid --log-size: {text}"))
+        .ok_or_else(|| format!("Invalid --log-size: {text} (at least {LOG_SIZE_MIN})"))
 }
 
 /// A delay between two print-outs, in whole seconds.
@@ -79,7 +84,7 @@ pub(super) fn stats(text: &str) -> Result<Span, String> {
         .and_then(|seconds| u32::try_from(seconds).ok())
         .filter(|&seconds| seconds > 0)
         .map(|seconds| Span::secs(seconds.into()))
-        .ok_or_else(|| format!("Invalid --stats delay: {text}"))
+        .ok_or_else(|| format!("Invalid --stats delay: {text} (whole seconds, at least 1)"))
 }
 
 /// An unsigned number as strtoul(3) reads it with base 0: decimal, 0x hexadecimal or 0 octal; no sign, no blanks.
@@ -255,7 +260,7 @@ pub(super) fn identity(text: &str) -> Result<Identity, String> {
     let (user, group) = text
         .split_once(':')
         .map_or((text, None), |(u, g)| (u, Some(g)));
-    let refused = || format!("Invalid --runas option: {user}");
+    let refused = || format!("Invalid --runas option: {text}");
     let (uid, own_gid) = match id(user) {
         Some(uid) => (uid, uid),
         None => User::from_name(user)
@@ -322,11 +327,7 @@ mod tests {
             "-1",
             "no such user",
         ] {
-            let user = bad.split(':').next().unwrap();
-            assert_eq!(
-                identity(bad),
-                Err(format!("Invalid --runas option: {user}"))
-            );
+            assert_eq!(identity(bad), Err(format!("Invalid --runas option: {bad}")));
         }
     }
 }

@@ -89,8 +89,6 @@ pub struct Config {
     pub strict_source: bool,
     /// The socket at which forwards can be changed at run time.
     pub conf_path: Option<PathBuf>,
-    /// Whether chroot(2) will do where pivot_root(2) fails.
-    pub chroot_fallback: bool,
     /// Whether not to start unless sandboxed in full.
     pub require_sandbox: bool,
     /// Whether to show how we would be sandboxed, instead of a run.
@@ -170,7 +168,6 @@ impl Default for Config {
             identity: None,
             strict_source: false,
             conf_path: None,
-            chroot_fallback: false,
             require_sandbox: false,
             print_sandbox: false,
         }

@@ -59,6 +59,9 @@ pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
         .then(|| resolve6(config, facts, forced, &mut said));
     let (template4, v4) = v4.map_or((None, None), |(name, net)| (name, Some(net)));
     let (template6, v6) = v6.map_or((None, None), |(name, net)| (name, Some(net)));
+    let mut serve = config.serve;
+    // As the manual of the original has it: without a router the guest is left to its own ways.
+    serve.dhcp &= v4.as_ref().is_some_and(|v4: &Net4| v4.router.is_some());
     let net = Net {
         mac: config.mac,
         mtu: config.mtu.filter(|&mtu| mtu > 0).unwrap_or(DEFAULT_MTU),
@@ -70,7 +73,7 @@ pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
             hostname: config.hostname.clone(),
             fqdn: config.fqdn.clone(),
         },
-        serve: config.serve,
+        serve,
         outbound: config.outbound.clone(),
         multicast: Multicast {
             listed: config.multicast_ports.clone(),
@@ -405,8 +408,7 @@ fn warn_of_nameservers(net: &Net, said: &mut Said) {
         said.warnings
             .push("Couldn't get any nameserver address".to_owned());
     }
-    let dhcp = serve.dhcp && net.v4.as_ref().is_some_and(|v4| v4.router.is_some());
-    if serve.dhcp_dns && dhcp && !told4 {
+    if serve.dhcp_dns && serve.dhcp && !told4 {
         said.warnings
             .push("No IPv4 nameserver available for DHCP".to_owned());
     }

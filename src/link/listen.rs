@@ -9,7 +9,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::errno::Errno;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::{
@@ -36,7 +35,8 @@ pub enum Opened {
 enum Refused {
     /// Somebody serves it.
     InUse,
-    /// Something stands there that is no socket, or may not be replaced.
+    /// Something stands there that is no socket.
+    NoSocket,
     Other(io::Error),
 }
 
@@ -80,7 +80,10 @@ fn check_stream(socket: &OwnedFd) -> Result<(), &'static str> {
 
 fn listen_at(path: &Path) -> Result<Opened, String> {
     if path.as_os_str().is_empty() || path.as_os_str().len() > PATH_MAX {
-        return Err(format!("Invalid socket path: {}", path.display()));
+        return Err(format!(
+            "Invalid socket path: {} (1 to {PATH_MAX} octets)",
+            path.display()
+        ));
     }
     match bind(path) {
         Ok(socket) => Ok(Opened::Listener {
@@ -88,8 +91,13 @@ fn listen_at(path: &Path) -> Result<Opened, String> {
             path: path.to_owned(),
         }),
         Err(Refused::InUse) => Err(format!("Socket path {} already in use", path.display())),
+        Err(Refused::NoSocket) => Err(format!(
+            "Failed to bind UNIX domain socket {}: there is a file that is no socket",
+            path.display()
+        )),
         Err(Refused::Other(error)) => Err(format!(
-            "Failed to bind UNIX domain socket: {}",
+            "Failed to bind UNIX domain socket {}: {}",
+            path.display(),
             reason(&error)
         )),
     }
@@ -102,7 +110,7 @@ fn probe(folder: &Path) -> Result<Opened, String> {
         let path = folder.join(format!("passt_{index}.socket"));
         match bind(&path) {
             Ok(socket) => return Ok(Opened::Listener { socket, path }),
-            Err(Refused::InUse) => {}
+            Err(Refused::InUse | Refused::NoSocket) => {}
             Err(Refused::Other(error)) => last = Some(error),
         }
     }
@@ -114,7 +122,7 @@ fn probe(folder: &Path) -> Result<Opened, String> {
 fn bind(path: &Path) -> Result<OwnedFd, Refused> {
     if let Ok(found) = fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
-            return Err(Refused::Other(Errno::EADDRINUSE.into()));
+            return Err(Refused::NoSocket);
         }
         if is_answered(path) {
             return Err(Refused::InUse);
@@ -179,7 +187,10 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert_eq!(
             at(&path).unwrap_err(),
-            "Failed to bind UNIX domain socket: Address already in use"
+            format!(
+                "Failed to bind UNIX domain socket {}: there is a file that is no socket",
+                path.display()
+            )
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         fs::remove_file(&path).unwrap();
@@ -190,11 +201,11 @@ mod tests {
         let long = format!("/tmp/{}", "x".repeat(104));
         assert_eq!(
             at(Path::new(&long)).unwrap_err(),
-            format!("Invalid socket path: {long}")
+            format!("Invalid socket path: {long} (1 to 107 octets)")
         );
         assert_eq!(
             at(Path::new("/nowhere/socket")).unwrap_err(),
-            "Failed to bind UNIX domain socket: No such file or directory"
+            "Failed to bind UNIX domain socket /nowhere/socket: No such file or directory"
         );
     }
 

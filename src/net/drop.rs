@@ -71,7 +71,7 @@ reasons! {
     TooBig,
     /// Multicast or broadcast that stays on the guest's link.
     Multicast,
-    /// Accepted-window data that neither the socket nor the spill pool could take; see promise 1.
+    /// Accepted-window data that neither the socket nor the spill pool could take; the guest sends it again.
     PromiseBroken,
 }
 

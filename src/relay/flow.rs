@@ -308,7 +308,7 @@ impl<I> Burst<I> {
 mod tests {
     use super::*;
 
-    /// Promise 6.
+    /// A hundred thousand of them are reserved at start.
     #[test]
     fn a_flow_fits_256_octets() {
         assert!(size_of::<Flow>() <= 256, "{}", size_of::<Flow>());

@@ -13,19 +13,34 @@ fn bad_values_are_refused_in_one_line() {
     let label = "a".repeat(64);
     let path = format!("/{}", "x".repeat(107));
     let cases: &[(&[&str], &str)] = &[
-        (&["-s", ""], "Invalid socket path: "),
-        (&["-s", &path], &format!("Invalid socket path: {path}")),
+        (&["-s", ""], "Invalid socket path:  (1 to 107 octets)"),
+        (
+            &["-s", &path],
+            &format!("Invalid socket path: {path} (1 to 107 octets)"),
+        ),
         (&["-F", "foo"], "Invalid --fd: foo"),
         (&["-F", "-1"], "Invalid --fd: -1"),
         (&["-F", ""], "Invalid --fd: "),
         (&["-F", "2147483648"], "Invalid --fd: 2147483648"),
-        (&["--stats", "x"], "Invalid --stats delay: x"),
-        (&["--stats", "0"], "Invalid --stats delay: 0"),
-        (&["--stats", "-1"], "Invalid --stats delay: -1"),
-        (&["--stats", "1.5"], "Invalid --stats delay: 1.5"),
+        (
+            &["--stats", "x"],
+            "Invalid --stats delay: x (whole seconds, at least 1)",
+        ),
+        (
+            &["--stats", "0"],
+            "Invalid --stats delay: 0 (whole seconds, at least 1)",
+        ),
+        (
+            &["--stats", "-1"],
+            "Invalid --stats delay: -1 (whole seconds, at least 1)",
+        ),
+        (
+            &["--stats", "1.5"],
+            "Invalid --stats delay: 1.5 (whole seconds, at least 1)",
+        ),
         (
             &["--stats", "4294967296"],
-            "Invalid --stats delay: 4294967296",
+            "Invalid --stats delay: 4294967296 (whole seconds, at least 1)",
         ),
         (&["-c", ""], "Invalid configuration path: "),
         (
@@ -36,10 +51,16 @@ fn bad_values_are_refused_in_one_line() {
             &["--vhost-user", "--repair-path", &path],
             &format!("Invalid passt-repair path: {path}"),
         ),
-        (&["--log-size", "40959"], "Invalid --log-size: 40959"),
-        (&["--log-size", "foo"], "Invalid --log-size: foo"),
+        (
+            &["--log-size", "40959"],
+            "Invalid --log-size: 40959 (at least 40960)",
+        ),
+        (
+            &["--log-size", "foo"],
+            "Invalid --log-size: foo (at least 40960)",
+        ),
         (&["--runas", "x5"], "Invalid --runas option: x5"),
-        (&["--runas", "5:abc"], "Invalid --runas option: 5"),
+        (&["--runas", "5:abc"], "Invalid --runas option: 5:abc"),
         (&["--runas", ""], "Invalid --runas option: "),
         (&["-m", "xyz"], "Invalid MTU: xyz"),
         (&["-m", ""], "Invalid MTU: "),

@@ -250,6 +250,18 @@ fn a_default_route_without_gateway_gives_no_router() {
     assert_eq!(v4.ours, ip::<Ipv4Addr>("10.0.0.2"));
 }
 
+#[test]
+fn where_there_is_no_router_to_tell_dhcp_is_silent() {
+    let tunnel = Host::new()
+        .link("wg0")
+        .addr("wg0", "10.0.0.1/24")
+        .route("wg0", "0.0.0.0/0", "");
+    for (host, served) in [(tunnel, false), (Host::lan(), true)] {
+        let net = resolve(&plain(), &host.0).unwrap().net;
+        assert_eq!(net.serve.dhcp, served);
+    }
+}
+
 /// Regression C31.
 #[test]
 fn the_heaviest_next_hop_of_a_multipath_route_is_taken_with_its_interface() {

@@ -3,8 +3,13 @@
 //!
 //! The guest opens connections, or is asked by a SYN of ours to take one (`syn.rs`).
 //!
-//! Facts go in by `segment`, `connected`, `sent`, `ended`, `expired`; each answers with a [`Todo`]. What a connection has to
-//! remember while its streams have gaps is a [`Disorder`], which it is lent for as long.
+//! Facts go in by `segment`, `connected`, `sent`, `ended`, `expired`; what is to be done about them comes back as a [`Todo`].
+//! What a connection has to remember while its streams have gaps is a [`Disorder`], which it is lent for as long. How far it
+//! has come is its [`Phase`].
+//!
+//! Always true: the edge of a window that was promised never moves left; what is acknowledged was taken by the host's socket
+//! or lies in the spill pool; what the guest has not acknowledged is still in the host's socket; a FIN goes on only behind
+//! every octet before it.
 #![doc = include_str!("rfc.md")]
 
 mod syn;

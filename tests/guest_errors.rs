@@ -89,7 +89,7 @@ fn a_connection_the_guest_calls_unreachable_is_reset_at_once() {
         return;
     };
     introduce(&scene.wire);
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for codes in [PORT, PROHIBITED] {
         for to in both(POD4, POD6, 80) {
             let mut client = connect(&scene.world.outside, to);
@@ -136,7 +136,7 @@ fn a_datagram_flow_from_outside_ends_with_the_guests_error() {
         return;
     };
     introduce(&scene.wire);
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for (to, from) in both(POD4, POD6, 5000)
         .into_iter()
         .zip(both(INTERNET4, INTERNET6, 0))

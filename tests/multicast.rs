@@ -240,7 +240,7 @@ fn only_groups_that_were_joined_are_heard() {
         };
         notify();
         scene.wire.never(QUIET, "a datagram of a group", of_group);
-        let idle = scene.translator.fd_count();
+        let idle = scene.translator.idle_fd_count();
         scene.wire.send(&report(group, &join));
         assert!(wait_until(LONG, || scene.translator.fd_count() > idle));
         notify();
@@ -301,7 +301,7 @@ fn a_guest_that_uses_many_groups_and_ports_is_bounded() {
     let Some(mut scene) = Scene::new(&[]) else {
         return;
     };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     for last in 0..100 {
         let group = Ipv4Addr::new(239, 1, 1, last).into();
         scene.wire.send(&report(group, &[0x16, 0, 0, 0]));
@@ -388,7 +388,7 @@ fn a_guest_that_comes_back_is_asked_for_its_groups() {
     let wire = Wire::new(translator.connect());
     wire.send(&hello);
     wire.never(5 * QUIET, "a query to one that was in no group", is_query);
-    let idle = translator.fd_count();
+    let idle = translator.idle_fd_count();
     wire.send(&report(SSDP4.into(), &[0x16, 0, 0, 0]));
     assert!(wait_until(LONG, || translator.fd_count() > idle));
     drop(wire);

@@ -139,7 +139,7 @@ fn a_storm_of_connections_and_resets_leaves_nothing_behind() {
     };
     let outside = siege.world.outside.path();
     let netns = std::fs::File::open(outside).unwrap();
-    let idle = siege.translator.fd_count();
+    let idle = siege.translator.idle_fd_count();
     siege.withstand("connect and reset", |stop| {
         nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let mut count = 0;

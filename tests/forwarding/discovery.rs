@@ -114,7 +114,7 @@ fn datagrams_for_a_guest_that_is_never_found_are_given_up() {
     let Some(scene) = Scene::new(&["-u", "5000"]) else {
         return;
     };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let client = udp_socket(&scene.world.outside, (INTERNET4, 0));
     client.send_to(b"anybody?", (POD4, 5000)).unwrap();
     scene.wire.expect("ARP request", |frame| {

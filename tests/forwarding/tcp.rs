@@ -146,7 +146,7 @@ fn a_guest_that_refuses_resets_the_peer_and_leaves_nothing() {
     let Some(scene) = Scene::new(&["-t", "80"]) else {
         return;
     };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     crate::discovery::announce(&scene.wire);
     let mut client = connect(&scene.world.outside, (POD4, 80).into());
     let syn = Peer::expect_syn(&scene.wire, 80);
@@ -204,7 +204,7 @@ fn a_peer_that_leaves_before_the_handshake_is_reset_to_the_guest() {
     let Some(scene) = Scene::new(&["-t", "80"]) else {
         return;
     };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     crate::discovery::announce(&scene.wire);
     let client = connect(&scene.world.outside, (POD4, 80).into());
     let syn = Peer::expect_syn(&scene.wire, 80);

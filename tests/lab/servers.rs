@@ -1,7 +1,7 @@
 //! Servers around the translator: each runs in threads of the test and ends with its value.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     sync::{
@@ -14,7 +14,7 @@ use std::{
 
 use socket2::SockRef;
 
-use super::{Host, LONG};
+use super::{Host, LONG, wait_until};
 
 /// A TCP server.
 #[derive(Debug)]
@@ -80,7 +80,22 @@ impl Drop for TcpServer {
 /// A listening socket on `host`.
 pub fn tcp_listener(host: &Host, addr: impl Into<SocketAddr>) -> TcpListener {
     let addr = addr.into();
-    host.run(|| TcpListener::bind(addr)).expect("listen")
+    once_free(host, || TcpListener::bind(addr))
+}
+
+/// Binds as soon as the address is free: programs that other tests are about to start hold on, until they are, to what
+/// this process has closed.
+fn once_free<T: Send>(host: &Host, bind: impl Fn() -> io::Result<T> + Sync) -> T {
+    let mut bound = None;
+    wait_until(LONG, || {
+        let result = host.run(&bind);
+        let taken = result
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+        bound = Some(result);
+        !taken
+    });
+    bound.expect("at least once").expect("bind")
 }
 
 /// The next connection, which must come soon.
@@ -104,7 +119,7 @@ pub fn reset(stream: TcpStream) {
 /// A UDP socket on `host` whose reads end.
 pub fn udp_socket(host: &Host, addr: impl Into<SocketAddr>) -> UdpSocket {
     let addr = addr.into();
-    let socket = host.run(|| UdpSocket::bind(addr)).expect("bind");
+    let socket = once_free(host, || UdpSocket::bind(addr));
     socket.set_read_timeout(Some(LONG)).expect("timeout");
     socket
 }

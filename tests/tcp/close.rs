@@ -204,7 +204,7 @@ fn writes_after_the_hosts_close_are_reset() {
 fn what_a_guest_sent_before_its_fin_survives_its_reset() {
     const SENT: usize = 4 << 20;
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let remote = (INTERNET4, 9).into();
     let listener = tcp_listener(&scene.world.outside, remote);
     let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);

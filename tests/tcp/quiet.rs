@@ -55,7 +55,7 @@ fn connections_that_wait_cost_nothing() {
 fn resets_and_ends_wait_for_room_on_the_link() {
     const EACH: u16 = 300;
     let Some(scene) = Scene::new(&[]) else { return };
-    let idle = scene.translator.fd_count();
+    let idle = scene.translator.idle_fd_count();
     let remote = (INTERNET4, 9).into();
     let listener = tcp_listener(&scene.world.outside, remote);
     let connect = |port| {

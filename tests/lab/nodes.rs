@@ -51,10 +51,16 @@ impl Nodes {
 
     /// The address moves from one host to the other, and the neighbours know.
     pub fn move_address(&self, from: &Host, to: &Host) {
+        self.withdraw(from);
+        self.give(to);
+        self.peer.ip("neigh flush dev br0");
+    }
+
+    /// The address is this host's no more, and the neighbours ask who has it.
+    pub fn withdraw(&self, from: &Host) {
         for (addr, len) in SERVICE.iter().zip([24, 64]) {
             from.ip(&format!("addr del {addr}/{len} dev eth0"));
         }
-        self.give(to);
         self.peer.ip("neigh flush dev br0");
     }
 }

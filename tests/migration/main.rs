@@ -1,6 +1,6 @@
 //! Live migration: a real guest moves from one machine to another, each with a translator and a helper, and its connections
 //! move with it. `PASST_REPAIR_BIN` names another helper than ours, `MIGRATIONS` how often it moves
-//! (2: there and back).
+//! (2: there and back), `PASST_PEER` another passt, beside which its passt-repair lies (`/tmp/peer/passt`).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../lab/mod.rs"]
@@ -91,6 +91,22 @@ fn helper() -> Option<OsString> {
 /// Uploads, downloads, idle connections and one from outside, over IPv4 and IPv6; there, and back, and so on.
 #[test]
 fn connections_survive_the_moves_of_their_guest() {
+    let moves = env::var("MIGRATIONS").map_or(2, |moves| moves.parse().unwrap());
+    connections_survive(&vec![[helper(), helper()]; moves]);
+}
+
+/// Ours where the guest leaves and upstream's where it comes to, then the other way round.
+#[test]
+fn helpers_of_two_makes_work_together() {
+    let Some(theirs) = lab::peer("passt-repair") else {
+        return;
+    };
+    let theirs = Some(theirs.into_os_string());
+    connections_survive(&[[None, theirs.clone()], [theirs, None]]);
+}
+
+/// Has the guest move once for each pair of helpers, of the source and of the target.
+fn connections_survive(helpers: &[[Option<OsString>; 2]]) {
     if !machine::can_run() {
         return;
     }
@@ -103,18 +119,17 @@ fn connections_survive_the_moves_of_their_guest() {
     peer.connect_to_guest();
     let before = peer.progress();
     assert!(wait_until(PATIENCE, || peer.progress().all_beyond(&before)));
-    let moves = env::var("MIGRATIONS").map_or(2, |moves| moves.parse().unwrap());
     let mut sides = [(&nodes.source, "p1"), (&nodes.target, "p2")];
-    for _ in 0..moves {
+    for [of_source, of_target] in helpers.iter().cloned() {
         let to = translator(sides[1].0);
         let target = Machine::start(to.socket(), true);
         // The target's helper looks into the folder, as KubeVirt has it; upstream's sees only what appears later.
-        let place = match helper() {
+        let place = match &of_target {
             Some(_) => path(&to),
             None => to.dir().to_str().unwrap().to_owned(),
         };
-        let of_source = Repair::start(sides[0].0, &path(&from), helper());
-        let of_target = Repair::start(sides[1].0, &place, helper());
+        let of_source = Repair::start(sides[0].0, &path(&from), of_source);
+        let of_target = Repair::start(sides[1].0, &place, of_target);
         assert!(source.migrate(&target), "{}\n{}", from.log(), to.log());
         // The source is done before the target is, and nobody would be there for what comes too early.
         to.expect_log("Guest arrived with 7 of 7 TCP connections");

@@ -215,8 +215,6 @@ pub fn restore(socket: &OwnedFd, carried: &Carried) -> io::Result<()> {
     repair::choose(fd, Queue::None)?;
     options.set_tcp_nodelay(true)?;
     options.set_out_of_band_inline(true)?;
-    // Where the kernel is too old for it the buffers stay as large as they are.
-    let _ = repair::unlock_buffers(fd);
     listen(socket);
     Ok(())
 }
@@ -235,6 +233,8 @@ fn make_room(socket: &OwnedFd, carried: &Carried) -> io::Result<()> {
     }
     if sent > 0 {
         options.set_send_buffer_size((2 * sent).max(64 * 1024))?;
+        // Where the kernel is too old for it the buffer stays as large as that.
+        let _ = repair::unlock_buffers(socket.as_fd());
     }
     Ok(())
 }

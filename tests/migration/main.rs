@@ -43,21 +43,6 @@ impl Repair {
     }
 }
 
-/// Two nodes, on each of which the service address may be, but only one of which the network knows.
-fn nodes() -> Option<Nodes> {
-    let nodes = Nodes::new()?;
-    nodes.target.ip("addr add 192.0.2.8/24 dev eth0
-         addr add 2001:db8:7::8/64 dev eth0 nodad");
-    for host in [&nodes.source, &nodes.target] {
-        host.ip("route add default via 192.0.2.1 dev eth0
-             route add default via 2001:db8:7::1 dev eth0");
-        host.allow_ping();
-    }
-    nodes.peer.ip("link set p2 nomaster");
-    nodes.give(&nodes.target);
-    Some(nodes)
-}
-
 fn translator(host: &Host) -> Translator {
     translator_with(host, &[])
 }
@@ -69,15 +54,6 @@ fn translator_with(host: &Host, more: &[&str]) -> Translator {
         args.push("--debug");
     }
     Setup::new(&args).start(host)
-}
-
-/// The network sends what is for the service address to the other node.
-fn switch(nodes: &Nodes, from: &str, to: &str) {
-    nodes.peer.ip(&format!(
-        "link set {from} nomaster
-         link set {to} master br0
-         neigh flush dev br0"
-    ));
 }
 
 fn path(of: &Translator) -> String {
@@ -110,7 +86,7 @@ fn connections_survive(helpers: &[[Option<OsString>; 2]]) {
     if !machine::can_run() {
         return;
     }
-    let Some(nodes) = nodes() else { return };
+    let Some(nodes) = Nodes::routed() else { return };
     let mut peer = Peer::start(&nodes.peer);
     let mut from = translator(&nodes.source);
     let mut source = Machine::start(from.socket(), false);
@@ -133,7 +109,7 @@ fn connections_survive(helpers: &[[Option<OsString>; 2]]) {
         assert!(source.migrate(&target), "{}\n{}", from.log(), to.log());
         // The source is done before the target is, and nobody would be there for what comes too early.
         to.expect_log("Guest arrived with 7 of 7 TCP connections");
-        switch(&nodes, sides[0].1, sides[1].1);
+        nodes.switch(sides[0].1, sides[1].1);
         assert_eq!(of_target.end(), Some(0));
         goes_on(&peer, &to);
         peer.ask_idle_connections();
@@ -170,7 +146,7 @@ fn connections_of_a_guest_that_stays_go_on() {
     if !machine::can_run() {
         return;
     }
-    let Some(nodes) = nodes() else { return };
+    let Some(nodes) = Nodes::routed() else { return };
     let mut peer = Peer::start(&nodes.peer);
     let from = translator(&nodes.source);
     let mut source = Machine::start(from.socket(), false);
@@ -198,7 +174,7 @@ fn without_helpers_the_guest_moves_and_its_connections_are_reset() {
     if !machine::can_run() {
         return;
     }
-    let Some(nodes) = nodes() else { return };
+    let Some(nodes) = Nodes::routed() else { return };
     let mut peer = Peer::start(&nodes.peer);
     let mut from = translator_with(&nodes.source, &["--migrate-exit"]);
     let to = translator(&nodes.target);
@@ -213,7 +189,7 @@ fn without_helpers_the_guest_moves_and_its_connections_are_reset() {
     for addr in lab::nodes::PEER {
         target.expect(&format!("SUM {addr}"));
     }
-    switch(&nodes, "p1", "p2");
+    nodes.switch("p1", "p2");
     drop(source);
     assert_eq!(from.wait(LONG), 0, "the guest has left for good");
     peer.finish();

@@ -292,7 +292,7 @@ fn a_connection_moves_a_hundred_times() {
     exchange(&ours, &theirs);
 }
 
-/// The kernel of the new host fills segments as that of the old one did, from the first.
+/// The kernel of the new host fills segments as that of the old one did, from the first. Regression M05.
 #[test]
 fn segments_are_no_smaller_after_a_move() {
     let Some(nodes) = Nodes::new() else { return };
@@ -305,6 +305,29 @@ fn segments_are_no_smaller_after_a_move() {
         assert_eq!(mss(&new), before);
         exchange(&new, &theirs);
         assert_eq!(mss(&new), before);
+        nodes.move_address(&nodes.target, &nodes.source);
+    }
+}
+
+/// Peers that know no timestamps, no selective acknowledgements, no window scale.
+#[test]
+fn a_connection_without_options_moves_as_well() {
+    let Some(nodes) = Nodes::new() else { return };
+    for option in ["timestamps", "sack", "window_scaling"] {
+        nodes.peer.sysctl(&format!("ipv4/tcp_{option}"), "0");
+    }
+    for family in [0, 1] {
+        let (ours, theirs) = connection(&nodes, family);
+        exchange(&ours, &theirs);
+        let (up, down) = (stuff(&ours), stuff(&theirs));
+        let (new, carried, _old) = migrate(&nodes, ours);
+        assert!(carried.timestamp.is_none() && !carried.sack && carried.scales.is_none());
+        thread::scope(|scope| {
+            let upload = scope.spawn(|| read(&theirs, up.len()));
+            assert!(read(&new, down.len()) == down, "download");
+            assert!(upload.join().unwrap() == up, "upload");
+        });
+        exchange(&new, &theirs);
         nodes.move_address(&nodes.target, &nodes.source);
     }
 }

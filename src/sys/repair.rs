@@ -138,12 +138,12 @@ pub struct Agreed {
 /// Those of setsockopt(2).
 pub fn set_agreed(socket: BorrowedFd<'_>, agreed: Agreed) -> io::Result<()> {
     // TCPOPT_MSS, TCPOPT_WINDOW, TCPOPT_SACK_PERMITTED and TCPOPT_TIMESTAMP, as `struct tcp_repair_opt`.
-    let both = agreed
-        .scales
-        .map(|(theirs, ours)| u32::from(theirs) | u32::from(ours) << 16);
+    // Without a word about scales the kernel would go on with those it had in mind to ask for.
+    let (theirs, ours) = agreed.scales.unwrap_or_default();
+    let both = u32::from(theirs) | u32::from(ours) << 16;
     let options = [
         Some((2, agreed.mss.into())),
-        both.map(|both| (3, both)),
+        Some((3, both)),
         agreed.sack.then_some((4, 0)),
         agreed.timestamps.then_some((8, 0)),
     ];

@@ -44,6 +44,10 @@ impl Repair {
         assert!(wait_until(LONG, ready));
         Self(child)
     }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
 }
 
 impl Drop for Repair {
@@ -121,6 +125,19 @@ impl Scene {
         self.card = Some(bridge.go_on(front_end));
         self.source.expect_log("Client connection closed");
         (leaving, arriving)
+    }
+
+    /// The guest's state is taken, but it goes on where it was: nobody took it over.
+    pub fn stay(&mut self) {
+        let helper = Repair::start(&self.nodes.source, &self.source, our_helper());
+        let mut bridge = self.card.take().unwrap().halt();
+        assert!(bridge.front_end.save().0.is_some());
+        // What a migration is found to have failed by takes its time.
+        std::thread::sleep(crate::lab::QUIET);
+        let bridge = bridge.again();
+        self.source.expect_log("Guest stays");
+        self.card = Some(bridge);
+        drop(helper);
     }
 
     /// A listener of the peer's in each family.

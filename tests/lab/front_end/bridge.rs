@@ -102,6 +102,14 @@ impl Bridge {
         Movable::run(self)
     }
 
+    /// The guest goes on where it was: its device is started anew.
+    pub fn again(mut self) -> Movable {
+        self.receive(usize::MAX);
+        self.front_end.reset_driver();
+        self.front_end.start_rings(0, 0);
+        Movable::run(self)
+    }
+
     fn carry(&mut self) {
         while self.wait() && self.read() {
             self.receive(PENDING);

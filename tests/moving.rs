@@ -93,7 +93,11 @@ impl Drop for Repair {
 
 /// Takes a connection away from its host. The socket stays, silent.
 fn take(nodes: &Nodes, socket: &OwnedFd) -> Box<Carried> {
-    let repair = Repair::new(&nodes.source);
+    take_from(&nodes.source, socket)
+}
+
+fn take_from(host: &Host, socket: &OwnedFd) -> Box<Carried> {
+    let repair = Repair::new(host);
     moving::silence(socket).unwrap();
     repair.order(Order::On, &[socket]);
     match moving::take(socket, &[]).unwrap() {
@@ -104,10 +108,17 @@ fn take(nodes: &Nodes, socket: &OwnedFd) -> Box<Carried> {
 
 /// The connection on the other host.
 fn restore(nodes: &Nodes, carried: &Carried) -> io::Result<TcpStream> {
-    let repair = Repair::new(&nodes.target);
-    let socket = nodes.target.run(|| moving::open(carried.peer))?;
+    restore_late(&nodes.target, carried, || ())
+}
+
+/// The same, where something happens before the connection is what it was.
+fn restore_late(host: &Host, carried: &Carried, meanwhile: impl FnOnce()) -> io::Result<TcpStream> {
+    let repair = Repair::new(host);
+    let socket = host.run(|| moving::open(carried.peer))?;
     repair.order(Order::On, &[&socket]);
-    moving::restore(&socket, carried, 0)?;
+    moving::claim(&socket, carried, 0)?;
+    meanwhile();
+    moving::restore(&socket, carried)?;
     repair.order(Order::Off, &[&socket]);
     let stream = TcpStream::from(socket);
     stream.set_nonblocking(false)?;
@@ -123,8 +134,10 @@ fn migrate(nodes: &Nodes, ours: TcpStream) -> (TcpStream, Box<Carried>, OwnedFd)
     ours.set_nonblocking(true).unwrap();
     let old = OwnedFd::from(ours);
     let carried = take(nodes, &old);
-    nodes.move_address(&nodes.source, &nodes.target);
+    // The peer, which may repeat itself, comes when the connection is there.
+    nodes.give(&nodes.target);
     let new = restore(nodes, &carried).unwrap();
+    nodes.withdraw(&nodes.source);
     (new, carried, old)
 }
 
@@ -205,6 +218,141 @@ fn a_peer_that_sends_during_the_move_loses_nothing() {
     nodes.move_address(&nodes.source, &nodes.target);
     let new = restore(&nodes, &carried).unwrap();
     assert!(read(&new, sent.len()) == sent);
+    exchange(&new, &theirs);
+}
+
+/// What the peer sends again while the connection is being made anew comes neither too early nor twice.
+#[test]
+fn a_peer_that_repeats_itself_during_the_move_is_heard_once() {
+    let Some(nodes) = Nodes::new() else { return };
+    for family in [0, 1] {
+        let (ours, theirs) = connection(&nodes, family);
+        exchange(&ours, &theirs);
+        // The network takes nothing from the source any more, acknowledgements neither.
+        let cut =
+            "table inet cut { chain out { type filter hook output priority 0; policy drop; }; }";
+        nodes.source.nft(cut);
+        let down = pattern(10_000);
+        (&theirs).write_all(&down).unwrap();
+        let all = || ours.peek(&mut [0; 10_000]).unwrap() == down.len();
+        assert!(wait_until(LONG, all));
+        ours.set_nonblocking(true).unwrap();
+        let old = OwnedFd::from(ours);
+        let carried = take(&nodes, &old);
+        assert!(carried.received == down);
+        nodes.give(&nodes.target);
+        let new = restore_late(&nodes.target, &carried, || {
+            nodes.withdraw(&nodes.source);
+            let repeated = || retransmissions(&nodes.peer);
+            let before = repeated();
+            assert!(wait_until(LONG, || repeated() > before + 1));
+        });
+        let new = new.unwrap();
+        assert!(read(&new, down.len()) == down, "family {family}");
+        exchange(&new, &theirs);
+        nodes.source.nft("delete table inet cut");
+        nodes.move_address(&nodes.target, &nodes.source);
+    }
+}
+
+/// Segments that a host's connections have sent again.
+fn retransmissions(host: &Host) -> u64 {
+    let lines = host.proc_net("snmp");
+    let mut tcp = lines.iter().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let (_, count) = pairs.find(|(name, _)| *name == "RetransSegs").unwrap();
+    count.parse().unwrap()
+}
+
+/// There and back, with octets in every queue each time, and no end to how often.
+#[test]
+fn a_connection_moves_a_hundred_times() {
+    let Some(nodes) = Nodes::new() else { return };
+    let (mut ours, theirs) = connection(&nodes, 0);
+    let mut hosts = [&nodes.source, &nodes.target];
+    let (down, up) = (pattern(80_000), pattern(60_000));
+    for turn in 0..100 {
+        (&theirs).write_all(&down).unwrap();
+        (&ours).write_all(&up).unwrap();
+        // Some of it is read, and some of it is on its way.
+        assert!(read(&ours, 30_000) == down[..30_000], "download {turn}");
+        assert!(read(&theirs, 20_000) == up[..20_000], "upload {turn}");
+        ours.set_nonblocking(true).unwrap();
+        let old = OwnedFd::from(ours);
+        let carried = take_from(hosts[0], &old);
+        nodes.give(hosts[1]);
+        ours = restore_late(hosts[1], &carried, || ()).unwrap();
+        drop(old);
+        nodes.withdraw(hosts[0]);
+        assert!(read(&ours, 50_000) == down[30_000..], "download {turn}");
+        assert!(read(&theirs, 40_000) == up[20_000..], "upload {turn}");
+        hosts.reverse();
+    }
+    exchange(&ours, &theirs);
+}
+
+/// The kernel of the new host fills segments as that of the old one did, from the first. Regression M05.
+#[test]
+fn segments_are_no_smaller_after_a_move() {
+    let Some(nodes) = Nodes::new() else { return };
+    for family in [0, 1] {
+        let (ours, theirs) = connection(&nodes, family);
+        exchange(&ours, &theirs);
+        let mss = |stream: &TcpStream| socket2::SockRef::from(stream).tcp_mss().unwrap();
+        let before = mss(&ours);
+        let (new, _, _old) = migrate(&nodes, ours);
+        assert_eq!(mss(&new), before);
+        exchange(&new, &theirs);
+        assert_eq!(mss(&new), before);
+        nodes.move_address(&nodes.target, &nodes.source);
+    }
+}
+
+/// Peers that know no timestamps, no selective acknowledgements, no window scale.
+#[test]
+fn a_connection_without_options_moves_as_well() {
+    let Some(nodes) = Nodes::new() else { return };
+    for option in ["timestamps", "sack", "window_scaling"] {
+        nodes.peer.sysctl(&format!("ipv4/tcp_{option}"), "0");
+    }
+    for family in [0, 1] {
+        let (ours, theirs) = connection(&nodes, family);
+        exchange(&ours, &theirs);
+        let (up, down) = (stuff(&ours), stuff(&theirs));
+        let (new, carried, _old) = migrate(&nodes, ours);
+        assert!(carried.timestamp.is_none() && !carried.sack && carried.scales.is_none());
+        thread::scope(|scope| {
+            let upload = scope.spawn(|| read(&theirs, up.len()));
+            assert!(read(&new, down.len()) == down, "download");
+            assert!(upload.join().unwrap() == up, "upload");
+        });
+        exchange(&new, &theirs);
+        nodes.move_address(&nodes.target, &nodes.source);
+    }
+}
+
+/// More than SO_RCVBUF may ask for (rmem_max).
+#[test]
+fn a_receive_queue_may_be_as_long_as_autotuning_makes_it() {
+    let Some(nodes) = Nodes::new() else { return };
+    for host in [&nodes.source, &nodes.target] {
+        host.sysctl("ipv4/tcp_rmem", "4096 131072 33554432");
+    }
+    nodes
+        .source
+        .sysctl("ipv4/tcp_rmem", "4096 33554432 33554432");
+    nodes.peer.sysctl("ipv4/tcp_wmem", "4096 131072 33554432");
+    let (ours, theirs) = connection(&nodes, 0);
+    let down = stuff(&theirs);
+    let (new, carried, _old) = migrate(&nodes, ours);
+    println!("{} octets", carried.received.len());
+    assert!(
+        carried.received.len() > 10 << 20,
+        "{}",
+        carried.received.len()
+    );
+    assert!(read(&new, down.len()) == down);
     exchange(&new, &theirs);
 }
 

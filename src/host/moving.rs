@@ -27,6 +27,9 @@ const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
 const CLOSING: u8 = 11;
 
+/// What TCP_MAXSEG takes at most (MAX_TCP_WINDOW in net/tcp.h).
+const MAXSEG_MAX: u32 = 32_767;
+
 /// Keeps everything from a socket that comes for it, as if it were lost on the way: neither is it acknowledged nor does it
 /// meet a reset.
 ///
@@ -86,7 +89,7 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
         scales: info.scales,
         sack: info.sack,
         timestamp: match info.timestamps {
-            true => Some(repair::timestamp(fd)?),
+            true => Some(marked(repair::timestamp(fd)?, info.micros)),
             false => None,
         },
         window: repair::window(fd)?,
@@ -96,6 +99,15 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
         unsent,
         received,
     })))
+}
+
+/// A timestamp as kernels that can count microseconds tell them: odd if they do. Others tell any, and time goes forward.
+const fn marked(timestamp: u32, micros: bool) -> u32 {
+    if micros {
+        timestamp | 1
+    } else {
+        timestamp.wrapping_add(1) & !1
+    }
 }
 
 /// Whether our FIN is sent, or in the queue.
@@ -143,37 +155,46 @@ fn peek(socket: BorrowedFd<'_>, octets: usize) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-/// A socket for a connection that comes from elsewhere; next it must be set to repair mode.
+/// A socket for a connection that comes from elsewhere; next it must be set to repair mode. It is [silent](silence) until it
+/// is all that the connection was.
 ///
 /// # Errors
-/// Those of socket(2).
+/// Those of socket(2) and setsockopt(2).
 pub fn open(peer: SocketAddr) -> io::Result<OwnedFd> {
     let kind = Type::STREAM.nonblocking().cloexec();
-    Ok(Socket::new(Domain::for_address(peer), kind, Some(Protocol::TCP))?.into())
+    let socket = Socket::new(Domain::for_address(peer), kind, Some(Protocol::TCP))?;
+    silence(&socket)?;
+    Ok(socket.into())
 }
 
-/// Makes a socket in repair mode the connection that was taken elsewhere. `scope` is the interface of link-local addresses.
+/// Has a socket in repair mode stand where the connection stood that was taken elsewhere: from now on the kernel resets no
+/// peer that sends already. Next it is to be [restored](restore). `scope` is the interface of link-local addresses.
 ///
 /// # Errors
-/// Those of bind(2), where the address is not the host's, connect(2), setsockopt(2) and send(2): `WouldBlock` and ENOMEM if
-/// the queues are longer than this host allows.
-pub fn restore(socket: &OwnedFd, carried: &Carried, scope: u32) -> io::Result<()> {
+/// Those of bind(2), where the address is not the host's, connect(2) and setsockopt(2).
+pub fn claim(socket: &OwnedFd, carried: &Carried, scope: u32) -> io::Result<()> {
     let fd = socket.as_fd();
     let options = SockRef::from(socket);
-    // Fresh sockets have small buffers; overhead is the kernel's, which doubles what is asked for.
-    let (received, unacked) = (carried.received.len(), carried.unacked.len());
-    if received > 0 {
-        options.set_recv_buffer_size(received.max(64 * 1024))?;
-    }
-    if unacked + carried.unsent.len() > 0 {
-        options.set_send_buffer_size((2 * (unacked + carried.unsent.len())).max(64 * 1024))?;
-    }
     repair::choose(fd, Queue::Send)?;
     repair::set_sequence(fd, carried.send_seq)?;
     repair::choose(fd, Queue::Receive)?;
-    repair::set_sequence(fd, carried.receive_seq.wrapping_sub(received as u32))?;
+    let received = carried.received.len() as u32;
+    repair::set_sequence(fd, carried.receive_seq.wrapping_sub(received))?;
+    // The kernel works out its segments here and hardly ever again; what is agreed on later does not make it.
+    let mss = u32::from(carried.mss).min(MAXSEG_MAX);
+    let _ = options.set_tcp_mss(mss);
     options.bind(&SockAddr::from(scoped(carried.local, scope)))?;
-    options.connect(&SockAddr::from(scoped(carried.peer, scope)))?;
+    options.connect(&SockAddr::from(scoped(carried.peer, scope)))
+}
+
+/// Makes a socket that was [claimed](claim) the connection that was taken elsewhere.
+///
+/// # Errors
+/// Those of setsockopt(2) and send(2): `WouldBlock` and ENOMEM if the queues are longer than this host allows.
+pub fn restore(socket: &OwnedFd, carried: &Carried) -> io::Result<()> {
+    let fd = socket.as_fd();
+    let options = SockRef::from(socket);
+    make_room(socket, carried)?;
     repair::set_agreed(
         fd,
         Agreed {
@@ -186,6 +207,7 @@ pub fn restore(socket: &OwnedFd, carried: &Carried, scope: u32) -> io::Result<()
     if let Some(timestamp) = carried.timestamp {
         repair::set_timestamp(fd, timestamp)?;
     }
+    repair::choose(fd, Queue::Receive)?;
     fill(fd, &carried.received)?;
     repair::choose(fd, Queue::Send)?;
     fill(fd, &carried.unacked)?;
@@ -193,8 +215,27 @@ pub fn restore(socket: &OwnedFd, carried: &Carried, scope: u32) -> io::Result<()
     repair::choose(fd, Queue::None)?;
     options.set_tcp_nodelay(true)?;
     options.set_out_of_band_inline(true)?;
-    // Where the kernel is too old for it the buffers stay as large as they are.
-    let _ = repair::unlock_buffers(fd);
+    listen(socket);
+    Ok(())
+}
+
+/// Fresh sockets have small buffers. Overhead is the kernel's, which doubles what is asked for.
+fn make_room(socket: &OwnedFd, carried: &Carried) -> io::Result<()> {
+    let options = SockRef::from(socket);
+    let (received, sent) = (
+        carried.received.len(),
+        carried.unacked.len() + carried.unsent.len(),
+    );
+    if received > 0 {
+        // Goes as far as autotuning does (tcp_rmem), where SO_RCVBUF ends at rmem_max and stops it (Linux 4.17).
+        sockopt::set_least_readable(socket.as_fd(), received)?;
+        sockopt::set_least_readable(socket.as_fd(), 1)?;
+    }
+    if sent > 0 {
+        options.set_send_buffer_size((2 * sent).max(64 * 1024))?;
+        // Where the kernel is too old for it the buffer stays as large as that.
+        let _ = repair::unlock_buffers(socket.as_fd());
+    }
     Ok(())
 }
 
@@ -222,4 +263,15 @@ fn fill(socket: BorrowedFd<'_>, mut octets: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milliseconds_of_an_old_kernel_are_not_taken_for_microseconds() {
+        assert_eq!([6, 7, u32::MAX].map(|ms| marked(ms, false)), [6, 8, 0]);
+        assert_eq!([6, 7].map(|us| marked(us, true)), [7, 7]);
+    }
 }

@@ -160,23 +160,36 @@ impl Relay {
             .into_iter()
             .partition(|(tcp, _)| tcp.host == HostSide::Over);
         let open = self.ordered(Command::On, open, helper, lost, now);
-        let mut restored = Vec::with_capacity(open.len());
-        for (tcp, socket) in open {
-            let done = match &tcp.host {
-                HostSide::Open(carried) => moving::restore(&socket, carried, scope),
-                HostSide::Lost | HostSide::Over => Ok(()),
-            };
-            match done {
-                Ok(()) => restored.push((tcp, socket)),
-                Err(error) => self.lose(&tcp, &reason(&error), lost, now),
-            }
-        }
+        // All of them first have their place: whoever sends already is not to meet a reset.
+        let claimed = self.each(open, lost, now, |socket, carried| {
+            moving::claim(socket, carried, scope)
+        });
+        let restored = self.each(claimed, lost, now, moving::restore);
         let restored = self.ordered(Command::Off, restored, helper, lost, now);
         for (tcp, socket) in over.into_iter().chain(restored) {
             if let Err(why) = self.settle_tcp(&tcp, socket, now) {
                 self.lose(&tcp, why, lost, now);
             }
         }
+    }
+
+    /// Does something about each of these sockets; returns those where it worked.
+    fn each(
+        &mut self,
+        mut list: Vec<(Tcp, OwnedFd)>,
+        lost: &mut Lost,
+        now: Now,
+        work: impl Fn(&OwnedFd, &Carried) -> io::Result<()>,
+    ) -> Vec<(Tcp, OwnedFd)> {
+        list.retain(|(tcp, socket)| {
+            let done = match &tcp.host {
+                HostSide::Open(carried) => work(socket, carried),
+                HostSide::Lost | HostSide::Over => Ok(()),
+            };
+            done.map_err(|error| self.lose(tcp, &reason(&error), lost, now))
+                .is_ok()
+        });
+        list
     }
 
     /// Has all of these sockets set; returns those that are.

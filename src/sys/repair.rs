@@ -103,7 +103,7 @@ pub fn timestamp(socket: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(value)
 }
 
-/// Has timestamps go on from here.
+/// Has timestamps go on from here. Since Linux 6.7 an odd value has them count microseconds from now on.
 ///
 /// # Errors
 /// Those of setsockopt(2).
@@ -138,12 +138,12 @@ pub struct Agreed {
 /// Those of setsockopt(2).
 pub fn set_agreed(socket: BorrowedFd<'_>, agreed: Agreed) -> io::Result<()> {
     // TCPOPT_MSS, TCPOPT_WINDOW, TCPOPT_SACK_PERMITTED and TCPOPT_TIMESTAMP, as `struct tcp_repair_opt`.
-    let both = agreed
-        .scales
-        .map(|(theirs, ours)| u32::from(theirs) | u32::from(ours) << 16);
+    // Without a word about scales the kernel would go on with those it had in mind to ask for.
+    let (theirs, ours) = agreed.scales.unwrap_or_default();
+    let both = u32::from(theirs) | u32::from(ours) << 16;
     let options = [
         Some((2, agreed.mss.into())),
-        both.map(|both| (3, both)),
+        Some((3, both)),
         agreed.sack.then_some((4, 0)),
         agreed.timestamps.then_some((8, 0)),
     ];
@@ -161,6 +161,8 @@ pub struct Info {
     pub scales: Option<(u8, u8)>,
     pub sack: bool,
     pub timestamps: bool,
+    /// Timestamps count microseconds (Linux 6.7).
+    pub micros: bool,
     /// Octets that were never sent.
     pub unsent: u32,
 }
@@ -186,12 +188,13 @@ pub fn info(socket: BorrowedFd<'_>) -> io::Result<Info> {
     } else {
         (high, low)
     };
-    // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE.
+    // TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE, TCPI_OPT_USEC_TS.
     Ok(Info {
         state,
         scales: (options & 4 != 0).then_some(both),
         sack: options & 2 != 0,
         timestamps: options & 1 != 0,
+        micros: options & 64 != 0,
         unsent: words[36],
     })
 }

@@ -136,6 +136,16 @@ pub fn set_least_ttl(socket: BorrowedFd<'_>, ttl: u8) -> io::Result<()> {
     set(socket, libc::SOL_IPV6, IPV6_MINHOPCOUNT, c_int::from(ttl)).or(v4)
 }
 
+/// Has a socket be readable only with so many octets to read (SO_RCVLOWAT, socket(7)). The kernel makes room for them, as far
+/// as it would by itself.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_least_readable(socket: BorrowedFd<'_>, octets: usize) -> io::Result<()> {
+    let octets = c_int::try_from(octets).unwrap_or(c_int::MAX);
+    set(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, octets)
+}
+
 /// Sets the type of service, or traffic class, of what is sent. Of a TCP socket the lower two bits stay the kernel's.
 ///
 /// # Errors

@@ -28,6 +28,8 @@ pub use translator::{Setup, Translator};
 pub use world::World;
 
 use std::{
+    env,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -37,6 +39,18 @@ pub const LONG: Duration = Duration::from_secs(20);
 
 /// How long to watch for something that must not happen.
 pub const QUIET: Duration = Duration::from_millis(300);
+
+/// The binary of this name of another make: beside `PASST_PEER`, which is `/tmp/peer/passt` by default. `None` if it is not at
+/// hand, which is said.
+pub fn peer(name: &str) -> Option<PathBuf> {
+    let passt = env::var_os("PASST_PEER").unwrap_or_else(|| "/tmp/peer/passt".into());
+    let path = Path::new(&passt).with_file_name(name);
+    let found = path.exists();
+    if !found {
+        println!("skipped: no {}", path.display());
+    }
+    found.then_some(path)
+}
 
 /// Asks until `condition` holds, at most for `patience`; `false` when that ran out.
 pub fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {

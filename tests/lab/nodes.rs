@@ -43,6 +43,31 @@ impl Nodes {
         Some(nodes)
     }
 
+    /// The same for whole guests: the address may be on both hosts, of which the network knows one, and the peer is their
+    /// router.
+    pub fn routed() -> Option<Self> {
+        let nodes = Self::new()?;
+        nodes.target.ip("addr add 192.0.2.8/24 dev eth0
+             addr add 2001:db8:7::8/64 dev eth0 nodad");
+        for host in [&nodes.source, &nodes.target] {
+            host.ip("route add default via 192.0.2.1 dev eth0
+                 route add default via 2001:db8:7::1 dev eth0");
+            host.allow_ping();
+        }
+        nodes.peer.ip("link set p2 nomaster");
+        nodes.give(&nodes.target);
+        Some(nodes)
+    }
+
+    /// The network sends what is for the service address to the other host: `p1` leads to the source, `p2` to the target.
+    pub fn switch(&self, from: &str, to: &str) {
+        self.peer.ip(&format!(
+            "link set {from} nomaster
+             link set {to} master br0
+             neigh flush dev br0"
+        ));
+    }
+
     pub fn give(&self, host: &Host) {
         for (addr, len) in SERVICE.iter().zip([24, 64]) {
             host.ip(&format!("addr add {addr}/{len} dev eth0 nodad"));
@@ -51,10 +76,16 @@ impl Nodes {
 
     /// The address moves from one host to the other, and the neighbours know.
     pub fn move_address(&self, from: &Host, to: &Host) {
+        self.withdraw(from);
+        self.give(to);
+        self.peer.ip("neigh flush dev br0");
+    }
+
+    /// The address is this host's no more, and the neighbours ask who has it.
+    pub fn withdraw(&self, from: &Host) {
         for (addr, len) in SERVICE.iter().zip([24, 64]) {
             from.ip(&format!("addr del {addr}/{len} dev eth0"));
         }
-        self.give(to);
         self.peer.ip("neigh flush dev br0");
     }
 }

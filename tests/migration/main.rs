@@ -1,5 +1,6 @@
 //! Live migration: a real guest moves from one machine to another, each with a translator and a helper, and its connections
-//! move with it. `PASST_REPAIR_BIN` names another helper than ours, `MIGRATIONS` how often it moves.
+//! move with it. `PASST_REPAIR_BIN` names another helper than ours, `MIGRATIONS` how often it moves
+//! (2: there and back), `PASST_PEER` another passt, beside which its passt-repair lies (`/tmp/peer/passt`).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../lab/mod.rs"]
@@ -42,21 +43,6 @@ impl Repair {
     }
 }
 
-/// Two nodes, on each of which the service address may be, but only one of which the network knows.
-fn nodes() -> Option<Nodes> {
-    let nodes = Nodes::new()?;
-    nodes.target.ip("addr add 192.0.2.8/24 dev eth0
-         addr add 2001:db8:7::8/64 dev eth0 nodad");
-    for host in [&nodes.source, &nodes.target] {
-        host.ip("route add default via 192.0.2.1 dev eth0
-             route add default via 2001:db8:7::1 dev eth0");
-        host.allow_ping();
-    }
-    nodes.peer.ip("link set p2 nomaster");
-    nodes.give(&nodes.target);
-    Some(nodes)
-}
-
 fn translator(host: &Host) -> Translator {
     translator_with(host, &[])
 }
@@ -70,15 +56,6 @@ fn translator_with(host: &Host, more: &[&str]) -> Translator {
     Setup::new(&args).start(host)
 }
 
-/// The network sends what is for the service address to the other node.
-fn switch(nodes: &Nodes, from: &str, to: &str) {
-    nodes.peer.ip(&format!(
-        "link set {from} nomaster
-         link set {to} master br0
-         neigh flush dev br0"
-    ));
-}
-
 fn path(of: &Translator) -> String {
     format!("{}.repair", of.socket().display())
 }
@@ -90,10 +67,26 @@ fn helper() -> Option<OsString> {
 /// Uploads, downloads, idle connections and one from outside, over IPv4 and IPv6; there, and back, and so on.
 #[test]
 fn connections_survive_the_moves_of_their_guest() {
+    let moves = env::var("MIGRATIONS").map_or(2, |moves| moves.parse().unwrap());
+    connections_survive(&vec![[helper(), helper()]; moves]);
+}
+
+/// Ours where the guest leaves and upstream's where it comes to, then the other way round.
+#[test]
+fn helpers_of_two_makes_work_together() {
+    let Some(theirs) = lab::peer("passt-repair") else {
+        return;
+    };
+    let theirs = Some(theirs.into_os_string());
+    connections_survive(&[[None, theirs.clone()], [theirs, None]]);
+}
+
+/// Has the guest move once for each pair of helpers, of the source and of the target.
+fn connections_survive(helpers: &[[Option<OsString>; 2]]) {
     if !machine::can_run() {
         return;
     }
-    let Some(nodes) = nodes() else { return };
+    let Some(nodes) = Nodes::routed() else { return };
     let mut peer = Peer::start(&nodes.peer);
     let mut from = translator(&nodes.source);
     let mut source = Machine::start(from.socket(), false);
@@ -102,20 +95,21 @@ fn connections_survive_the_moves_of_their_guest() {
     peer.connect_to_guest();
     let before = peer.progress();
     assert!(wait_until(PATIENCE, || peer.progress().all_beyond(&before)));
-    let moves = env::var("MIGRATIONS").map_or(1, |moves| moves.parse().unwrap());
     let mut sides = [(&nodes.source, "p1"), (&nodes.target, "p2")];
-    for _ in 0..moves {
+    for [of_source, of_target] in helpers.iter().cloned() {
         let to = translator(sides[1].0);
         let target = Machine::start(to.socket(), true);
         // The target's helper looks into the folder, as KubeVirt has it; upstream's sees only what appears later.
-        let place = match helper() {
+        let place = match &of_target {
             Some(_) => path(&to),
             None => to.dir().to_str().unwrap().to_owned(),
         };
-        let of_source = Repair::start(sides[0].0, &path(&from), helper());
-        let of_target = Repair::start(sides[1].0, &place, helper());
+        let of_source = Repair::start(sides[0].0, &path(&from), of_source);
+        let of_target = Repair::start(sides[1].0, &place, of_target);
         assert!(source.migrate(&target), "{}\n{}", from.log(), to.log());
-        switch(&nodes, sides[0].1, sides[1].1);
+        // The source is done before the target is, and nobody would be there for what comes too early.
+        to.expect_log("Guest arrived with 7 of 7 TCP connections");
+        nodes.switch(sides[0].1, sides[1].1);
         assert_eq!(of_target.end(), Some(0));
         goes_on(&peer, &to);
         peer.ask_idle_connections();
@@ -152,7 +146,7 @@ fn connections_of_a_guest_that_stays_go_on() {
     if !machine::can_run() {
         return;
     }
-    let Some(nodes) = nodes() else { return };
+    let Some(nodes) = Nodes::routed() else { return };
     let mut peer = Peer::start(&nodes.peer);
     let from = translator(&nodes.source);
     let mut source = Machine::start(from.socket(), false);
@@ -180,7 +174,7 @@ fn without_helpers_the_guest_moves_and_its_connections_are_reset() {
     if !machine::can_run() {
         return;
     }
-    let Some(nodes) = nodes() else { return };
+    let Some(nodes) = Nodes::routed() else { return };
     let mut peer = Peer::start(&nodes.peer);
     let mut from = translator_with(&nodes.source, &["--migrate-exit"]);
     let to = translator(&nodes.target);
@@ -195,7 +189,7 @@ fn without_helpers_the_guest_moves_and_its_connections_are_reset() {
     for addr in lab::nodes::PEER {
         target.expect(&format!("SUM {addr}"));
     }
-    switch(&nodes, "p1", "p2");
+    nodes.switch("p1", "p2");
     drop(source);
     assert_eq!(from.wait(LONG), 0, "the guest has left for good");
     peer.finish();

@@ -7,7 +7,7 @@ use super::octets::{Reader, Writer};
 use crate::{flow::Key, net::Protocol};
 
 /// Octets of one queue of a connection, at most.
-pub const QUEUE_MAX: usize = 16 << 20;
+pub const QUEUE_MAX: usize = 64 << 20;
 
 /// A UDP flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

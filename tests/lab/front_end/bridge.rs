@@ -2,11 +2,17 @@
 
 use std::{
     io::{self, Read, Write},
-    os::{fd::AsFd, unix::net::UnixStream},
-    thread,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    thread::{self, JoinHandle},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::EventFd,
+};
 
 use super::{Driver, FrontEnd, RX, cut::cut};
 
@@ -17,45 +23,114 @@ const PENDING: usize = 256 * 1024;
 pub fn bridge(socket: UnixStream, driver: Driver) -> UnixStream {
     let (guests, ours) = UnixStream::pair().expect("a pair of sockets");
     ours.set_nonblocking(true).expect("nonblocking");
-    thread::spawn(move || Bridge::new(FrontEnd::start(socket, driver), ours).run());
+    thread::spawn(move || Bridge::new(FrontEnd::start(socket, driver), ours).carry());
     guests
 }
 
-struct Bridge {
-    front_end: FrontEnd,
+/// A guest that can move: its wire stays, what is behind it changes.
+#[derive(Debug)]
+pub struct Movable {
+    stop: OwnedFd,
+    thread: Option<JoinHandle<Bridge>>,
+}
+
+impl Movable {
+    /// The guest's end of the wire too.
+    pub fn new(socket: UnixStream, driver: Driver) -> (Self, UnixStream) {
+        let (guests, ours) = UnixStream::pair().expect("a pair of sockets");
+        ours.set_nonblocking(true).expect("nonblocking");
+        let this = Self::run(Bridge::new(FrontEnd::start(socket, driver), ours));
+        (this, guests)
+    }
+
+    fn run(mut bridge: Bridge) -> Self {
+        bridge.stop = EventFd::new().expect("eventfd");
+        let stop = bridge.stop.as_fd().try_clone_to_owned().expect("dup");
+        let thread = thread::spawn(move || {
+            bridge.carry();
+            bridge
+        });
+        let thread = Some(thread);
+        Self { stop, thread }
+    }
+
+    /// The guest stands still; everything it was sent is before it.
+    pub fn halt(mut self) -> Bridge {
+        self.end().expect("once").expect("no panic")
+    }
+
+    fn end(&mut self) -> Option<thread::Result<Bridge>> {
+        let thread = self.thread.take()?;
+        nix::unistd::write(&self.stop, &1_u64.to_ne_bytes()).expect("eventfd");
+        Some(thread.join())
+    }
+}
+
+/// Nobody waits for a back end that is gone.
+impl Drop for Movable {
+    fn drop(&mut self) {
+        drop(self.end());
+    }
+}
+
+/// Frames on their way between the two.
+#[derive(Debug)]
+pub struct Bridge {
+    pub front_end: FrontEnd,
     stream: UnixStream,
+    stop: EventFd,
     /// Octets of frames from the guest, and to it.
     from: Vec<u8>,
     to: Vec<u8>,
 }
 
 impl Bridge {
-    const fn new(front_end: FrontEnd, stream: UnixStream) -> Self {
+    fn new(front_end: FrontEnd, stream: UnixStream) -> Self {
         Self {
             front_end,
             stream,
+            stop: EventFd::new().expect("eventfd"),
             from: Vec::new(),
             to: Vec::new(),
         }
     }
 
-    fn run(mut self) {
+    /// The guest goes on behind another front-end; what came from the one before and was not taken is.
+    pub fn go_on(mut self, front_end: FrontEnd) -> Movable {
+        self.receive(usize::MAX);
+        self.front_end = front_end;
+        Movable::run(self)
+    }
+
+    /// The guest goes on where it was: its device is started anew.
+    pub fn again(mut self) -> Movable {
+        self.receive(usize::MAX);
+        self.front_end.reset_driver();
+        self.front_end.start_rings(0, 0);
+        Movable::run(self)
+    }
+
+    fn carry(&mut self) {
         while self.wait() && self.read() {
-            while self.to.len() < PENDING
-                && let Some(arrival) = self.front_end.try_receive()
-            {
-                for frame in cut(&arrival) {
-                    self.to.extend((frame.len() as u32).to_be_bytes());
-                    self.to.extend(frame);
-                }
-            }
+            self.receive(PENDING);
             if !self.write() {
                 return;
             }
         }
     }
 
-    /// Waits for anything to do; `false` when the back end has closed.
+    fn receive(&mut self, most: usize) {
+        while self.to.len() < most
+            && let Some(arrival) = self.front_end.try_receive()
+        {
+            for frame in cut(&arrival) {
+                self.to.extend((frame.len() as u32).to_be_bytes());
+                self.to.extend(frame);
+            }
+        }
+    }
+
+    /// Waits for anything to do; `false` when the back end has closed, or the guest is to stand still.
     fn wait(&self) -> bool {
         let mut stream = PollFlags::POLLIN;
         stream.set(PollFlags::POLLOUT, !self.to.is_empty());
@@ -63,14 +138,15 @@ impl Bridge {
         let mut fds = vec![
             PollFd::new(self.stream.as_fd(), stream),
             PollFd::new(self.front_end.socket.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
         ];
         if self.to.len() < PENDING {
             fds.push(PollFd::new(call.as_fd(), PollFlags::POLLIN));
         }
         let _ = poll(&mut fds, PollTimeout::NONE);
-        let closed = fds.get(1).is_some_and(|fd| fd.any() == Some(true));
+        let over = fds.iter().skip(1).take(2).any(|fd| fd.any() == Some(true));
         let _ = call.read();
-        !closed
+        !over
     }
 
     /// Hands on what the guest sent; `false` when it has left.

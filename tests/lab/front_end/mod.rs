@@ -26,9 +26,10 @@ use super::LONG;
 
 mod bridge;
 pub mod cut;
+mod state;
 mod words;
 
-pub use bridge::bridge;
+pub use bridge::{Bridge, Movable, bridge};
 pub use words::*;
 
 /// Guest memory lies at two guest addresses, as a PC's does.
@@ -168,7 +169,7 @@ impl FrontEnd {
         };
         this.ask(request::GET_FEATURES, &[]);
         let protocol = this.ask(request::GET_PROTOCOL_FEATURES, &[])[0];
-        this.tell(request::SET_PROTOCOL_FEATURES, &[protocol & 0x1_000e], &[]);
+        this.tell(request::SET_PROTOCOL_FEATURES, &[protocol & 0x9_000e], &[]);
         this.tell(request::SET_OWNER, &[], &[]);
         this.offered = this.ask(request::GET_FEATURES, &[])[0];
         for index in 0..2 {

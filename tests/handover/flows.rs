@@ -1,0 +1,347 @@
+//! Flows in every state.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use smoltcp::{iface::SocketHandle, socket::tcp};
+
+use crate::{
+    guest::{Guest, assert_pattern, pattern},
+    lab::{
+        LONG,
+        nodes::{PEER, SERVICE},
+    },
+    scene::{Scene, limit},
+};
+
+/// Octets that are much for a queue, and not for a test.
+const PIECE: usize = 200_000;
+
+/// One connection, and how far its streams are.
+struct Streams {
+    handle: SocketHandle,
+    theirs: TcpStream,
+    up: Way,
+    down: Way,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    sent: usize,
+    got: usize,
+}
+
+impl Streams {
+    fn new(handle: SocketHandle, theirs: TcpStream) -> Self {
+        theirs.set_nonblocking(true).unwrap();
+        Self {
+            handle,
+            theirs,
+            up: Way::default(),
+            down: Way::default(),
+        }
+    }
+
+    /// Both ends send what they can, and read nothing.
+    fn push(&mut self, guest: &mut Guest) {
+        let socket = guest.tcp(self.handle);
+        let data = pattern(self.up.sent as u64, PIECE);
+        self.up.sent += socket.send_slice(&data).unwrap();
+        let data = pattern(self.down.sent as u64, PIECE);
+        self.down.sent += self.theirs.write(&data).unwrap_or(0);
+    }
+
+    /// Both ends read what there is.
+    fn pull(&mut self, guest: &mut Guest) {
+        let socket = guest.tcp(self.handle);
+        while socket.can_recv() {
+            let got = socket.recv(|octets| (octets.len(), octets.to_vec()));
+            let got = got.unwrap();
+            assert_pattern(self.down.got as u64, &got);
+            self.down.got += got.len();
+        }
+        let mut octets = vec![0; PIECE];
+        while let Ok(len @ 1..) = self.theirs.read(&mut octets) {
+            assert_pattern(self.up.got as u64, &octets[..len]);
+            self.up.got += len;
+        }
+    }
+
+    fn is_even(&self) -> bool {
+        self.up.got == self.up.sent && self.down.got == self.down.sent
+    }
+}
+
+/// Sends until nothing goes on any more, in any direction.
+fn stuff(scene: &mut Scene, all: &mut [Streams]) {
+    let mut quiet = 0;
+    while quiet < 10 {
+        let before: Vec<_> = all.iter().map(|one| (one.up, one.down)).collect();
+        for one in &mut *all {
+            one.push(&mut scene.guest);
+        }
+        scene.guest.run_for(Duration::from_millis(30));
+        let after: Vec<_> = all.iter().map(|one| (one.up, one.down)).collect();
+        quiet = if before == after { quiet + 1 } else { 0 };
+    }
+}
+
+fn drain(scene: &mut Scene, all: &mut [Streams]) {
+    let deadline = std::time::Instant::now() + LONG;
+    while !all.iter().all(Streams::is_even) {
+        for one in &mut *all {
+            one.pull(&mut scene.guest);
+        }
+        scene.guest.run_for(Duration::from_millis(2));
+        let ways: Vec<_> = all.iter().map(|one| (one.up, one.down)).collect();
+        let late = std::time::Instant::now() >= deadline;
+        assert!(!late, "{ways:?}\n{}", scene.target.log());
+    }
+}
+
+/// Zero windows of both ends, and octets in every queue there is: unread, unacknowledged, unsent and refused by the kernel.
+#[test]
+fn streams_that_stand_still_go_on() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let mut all: Vec<Streams> = scene
+        .listeners()
+        .iter()
+        .map(|listener| {
+            let (handle, theirs) = scene.connect(listener);
+            Streams::new(handle, theirs)
+        })
+        .collect();
+    stuff(&mut scene, &mut all);
+    let full = all.iter().map(|one| (one.up.sent, one.down.sent));
+    assert!(
+        full.clone()
+            .all(|(up, down)| up > 1 << 20 && down > 1 << 20),
+        "{:?}",
+        full.collect::<Vec<_>>()
+    );
+    scene.hand_over();
+    scene.target.expect_log("Guest arrived with 2 of 2 TCP");
+    drain(&mut scene, &mut all);
+    stuff(&mut scene, &mut all);
+    drain(&mut scene, &mut all);
+}
+
+/// Streams in the midst of a transfer.
+#[test]
+fn streams_that_run_go_on() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let mut all: Vec<Streams> = scene
+        .listeners()
+        .iter()
+        .map(|listener| {
+            let (handle, theirs) = scene.connect(listener);
+            Streams::new(handle, theirs)
+        })
+        .collect();
+    for _ in 0..20 {
+        for one in &mut all {
+            one.push(&mut scene.guest);
+            one.pull(&mut scene.guest);
+        }
+        scene.guest.run_for(Duration::from_millis(1));
+    }
+    scene.hand_over();
+    for one in &mut all {
+        one.push(&mut scene.guest);
+    }
+    drain(&mut scene, &mut all);
+    assert!(
+        all.iter()
+            .all(|one| one.up.sent > PIECE && one.down.sent > PIECE)
+    );
+}
+
+fn exchange(guest: &mut Guest, handle: SocketHandle, theirs: &TcpStream) {
+    let data = pattern(0, PIECE);
+    thread::scope(|scope| {
+        let echo = scope.spawn(|| {
+            let mut octets = vec![0; PIECE];
+            (&mut &*theirs).read_exact(&mut octets).unwrap();
+            (&mut &*theirs).write_all(&octets).unwrap();
+        });
+        guest.send(handle, &data);
+        guest.download(handle, PIECE);
+        echo.join().unwrap();
+    });
+}
+
+#[test]
+fn forwarded_connections_go_on() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let dial = |scene: &Scene, addr: &str| {
+        let addr = SocketAddr::new(addr.parse().unwrap(), 8080);
+        let stream = scene.nodes.peer.run(|| TcpStream::connect(addr).unwrap());
+        limit(&stream);
+        stream
+    };
+    // The guest has to be known before.
+    let listener = &scene.listeners()[0];
+    let _ = scene.connect(listener);
+    let open: Vec<_> = SERVICE
+        .iter()
+        .map(|addr| {
+            let handle = scene.guest.listen(8080);
+            let theirs = dial(&scene, addr);
+            scene.guest.accept(handle);
+            exchange(&mut scene.guest, handle, &theirs);
+            (handle, theirs)
+        })
+        .collect();
+    // The guest has not answered this one yet.
+    let waiting = dial(&scene, SERVICE[0]);
+    (&waiting).write_all(b"early").unwrap();
+    scene.hand_over();
+    scene.target.expect_log("Guest arrived with 4 of 4 TCP");
+    let handle = scene.guest.listen(8080);
+    scene.guest.accept(handle);
+    for (handle, theirs) in &open {
+        exchange(&mut scene.guest, *handle, theirs);
+    }
+    let mut got = Vec::new();
+    scene.guest.until("early octets", |sockets| {
+        let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
+        if socket.can_recv() {
+            got.extend(
+                socket
+                    .recv(|octets| (octets.len(), octets.to_vec()))
+                    .unwrap(),
+            );
+        }
+        got.len() == 5
+    });
+    assert_eq!(got, b"early");
+    // New ones find their way to the guest where it is now.
+    let theirs = dial(&scene, SERVICE[1]);
+    let handle = scene.guest.listen(8080);
+    scene.guest.accept(handle);
+    exchange(&mut scene.guest, handle, &theirs);
+}
+
+/// The host has no answer to its SYN yet: the guest's next one asks anew.
+#[test]
+fn a_connection_that_is_not_established_is_asked_for_again() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let listener = &scene.listeners()[0];
+    let addr = listener.local_addr().unwrap();
+    let mute = format!(
+        "table inet mute {{ chain in {{ type filter hook input priority 0; tcp dport {} drop; }}; }}",
+        addr.port()
+    );
+    scene.nodes.peer.nft(&mute);
+    let handle = scene.guest.start_connect(addr);
+    scene.guest.run_for(Duration::from_millis(100));
+    scene.hand_over();
+    scene.target.expect_log("Guest arrived with 0 of 0 TCP");
+    scene.nodes.peer.nft("delete table inet mute");
+    scene.guest.finish_connect(handle);
+    let (theirs, _) = listener.accept().unwrap();
+    limit(&theirs);
+    exchange(&mut scene.guest, handle, &theirs);
+}
+
+/// The peer talks to the same address and port as before, and so does the guest.
+#[test]
+fn datagrams_go_on_between_the_same_ports() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let sockets = PEER.map(|addr| {
+        let addr: IpAddr = addr.parse().unwrap();
+        let socket = scene.nodes.peer.run(|| UdpSocket::bind((addr, 0)).unwrap());
+        socket.set_read_timeout(Some(LONG)).unwrap();
+        socket
+    });
+    let mut known = Vec::new();
+    for (port, theirs) in (5000..).zip(&sockets) {
+        let ours = scene.guest.udp(port);
+        let remote = theirs.local_addr().unwrap();
+        scene.guest.send_to(ours, remote, b"before");
+        let mut octets = [0; 16];
+        let (len, from) = loop {
+            // The stack may ask for the router first.
+            scene.guest.run_for(Duration::from_millis(10));
+            theirs.set_nonblocking(true).unwrap();
+            if let Ok(got) = theirs.recv_from(&mut octets) {
+                break got;
+            }
+        };
+        theirs.set_nonblocking(false).unwrap();
+        assert_eq!(&octets[..len], b"before");
+        theirs.send_to(b"answer", from).unwrap();
+        assert_eq!(scene.guest.recv_from(ours), (b"answer".to_vec(), remote));
+        known.push((ours, theirs, from));
+    }
+    scene.hand_over();
+    scene.target.expect_log("and 2 UDP flows");
+    for (ours, theirs, from) in known {
+        let remote = theirs.local_addr().unwrap();
+        // The peer first: nothing of the guest's has opened a way.
+        theirs.send_to(b"late", from).unwrap();
+        assert_eq!(scene.guest.recv_from(ours), (b"late".to_vec(), remote));
+        scene.guest.send_to(ours, remote, b"after");
+        let mut octets = [0; 16];
+        let (len, again) = theirs.recv_from(&mut octets).unwrap();
+        assert_eq!((&octets[..len], again), (&b"after"[..], from));
+    }
+}
+
+/// Regression M06: a target that is short of descriptors takes what it can; the guest is told of the others, and so is
+/// whoever reads the log.
+#[test]
+fn connections_that_find_no_place_are_reset_counted_and_named() {
+    const ALL: usize = 60;
+    let Some(mut scene) = Scene::with(|setup| setup.limit_files(64)) else {
+        return;
+    };
+    let listener = &scene.listeners()[0];
+    let all: Vec<_> = (0..ALL).map(|_| scene.connect(listener)).collect();
+    scene.hand_over();
+    scene.target.expect_log(&format!(
+        "of {ALL} TCP connections of the guest are reset: "
+    ));
+    let log = scene.target.log();
+    let line = log.lines().find(|line| line.contains("are reset")).unwrap();
+    let count: usize = line.split(' ').find_map(|word| word.parse().ok()).unwrap();
+    assert!((1..ALL).contains(&count), "{line}");
+    assert!(
+        line.contains("Too many open files") && line.contains(" more"),
+        "{line}"
+    );
+    let name = format!(
+        " -> [{}]:{}",
+        PEER[0],
+        listener.local_addr().unwrap().port()
+    );
+    assert!(line.contains(&name), "{line}");
+    let handles: Vec<_> = all.iter().map(|(handle, _)| *handle).collect();
+    scene.guest.until("resets", |sockets| {
+        let state = |handle: &SocketHandle| sockets.get::<tcp::Socket<'_>>(*handle).state();
+        handles
+            .iter()
+            .filter(|handle| state(handle) == tcp::State::Closed)
+            .count()
+            == count
+    });
+    for (handle, theirs) in &all {
+        if scene.guest.tcp_state(*handle) == tcp::State::Established {
+            exchange(&mut scene.guest, *handle, theirs);
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The hand-over of a guest from one translator to another, by a front-end and driver of our own: flows in every state go on
+//! as they were, and whatever else a target is handed does no harm.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../guest/mod.rs"]
+mod guest;
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod scene;
+
+mod closing;
+mod damage;
+mod downtime;
+mod flows;

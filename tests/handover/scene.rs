@@ -1,0 +1,163 @@
+//! A guest between two hosts, each with a translator and a helper.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use smoltcp::{iface::SocketHandle, wire::IpCidr};
+
+use crate::{
+    guest::Guest,
+    lab::{
+        Host, LONG, Nodes, Setup, Translator,
+        front_end::{Driver, FrontEnd, LINUX, Movable},
+        janitor,
+        nodes::{PEER, SERVICE},
+        wait_until,
+    },
+};
+
+/// What every translator is told.
+pub const ARGS: [&str; 6] = ["--vhost-user", "--no-map-gw", "-t", "8080", "-u", "8080"];
+
+/// passt-repair at work, connected to a translator.
+pub struct Repair(Child);
+
+impl Repair {
+    pub fn start(host: &Host, translator: &Translator, binary: &OsStr) -> Self {
+        let path = format!("{}.repair", translator.socket().display());
+        let child = host.run(|| {
+            Command::new(binary)
+                .arg(path)
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap()
+        });
+        janitor::watch_pid(child.id());
+        // It shuts itself in when it is connected.
+        let status = format!("/proc/{}/status", child.id());
+        let ready = || fs::read_to_string(&status).is_ok_and(|text| text.contains("Seccomp:\t2"));
+        assert!(wait_until(LONG, ready));
+        Self(child)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Repair {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        janitor::gone(self.0.id());
+    }
+}
+
+pub fn our_helper() -> &'static OsStr {
+    env!("CARGO_BIN_EXE_passt-repair").as_ref()
+}
+
+/// A guest on the first of two hosts.
+pub struct Scene {
+    pub guest: Guest,
+    card: Option<Movable>,
+    pub source: Translator,
+    pub target: Translator,
+    pub nodes: Nodes,
+}
+
+impl Scene {
+    /// `None` when the test is not to go on here.
+    pub fn new() -> Option<Self> {
+        Self::with(|setup| setup)
+    }
+
+    /// The same with another set-up of the target's translator.
+    pub fn with(change: impl FnOnce(Setup) -> Setup) -> Option<Self> {
+        let nodes = Nodes::routed()?;
+        let source = Setup::new(&ARGS).start(&nodes.source);
+        let target = change(Setup::new(&ARGS)).start(&nodes.target);
+        let (card, wire) = Movable::new(source.connect(), Driver::new(LINUX));
+        let mut guest = Guest::new(wire, 1500, false);
+        for ((addr, len), router) in SERVICE.iter().zip([24, 64]).zip(PEER) {
+            let addr: IpAddr = addr.parse().unwrap();
+            guest.configure(IpCidr::new(addr.into(), len), router.parse().unwrap());
+        }
+        Some(Self {
+            guest,
+            card: Some(card),
+            source,
+            target,
+            nodes,
+        })
+    }
+
+    /// The guest goes to the other host, and the network follows. How long source and target took.
+    pub fn hand_over(&mut self) -> (Duration, Duration) {
+        let helpers = [
+            Repair::start(&self.nodes.source, &self.source, our_helper()),
+            Repair::start(&self.nodes.target, &self.target, our_helper()),
+        ];
+        let took = self.hand_over_alone(|state| state);
+        drop(helpers);
+        took
+    }
+
+    /// The same without helpers of its own, with something done to the state on its way.
+    pub fn hand_over_alone(
+        &mut self,
+        change: impl FnOnce(Vec<u8>) -> Vec<u8>,
+    ) -> (Duration, Duration) {
+        let mut bridge = self.card.take().unwrap().halt();
+        let (state, leaving) = bridge.front_end.save();
+        let state = change(state.unwrap());
+        let mut front_end = FrontEnd::greet(self.target.connect(), Driver::new(LINUX));
+        let (well, arriving) = front_end.load(&state);
+        assert!(well, "{}", self.target.log());
+        self.nodes.switch("p1", "p2");
+        front_end.share_memory();
+        front_end.start_rings(0, 0);
+        self.card = Some(bridge.go_on(front_end));
+        self.source.expect_log("Client connection closed");
+        (leaving, arriving)
+    }
+
+    /// The guest's state is taken, but it goes on where it was: nobody took it over.
+    pub fn stay(&mut self) {
+        let helper = Repair::start(&self.nodes.source, &self.source, our_helper());
+        let mut bridge = self.card.take().unwrap().halt();
+        assert!(bridge.front_end.save().0.is_some());
+        // What a migration is found to have failed by takes its time.
+        std::thread::sleep(crate::lab::QUIET);
+        let bridge = bridge.again();
+        self.source.expect_log("Guest stays");
+        self.card = Some(bridge);
+        drop(helper);
+    }
+
+    /// A listener of the peer's in each family.
+    pub fn listeners(&self) -> [TcpListener; 2] {
+        PEER.map(|addr| {
+            let addr = SocketAddr::new(addr.parse().unwrap(), 0);
+            self.nodes.peer.run(|| TcpListener::bind(addr).unwrap())
+        })
+    }
+
+    /// A connection of the guest's to a listener.
+    pub fn connect(&mut self, listener: &TcpListener) -> (SocketHandle, TcpStream) {
+        let handle = self.guest.connect(listener.local_addr().unwrap());
+        let (theirs, _) = listener.accept().unwrap();
+        limit(&theirs);
+        (handle, theirs)
+    }
+}
+
+pub fn limit(stream: &TcpStream) {
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    stream.set_write_timeout(Some(LONG)).unwrap();
+}

@@ -92,8 +92,10 @@ pub(crate) struct Sample {
     /// Latency in µs, median and 99th percentile, where one is measured.
     pub(crate) p50: Option<f64>,
     pub(crate) p99: Option<f64>,
-    /// Segments the guest had to send again.
+    /// Segments the guest has sent again, and how many of these it was told had arrived before (D-SACK): its timer was early,
+    /// as whoever was to acknowledge them had to wait for a CPU.
     pub(crate) retransmissions: u64,
+    pub(crate) needless: u64,
 }
 
 /// Between whom, how long, how many.
@@ -113,7 +115,7 @@ pub(crate) struct Load<'a> {
 
 impl Load<'_> {
     pub(crate) fn run(&self, workload: Workload) -> io::Result<Sample> {
-        let before = self.guest.retransmissions();
+        let before = (self.guest.retransmissions(), self.guest.needless());
         let mut sample = match workload {
             Workload::Down => self.bulk(false),
             Workload::Up => self.bulk(true),
@@ -128,7 +130,8 @@ impl Load<'_> {
             Workload::UdpRr => self.ask_and_answer(),
             Workload::Hold => self.hold(),
         }?;
-        sample.retransmissions = self.guest.retransmissions() - before;
+        sample.retransmissions = self.guest.retransmissions() - before.0;
+        sample.needless = self.guest.needless() - before.1;
         Ok(sample)
     }
 
@@ -435,7 +438,7 @@ impl Measured {
             cost: self.cpu * 1e6 / self.count as f64,
             p50: at(0.5),
             p99: at(0.99),
-            retransmissions: 0,
+            ..Sample::default()
         }
     }
 }

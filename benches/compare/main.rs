@@ -269,11 +269,12 @@ fn say(who: &str, workload: Workload, sample: &Sample, more: &str) {
         _ => String::new(),
     };
     println!(
-        "{who:<6}{:<9}{:>10.2} {rate}, {:>8.3} {cost}{latency}, {} resent{more}",
+        "{who:<6}{:<9}{:>10.2} {rate}, {:>8.3} {cost}{latency}, {} resent ({} needlessly){more}",
         report::name(workload),
         sample.rate,
         sample.cost,
-        sample.retransmissions
+        sample.retransmissions,
+        sample.needless
     );
 }
 

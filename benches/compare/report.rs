@@ -197,12 +197,13 @@ fn sample_json(sample: Option<Sample>) -> String {
         || "null".to_owned(),
         |sample| {
             format!(
-                "{{\"rate\": {}, \"cost\": {}, \"p50_us\": {}, \"p99_us\": {}, \"retransmissions\": {}}}",
+                "{{\"rate\": {}, \"cost\": {}, \"p50_us\": {}, \"p99_us\": {}, \"retransmissions\": {}, \"needless\": {}}}",
                 number(Some(sample.rate)),
                 number(Some(sample.cost)),
                 number(sample.p50),
                 number(sample.p99),
-                sample.retransmissions
+                sample.retransmissions,
+                sample.needless
             )
         },
     )

@@ -120,13 +120,20 @@ impl KernelGuest {
 
     /// TCP segments its stack has sent again since it was made.
     pub fn retransmissions(&self) -> u64 {
-        let table = self.host.proc_net("snmp");
-        let mut rows = table.iter().filter(|line| line.starts_with("Tcp:"));
-        let (names, values) = rows.next().zip(rows.next()).expect("Tcp: twice");
+        self.tcp_counter("snmp", "Tcp:", "RetransSegs")
+    }
+
+    /// Segments of its stack that arrived more than once, as it was told (D-SACK, RFC 2883).
+    pub fn needless(&self) -> u64 {
+        self.tcp_counter("netstat", "TcpExt:", "TCPDSACKRecvSegs")
+    }
+
+    fn tcp_counter(&self, table: &str, protocol: &str, name: &str) -> u64 {
+        let table = self.host.proc_net(table);
+        let mut rows = table.iter().filter(|line| line.starts_with(protocol));
+        let (names, values) = rows.next().zip(rows.next()).expect("two rows each");
         let mut columns = names.split(' ').zip(values.split(' '));
-        let (_, value) = columns
-            .find(|(name, _)| *name == "RetransSegs")
-            .expect("RetransSegs");
+        let (_, value) = columns.find(|(column, _)| *column == name).expect(name);
         value.parse().expect("a number")
     }
 

@@ -59,6 +59,8 @@ reasons! {
     GuestError,
     /// The flow table or the descriptors are exhausted.
     NoFlow,
+    /// Peers have as many flows as they may: the rest is kept for the guest's own, and for other peers.
+    Share,
     /// The socket could not be opened, bound or connected.
     Socket,
     /// The host's socket would not take a datagram.

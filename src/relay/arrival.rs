@@ -245,6 +245,7 @@ impl Relay {
         if let Some(id) = self.flows.find(&key) {
             return Ok((id, false));
         }
+        self.admit_peer(key.remote.addr)?;
         let any = || match peer {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -265,7 +266,7 @@ impl Relay {
             ..UdpFlow::new(socket, now)
         };
         let timeout = self.udp_timeout(&flow);
-        let id = self.insert(key, Flow::Udp(flow), raw)?;
+        let id = self.insert_inbound(key, Flow::Udp(flow), raw)?;
         self.wheel.arm(id.slot, now + timeout);
         if !known {
             self.wait_for_guest(id, now);

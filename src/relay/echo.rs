@@ -102,7 +102,7 @@ impl Relay {
                 }
             },
         };
-        self.idle.touch(id.slot);
+        self.census.touch(id.slot);
         for _ in 0..2 {
             let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
                 return Err(Why::NoFlow);
@@ -246,7 +246,7 @@ impl Relay {
             match msg::receive_many(flow.socket.as_fd(), &mut scatter, &mut received) {
                 Ok(_) => {
                     flow.last = now;
-                    self.idle.touch(id.slot);
+                    self.census.touch(id.slot);
                     self.echo_reply(&key, received[0], outbox);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,

@@ -73,7 +73,7 @@ impl Relay {
                     flow.seen.1 = flow.seen.1.saturating_add(1).min(2);
                     // Fewer than there was room for: the socket is empty.
                     flow.readable = count == rooms.count;
-                    self.idle.touch(id.slot);
+                    self.census.touch(id.slot);
                     for (at, datagram) in received.iter().enumerate().take(count) {
                         octets += datagram.len;
                         datagrams += 1;

@@ -37,7 +37,7 @@ reasons! {
     NoMemory,
     /// An IPv4 option or IPv6 extension header that asks for what we cannot do.
     Extension,
-    /// Not addressed to us: another host's MAC.
+    /// Not addressed to us: another host's MAC, or a port that is not forwarded.
     NotForUs,
     /// The source address may not stand there: loopback, multicast, unspecified, broadcast or our own.
     Source,

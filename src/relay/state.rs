@@ -178,7 +178,7 @@ impl Relay {
             weary: Vec::with_capacity(limits.flows),
             rested: None,
             syn_retries: SynRetries::default(),
-            fresh: Vec::with_capacity(STRAYS),
+            fresh: Vec::with_capacity(STRAYS + 1),
             waiting: Waiting::default(),
             requests: Vec::with_capacity(REQUESTS),
             drops: Drops::new(),

@@ -36,6 +36,9 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        if matches!(self.flows.get(id), Some(Flow::Udp(flow)) if flow.fresh.is_some()) {
+            return self.sort_strays(id, None, outbox, now);
+        }
         if !self.deliver_held(id, outbox) {
             return;
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use guest::{
-    Icmp, Peer, Udp, Wire,
+    Icmp, Peer, Scene, Udp, Wire,
     dhcp::{ACK, Dhcp, REQUEST},
     guest_addr,
 };
@@ -179,6 +179,30 @@ fn sigusr1_logs_counters_drops_and_flows() {
     translator.expect_log("Frames from guest: ");
     translator.expect_log("Dropped: 1\n    ");
     translator.assert_alive();
+}
+
+/// Frames and octets, from the Ethernet header on, in each direction.
+#[test]
+fn what_passed_the_link_is_counted_in_both_directions() {
+    let quiet = ["--no-multicast", "--no-ra", "--no-ndp"];
+    let Some(scene) = Scene::new(&quiet) else {
+        return;
+    };
+    let echo = UdpEcho::start(&scene.world.outside, (INTERNET4, 7));
+    let local = guest_addr(echo.addr(), 5000);
+    for len in [30, 200, 1400] {
+        let datagram = Udp::new(local, echo.addr(), &vec![7; len]);
+        scene.wire.send(&datagram.frame());
+        scene.wire.expect("echo", Udp::of_frame);
+    }
+    scene.translator.signal(Signal::SIGUSR1);
+    let octets = 3 * (14 + 20 + 8) + 30 + 200 + 1400;
+    scene
+        .translator
+        .expect_log(&format!("Frames from guest: 3, {octets} octets\n"));
+    scene
+        .translator
+        .expect_log(&format!("Frames to guest: 3, {octets} octets\n"));
 }
 
 /// What a process on the host would see: datagrams meet an error at once, a connection one when the kernel gives it up.

@@ -64,7 +64,7 @@ impl Reactor {
 
     /// Counters and flows as they are.
     pub(super) fn report(&self) -> String {
-        format!("{}\n{}", self.counts, self.relay.report())
+        format!("{}\n{}", self.counts, self.relay.report(&self.outbox))
     }
 
     pub(super) fn report_stats(&mut self, now: Now) {

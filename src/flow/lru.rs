@@ -61,6 +61,11 @@ impl Lru {
         }
     }
 
+    /// The slot used next after this one.
+    pub fn newer(&self, slot: u32) -> Option<u32> {
+        self.links.get(slot as usize)?.newer.checked_sub(1)
+    }
+
     /// The slot that was not used for longest.
     pub const fn oldest(&self) -> Option<u32> {
         self.oldest.checked_sub(1)

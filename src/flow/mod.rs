@@ -5,6 +5,8 @@ mod fixture;
 mod guest;
 mod key;
 mod lru;
+
+mod census;
 mod nat;
 mod neighbours;
 mod pool;
@@ -12,9 +14,9 @@ mod spare;
 mod table;
 mod wheel;
 
+pub use census::Census;
 pub use guest::Guest;
 pub use key::{Id, Key};
-pub use lru::Lru;
 pub use nat::{Target, check_source, error_source, inbound_source, is_group, outbound};
 pub use neighbours::{Neighbour, Neighbours};
 pub use pool::{Chain, Pool};

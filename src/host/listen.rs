@@ -45,6 +45,8 @@ pub struct Ports {
     /// The index of each rule's interface, 0 for those of all interfaces.
     indexes: Vec<u32>,
     ports: Vec<Port>,
+    /// The UDP ports, in order, and their places.
+    udp: Vec<(u16, u32)>,
     options: Options,
 }
 
@@ -88,6 +90,7 @@ impl Ports {
             rules: rules.to_vec(),
             indexes: rules.iter().map(index_of).collect(),
             ports: Vec::new(),
+            udp: Vec::new(),
             options,
         };
         for (index, rule) in rules.iter().enumerate().filter(|(_, r)| !r.best_effort) {
@@ -99,7 +102,18 @@ impl Ports {
         }
         let warning = ports.open_what_fits()?;
         ports.ports.shrink_to_fit();
+        ports.udp = ports.udp_places();
         Ok((ports, warning))
+    }
+
+    fn udp_places(&self) -> Vec<(u16, u32)> {
+        let of_port = |(place, port): (u32, &Port)| {
+            let rule = self.rules.get(usize::from(port.rule))?;
+            (rule.protocol == Protocol::Udp).then_some((port.port, place))
+        };
+        let mut places: Vec<_> = (0..).zip(&self.ports).filter_map(of_port).collect();
+        places.sort_unstable();
+        places
     }
 
     fn open_what_fits(&mut self) -> Result<Option<String>, String> {
@@ -283,6 +297,34 @@ impl Ports {
                 target: rule.target,
             },
         ))
+    }
+
+    /// The places that take datagrams for a port of the host, each with its rule.
+    fn udp_at(&self, port: u16) -> impl Iterator<Item = (u32, &Rule)> {
+        let start = self.udp.partition_point(|&(other, _)| other < port);
+        let from = self.udp.get(start..).unwrap_or_default();
+        from.iter()
+            .take_while(move |&&(other, _)| other == port)
+            .filter_map(|&(_, place)| {
+                let rule = usize::from(self.ports.get(place as usize)?.rule);
+                Some((place, self.rules.get(rule)?))
+            })
+    }
+
+    /// Whether any place does.
+    pub fn takes_udp(&self, port: u16) -> bool {
+        self.udp_at(port).next().is_some()
+    }
+
+    /// The place that takes datagrams for this address of the host, those that listen on one interface included or not.
+    pub fn udp_place(&self, to: SocketAddr, interfaces: bool) -> Option<u32> {
+        let of = |wanted: Option<IpAddr>| {
+            self.udp_at(to.port())
+                .filter(|(_, rule)| interfaces || rule.interface.is_none())
+                .find(|(_, rule)| rule.addr == wanted)
+                .map(|(place, _)| place)
+        };
+        of(Some(to.ip())).or_else(|| of(None))
     }
 
     /// Notes that a port waits for its turn; `false` if it does already.

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt,
+    sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
+};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::{
@@ -195,11 +198,11 @@ pub fn udp_reply(
 pub fn udp_again(local: SocketAddr, remote: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
     let peer = remote.address();
     udp_reply(local, peer, None, false)
+        .or_else(|_| udp(remote, outbound, local.port()))
         .inspect(|socket| {
-            discard_strays(&SockRef::from(socket));
+            discard_strays(socket);
             receive_segments(socket);
         })
-        .or_else(|_| udp(remote, outbound, local.port()))
 }
 
 /// The two ends of a connected socket.
@@ -257,8 +260,14 @@ pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arri
             ControlMessageOwned::Ipv4Tos(tos) => marks.tos = Some(tos),
             ControlMessageOwned::Ipv6TClass(tos) => marks.tos = u8::try_from(tos).ok(),
             ControlMessageOwned::Ipv4PacketInfo(info) => {
-                // The address routing would answer from: of a broadcast, the interface's own.
-                let addr = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                // The address routing would answer from: of a broadcast, the interface's own. It is not known of what came
+                // before it was asked for.
+                let own = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                let used = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
+                let addr = match own {
+                    Ipv4Addr::UNSPECIFIED if !used.is_multicast() => used,
+                    own => own,
+                };
                 to = Some(SocketAddr::new(addr.into(), 0));
             }
             ControlMessageOwned::Ipv6PacketInfo(info) if from.is_ipv6() => {
@@ -295,7 +304,8 @@ fn socket_addr(storage: &SockaddrStorage) -> Option<SocketAddr> {
         .map(|v6| SocketAddr::V6((*v6).into()))
 }
 
-/// Opens a UDP socket connected to `peer`, bound to `port` where that can be had.
+/// Opens a UDP socket connected to `peer`, bound to `port` where that can be had. What others sent meanwhile may be in it, or
+/// come to it a moment later.
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2).
@@ -308,8 +318,6 @@ pub fn udp(peer: Peer, outbound: &Outbound, port: u16) -> io::Result<OwnedFd> {
         bind(&socket, peer, outbound, 0)?;
     }
     socket.connect(&SockAddr::from(peer.address()))?;
-    discard_strays(&socket);
-    receive_segments(&socket);
     Ok(socket.into())
 }
 
@@ -402,14 +410,33 @@ pub(super) fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) 
     Ok(())
 }
 
-/// Between bind() and connect() a socket hears everybody; nothing of that belongs to this flow.
-fn discard_strays(socket: &Socket) {
+/// Between bind() and connect() a socket hears everybody; where that is nobody's, it is thrown away.
+fn discard_strays(socket: &impl AsFd) {
     const MOST: usize = 64;
     for _ in 0..MOST {
-        if socket.recv(&mut [MaybeUninit::uninit(); 1]).is_err() {
+        if SockRef::from(socket)
+            .recv(&mut [MaybeUninit::uninit(); 1])
+            .is_err()
+        {
             break;
         }
     }
+}
+
+/// Who sent the datagram that waits in front, if one does.
+pub fn next_sender(socket: &impl AsFd) -> Option<SocketAddr> {
+    let peeked = SockRef::from(socket).peek_from(&mut [MaybeUninit::uninit(); 1]);
+    Some(canonical(peeked.ok()?.1.as_socket()?))
+}
+
+/// Has [`receive_from`] tell where datagrams were sent to, or no longer.
+pub fn tell_destination(socket: &impl AsFd, v6: bool, tell: bool) {
+    // Without it the address is a guess: the one that answers go out from.
+    let _ = if v6 {
+        setsockopt(socket, Ipv6RecvPacketInfo, &tell)
+    } else {
+        setsockopt(socket, Ipv4PacketInfo, &tell)
+    };
 }
 
 /// The pending error of a socket, which is cleared by asking.

@@ -16,7 +16,7 @@ use super::{
     capture::Capture,
     inbox::{Inbox, PREFIX},
     queued::{HEAD, Queued, fill, list},
-    slot::Piece,
+    slot::{Passed, Piece},
     vhost::{outlet::Outlet, ring::Broken},
 };
 use crate::{
@@ -99,6 +99,7 @@ pub struct Outbox {
     full: bool,
     iovecs: Iovecs,
     short: bool,
+    passed: Passed,
     capture: Option<Capture>,
     /// A frame to be captured, where it does not lie here.
     whole: Vec<u8>,
@@ -119,6 +120,7 @@ impl Outbox {
             full: false,
             iovecs: Iovecs::new(),
             short: false,
+            passed: Passed::default(),
             capture: None,
             whole: Vec::new(),
         }
@@ -298,8 +300,9 @@ impl Outbox {
         let Some(outlet) = &mut self.outlet else {
             return;
         };
-        let (file, whole) = (&mut self.capture, &mut self.whole);
+        let (file, whole, passed) = (&mut self.capture, &mut self.whole, &mut self.passed);
         outlet.commit(len, cut, headers, stamp, |outlet, first, total, header| {
+            passed.count(outlet.octets(total));
             if file.is_some() {
                 whole.clear();
                 outlet.read_back(first, total, whole);
@@ -417,6 +420,11 @@ impl Outbox {
         Ok(())
     }
 
+    /// What the guest was sent since the start.
+    pub const fn passed(&self) -> Passed {
+        self.passed
+    }
+
     /// Whether the last flush ended for want of the system's memory: then it has to be tried again.
     pub const fn is_short(&self) -> bool {
         self.short
@@ -494,6 +502,7 @@ impl Outbox {
             if !outlet.copy(&parts, frame.left) {
                 return;
             }
+            self.passed.count(parts.iter().map(|part| part.len()).sum());
             if self.capture.is_some() {
                 self.whole.clear();
                 self.whole.extend(parts.iter().copied().flatten());
@@ -517,6 +526,7 @@ impl Outbox {
                 break;
             }
             self.sent -= frame.head + frame.len;
+            self.passed.count(frame.head + frame.len - PREFIX);
             if let Some(head) = self.heads.get(self.first) {
                 let payload = &self.arena[frame.at..frame.at + frame.len];
                 capture(&mut self.capture, |file, at| {

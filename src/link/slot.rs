@@ -82,6 +82,21 @@ pub struct Piece {
     pub last: bool,
 }
 
+/// What has passed the link in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Passed {
+    pub frames: u64,
+    /// Octets of the frames, their Ethernet headers included.
+    pub octets: u64,
+}
+
+impl Passed {
+    pub const fn count(&mut self, octets: usize) {
+        self.frames += 1;
+        self.octets += octets as u64;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,7 +37,7 @@ reasons! {
     NoMemory,
     /// An IPv4 option or IPv6 extension header that asks for what we cannot do.
     Extension,
-    /// Not addressed to us: another host's MAC.
+    /// Not addressed to us: another host's MAC, or a port that is not forwarded.
     NotForUs,
     /// The source address may not stand there: loopback, multicast, unspecified, broadcast or our own.
     Source,
@@ -59,6 +59,8 @@ reasons! {
     GuestError,
     /// The flow table or the descriptors are exhausted.
     NoFlow,
+    /// Peers have as many flows as they may: the rest is kept for the guest's own, and for other peers.
+    Share,
     /// The socket could not be opened, bound or connected.
     Socket,
     /// The host's socket would not take a datagram.

@@ -3,11 +3,11 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
 use super::{
-    flow::{Flow, UdpFlow},
+    flow::{FRESH, Flow, UdpFlow},
     request::Request,
     state::{Relay, STRAYS, is_shortage},
     udp_in,
@@ -221,9 +221,10 @@ impl Relay {
     ) -> Result<(), Why> {
         let (id, fresh) = self.udp_flow_of(place, forward, arrival, now)?;
         self.hold(id, arrival.len, arrival.marks);
-        self.udp_pull(id, outbox, now);
         if fresh {
-            self.sort_strays(id, place, forward, arrival.to, outbox, now);
+            self.sort_strays(id, Some(place), outbox, now);
+        } else {
+            self.udp_pull(id, outbox, now);
         }
         Ok(())
     }
@@ -245,6 +246,7 @@ impl Relay {
         if let Some(id) = self.flows.find(&key) {
             return Ok((id, false));
         }
+        self.admit_peer(key.remote.addr)?;
         let any = || match peer {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -262,10 +264,11 @@ impl Relay {
         let flow = UdpFlow {
             seen: (0, 1),
             waits: !known,
+            fresh: Some(now + FRESH),
             ..UdpFlow::new(socket, now)
         };
         let timeout = self.udp_timeout(&flow);
-        let id = self.insert(key, Flow::Udp(flow), raw)?;
+        let id = self.insert_inbound(key, Flow::Udp(flow), raw)?;
         self.wheel.arm(id.slot, now + timeout);
         if !known {
             self.wait_for_guest(id, now);
@@ -273,13 +276,12 @@ impl Relay {
         Ok((id, true))
     }
 
-    /// Sorts what came to a new flow's socket before it was connected: it may be of others, who get flows of their own.
-    fn sort_strays(
+    /// Hands over what a new flow's socket holds, some of which may be of others: that goes to flows of their own, as the
+    /// forwarded port at `place` would give them, or whichever takes what they sent.
+    pub(super) fn sort_strays(
         &mut self,
         first: Id,
-        place: u32,
-        forward: Forward,
-        to: Option<SocketAddr>,
+        place: Option<u32>,
         outbox: &mut Outbox,
         now: Now,
     ) {
@@ -287,30 +289,100 @@ impl Relay {
         fresh.push(first);
         for _ in 0..STRAYS {
             let Some(&id) = fresh.last() else { break };
-            let Some(Flow::Udp(flow)) = self.flows.get(id) else {
-                fresh.pop();
-                continue;
-            };
-            let Ok(mut arrival) = socket::receive_from(&flow.socket, &mut self.message) else {
-                socket::receive_segments(&flow.socket);
-                fresh.pop();
-                continue;
-            };
-            arrival.to = to;
-            match self.udp_flow_of(place, forward, arrival, now) {
-                Ok((id, is_new)) => {
-                    self.hold(id, arrival.len, arrival.marks);
-                    // No event tells of what its socket does not hold.
-                    self.udp_pull(id, outbox, now);
-                    if is_new {
-                        fresh.push(id);
-                    }
-                }
-                Err(why) => self.count(why),
+            match self.sort_until_new(id, place, outbox, now) {
+                Some(new) => fresh.push(new),
+                None => _ = fresh.pop(),
             }
         }
-        fresh.clear();
+        // The others have their turn later.
+        for id in fresh.drain(..) {
+            self.starve(id);
+        }
         self.fresh = fresh;
+    }
+
+    /// The same of one socket, until something comes that takes a new flow, which is returned.
+    fn sort_until_new(
+        &mut self,
+        id: Id,
+        place: Option<u32>,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Option<Id> {
+        let key = self.flows.key(id)?;
+        let ends = match self.flows.get(id)? {
+            Flow::Udp(flow) => socket::ends(&flow.socket)?,
+            Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_) => return None,
+        };
+        for _ in 0..STRAYS {
+            if !self.deliver_held(id, outbox) {
+                return None;
+            }
+            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
+                return None;
+            };
+            // One that a peer began is bound to the very address.
+            let strange = flow.bound
+                && self.ports.takes_udp(ends.0.port())
+                && socket::next_sender(&flow.socket).is_some_and(|from| from != ends.1);
+            let received =
+                receive_stray(&flow.socket, ends.0.is_ipv6(), strange, &mut self.message);
+            match received {
+                Ok(arrival) if arrival.from == ends.1 => {
+                    flow.last = now;
+                    flow.seen.1 = flow.seen.1.saturating_add(1).min(2);
+                    self.census.touch(id.slot);
+                    let payload = self.message.get(..arrival.len).unwrap_or_default();
+                    self.scratch.clear();
+                    self.scratch.extend_from_slice(payload);
+                    self.udp_scratch(&key, arrival.marks, outbox);
+                }
+                Ok(mut arrival) => {
+                    let mut to = arrival.to.unwrap_or(ends.0);
+                    to.set_port(ends.0.port());
+                    arrival.to = Some(to);
+                    let interfaces = !flow.bound;
+                    let place = place.or_else(|| self.ports.udp_place(to, interfaces));
+                    match self.stray_flow(place, arrival, now) {
+                        Ok((owner, is_new)) => {
+                            self.hold(owner, arrival.len, arrival.marks);
+                            // No event tells of what its socket does not hold.
+                            self.deliver_held(owner, outbox);
+                            if is_new {
+                                return Some(owner);
+                            }
+                        }
+                        Err(why) => self.count(why),
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    flow.readable = false;
+                    if flow.fresh.take_if(|until| *until <= now).is_some() {
+                        socket::receive_segments(&flow.socket);
+                    }
+                    return None;
+                }
+                Err(error) if is_shortage(&error) => {
+                    self.rest(id, now);
+                    return None;
+                }
+                Err(_) => self.udp_errors(id, outbox),
+            }
+        }
+        self.starve(id);
+        None
+    }
+
+    /// The flow of a datagram that another's socket has caught.
+    fn stray_flow(
+        &mut self,
+        place: Option<u32>,
+        arrival: Arrival,
+        now: Now,
+    ) -> Result<(Id, bool), Why> {
+        let place = place.ok_or(Why::NotForUs)?;
+        let (_, forward) = self.ports.get(place).ok_or(Why::NotForUs)?;
+        self.udp_flow_of(place, forward, arrival, now)
     }
 
     /// Sends the guest a datagram that was held.
@@ -322,7 +394,29 @@ impl Relay {
         for piece in self.pool.pieces(chain) {
             self.scratch.extend_from_slice(piece);
         }
-        let len = udp_in::datagram(&mut self.message, &key, &self.scratch);
-        self.udp_packet(&key, len, marks, outbox);
+        self.udp_scratch(&key, marks, outbox);
     }
+
+    /// Sends the guest a datagram whose payload is in `scratch`.
+    fn udp_scratch(&mut self, key: &Key, marks: Marks, outbox: &mut Outbox) {
+        let len = udp_in::datagram(&mut self.message, key, &self.scratch);
+        self.udp_packet(key, len, marks, outbox);
+    }
+}
+
+/// Receives a datagram; a `strange` one with where it was sent to, which asks for something in between.
+fn receive_stray(
+    socket: &OwnedFd,
+    v6: bool,
+    strange: bool,
+    message: &mut [u8],
+) -> io::Result<Arrival> {
+    if strange {
+        socket::tell_destination(socket, v6, true);
+    }
+    let received = socket::receive_from(socket, message);
+    if strange {
+        socket::tell_destination(socket, v6, false);
+    }
+    received
 }

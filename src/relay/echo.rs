@@ -116,7 +116,7 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        self.idle.touch(id.slot);
+        self.census.touch(id.slot);
         let v4 = key.remote.addr.is_ipv4();
         for _ in 0..2 {
             let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
@@ -259,7 +259,7 @@ impl Relay {
             match msg::receive_many(flow.socket.as_fd(), &mut scatter, &mut received) {
                 Ok(_) => {
                     flow.last = now;
-                    self.idle.touch(id.slot);
+                    self.census.touch(id.slot);
                     self.echo_reply(&key, received[0], outbox);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => flow.readable = false,

@@ -146,6 +146,9 @@ pub struct UdpFlow {
     pub waits: bool,
     /// The socket is bound to the guest's port.
     pub bound: bool,
+    /// Until when its socket may bring what others sent, as it was bound before it was connected: it heard everybody, and what
+    /// was on its way there comes a moment later.
+    pub fresh: Option<Now>,
 }
 
 /// A series of echo requests with one identifier.
@@ -220,6 +223,9 @@ impl Sent {
 /// How long an identifier is remembered after the last request or reply.
 pub const ECHO_TIMEOUT: Span = Span::secs(60);
 
+/// How long a datagram may be on its way into a socket at the most: within the kernel, on another processor.
+pub const FRESH: Span = Span::millis(100);
+
 impl UdpFlow {
     /// A flow over this connected socket, which [`prepare_udp`](crate::host::socket::prepare_udp) has seen.
     pub fn new(socket: OwnedFd, now: Now) -> Self {
@@ -234,6 +240,7 @@ impl UdpFlow {
             starved: false,
             waits: false,
             bound: false,
+            fresh: None,
         }
     }
 

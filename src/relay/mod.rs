@@ -74,11 +74,11 @@ use crate::{
 impl Relay {
     /// Takes a burst of frames from the guest.
     pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
-        self.frames += inbox.frames() as u64;
         for index in 0..inbox.frames() {
             let Some(frame) = inbox.frame(index) else {
                 break;
             };
+            self.passed.count(frame.payload.len());
             if let Err(why) = self.frame(frame, inbox, outbox, now) {
                 log::trace!("frame of {} octets dropped: {why:?}", frame.payload.len());
                 self.count(why);

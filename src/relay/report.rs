@@ -5,6 +5,7 @@ use std::fmt;
 use super::{flow::Flow, state::Relay};
 use crate::{
     config::Net,
+    link::{Outbox, Passed},
     net::Why,
     proto::tcp::{Half, Phase},
 };
@@ -12,8 +13,8 @@ use crate::{
 /// How often a kind of event happened, and how many flows there are of each kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Frames taken from the guest.
-    pub frames: u64,
+    pub from_guest: Passed,
+    pub to_guest: Passed,
     pub drops: Vec<(Why, u64)>,
     pub udp: usize,
     pub echo: usize,
@@ -31,7 +32,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tcp =
             self.syn_sent + self.connecting + self.syn_received + self.established + self.closing;
-        writeln!(f, "Frames from guest: {}", self.frames)?;
+        let (from, to) = (self.from_guest, self.to_guest);
+        writeln!(
+            f,
+            "Frames from guest: {}, {} octets",
+            from.frames, from.octets
+        )?;
+        writeln!(f, "Frames to guest: {}, {} octets", to.frames, to.octets)?;
         writeln!(
             f,
             "Flows: {tcp} TCP ({} SYN sent, {} connecting, {} SYN received, {} established, {} closing), {} UDP, {} echo, {} of groups",
@@ -54,10 +61,11 @@ impl fmt::Display for Report {
 }
 
 impl Relay {
-    /// Counters and flows as they are.
-    pub fn report(&self) -> Report {
+    /// Counters and flows as they are; `outbox` is what frames to the guest go through.
+    pub fn report(&self, outbox: &Outbox) -> Report {
         let mut report = Report {
-            frames: self.frames,
+            from_guest: self.passed,
+            to_guest: outbox.passed(),
             drops: self.drops.seen().collect(),
             ..Report::default()
         };

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
     io,
+    net::IpAddr,
     num::NonZeroU64,
     os::fd::{AsRawFd, RawFd},
 };
@@ -20,8 +21,9 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Guest, Id, Key, Lru, Neighbours, Pool, Spare, Table, Wheel},
+    flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Wheel},
     host::{listen::Ports, socket::Features},
+    link::Passed,
     net::{Drops, Mac, Now, Protocol, Span, Why},
     proto::tcp::{Disorder, SynRetries},
     service::Note,
@@ -50,6 +52,9 @@ pub const FAILURES: usize = 16;
 /// Datagrams of others that may lie in a socket between bind(2) and connect(2).
 pub const STRAYS: usize = 256;
 
+/// Flows looked at for one that a new one from outside may replace.
+const REPLACED: usize = 64;
+
 /// Requests one burst of frames may give rise to: as many flows ended as begun.
 const REQUESTS: usize = 2 * 8192;
 
@@ -74,12 +79,12 @@ pub struct Relay {
     pub(super) neighbours: Neighbours,
     /// Whether any frame has come from a guest.
     pub(super) met: bool,
-    /// Frames taken from the guest.
-    pub(super) frames: u64,
+    /// What the guest has sent.
+    pub(super) passed: Passed,
     pub(super) features: Features,
     pub(super) flows: Table<Flow>,
-    /// UDP and echo flows, by their last use.
-    pub(super) idle: Lru,
+    /// Whose they are, and which can make room.
+    pub(super) census: Census,
     pub(super) limits: Limits,
     /// How many datagram flows have sockets bound to each port.
     pub(super) sharing: Box<[u16]>,
@@ -123,8 +128,10 @@ pub struct Relay {
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
     pub(super) away: Away,
-    /// When it was last warned of want of descriptors or room in the table, and of sockets that cannot be watched.
+    /// When it was last warned of want of descriptors or room in the table, of peers with too many flows, and of sockets that
+    /// cannot be watched.
     pub(super) wanted: Option<Now>,
+    crowded: Option<Now>,
     pub(super) unwatched: Option<Now>,
     /// Word of a client's MAC address.
     pub(super) sighted: RateLimit,
@@ -149,10 +156,10 @@ impl Relay {
             guest,
             neighbours: Neighbours::default(),
             met: false,
-            frames: 0,
+            passed: Passed::default(),
             features,
             flows: Table::new(limits.flows),
-            idle: Lru::new(limits.flows),
+            census: Census::new(limits.flows),
             limits,
             sharing: vec![0; 1 << 16].into_boxed_slice(),
             wheel: Wheel::new(limits.flows),
@@ -171,7 +178,7 @@ impl Relay {
             weary: Vec::with_capacity(limits.flows),
             rested: None,
             syn_retries: SynRetries::default(),
-            fresh: Vec::with_capacity(STRAYS),
+            fresh: Vec::with_capacity(STRAYS + 1),
             waiting: Waiting::default(),
             requests: Vec::with_capacity(REQUESTS),
             drops: Drops::new(),
@@ -184,6 +191,7 @@ impl Relay {
             echo_warned: false,
             away: Away::default(),
             wanted: None,
+            crowded: None,
             unwatched: None,
             gave_up: None,
             sighted: RateLimit::default(),
@@ -269,8 +277,23 @@ impl Relay {
         Some(id)
     }
 
-    /// Adds a flow and has its socket watched.
+    /// Adds a flow of the guest's own and has its socket watched.
     pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
+        self.insert_of(None, key, flow, raw)
+    }
+
+    /// Adds a flow that its peer began, once [`Relay::admit_peer`] has let it in.
+    pub(super) fn insert_inbound(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
+        self.insert_of(Some(key.remote.addr), key, flow, raw)
+    }
+
+    fn insert_of(
+        &mut self,
+        peer: Option<IpAddr>,
+        key: Key,
+        flow: Flow,
+        raw: RawFd,
+    ) -> Result<Id, Why> {
         if self.flows.len() == self.flows.capacity() {
             self.make_room();
         }
@@ -278,7 +301,7 @@ impl Relay {
         match self.flows.insert(key, flow) {
             Ok(id) => {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
-                self.idle.touch(id.slot);
+                self.census.enter(id.slot, peer);
                 self.requests.push(if streams {
                     Request::Watch(raw, id)
                 } else {
@@ -308,18 +331,61 @@ impl Relay {
     /// Ends a flow in favour of another: the datagram flow that was idle for longest, or the connection whose handshake is
     /// the oldest, whichever was used less recently. So a flood of either pushes out itself. `false` if there is none.
     fn evict(&mut self) -> bool {
-        while let Some(id) = self.idle.oldest().and_then(|slot| self.flows.at(slot)) {
-            match self.flows.get(id) {
-                Some(Flow::Tcp(flow)) if flow.conn.phase().is_handshake() => self.abort(id),
-                Some(Flow::Udp(_) | Flow::Echo(_)) => self.remove(id),
-                // It has come through since, or the guest has asked for it: it stays.
-                Some(Flow::Tcp(_) | Flow::Group(_)) | None => {
-                    self.idle.remove(id.slot);
-                    continue;
-                }
+        while let Some(id) = self.census.oldest().and_then(|slot| self.flows.at(slot)) {
+            if self.makes_room(id) {
+                return true;
             }
-            log::debug!("flow {}: makes room", id.slot);
-            return true;
+        }
+        false
+    }
+
+    /// Ends a flow in favour of another, if it may be ended.
+    fn makes_room(&mut self, id: Id) -> bool {
+        match self.flows.get(id) {
+            Some(Flow::Tcp(flow)) if flow.conn.phase().is_handshake() => self.abort(id),
+            Some(Flow::Udp(_) | Flow::Echo(_)) => self.remove(id),
+            // It has come through since, or the guest has asked for it: it stays.
+            Some(Flow::Tcp(_) | Flow::Group(_)) | None => {
+                self.census.forget(id.slot);
+                return false;
+            }
+        }
+        log::debug!("flow {}: makes room", id.slot);
+        true
+    }
+
+    /// Lets a peer begin another flow, in favour of which an older one may have to end.
+    ///
+    /// # Errors
+    /// [`Why::Share`] where the peer, or all of them together, have as many as they may.
+    pub(super) fn admit_peer(&mut self, peer: IpAddr) -> Result<(), Why> {
+        if self.census.admits(peer) {
+            return Ok(());
+        }
+        let replaced = self.replace_idle(peer);
+        if is_news(&mut self.crowded, self.turn) {
+            let (peers, all) = (self.census.peers(), self.flows.capacity());
+            let outcome = if replaced {
+                "those idle or half-open for longest make way"
+            } else {
+                "it gets no more"
+            };
+            log::warn!("Peers have {peers} flows of {all}, too many for one of {peer}: {outcome}");
+        }
+        if replaced { Ok(()) } else { Err(Why::Share) }
+    }
+
+    /// Ends one of the flows from outside that are idle for longest, if there is one a flow of this peer may replace.
+    fn replace_idle(&mut self, peer: IpAddr) -> bool {
+        let mut next = self.census.oldest_of_peers();
+        for _ in 0..REPLACED {
+            let Some(slot) = next else { break };
+            next = self.census.next_of_peers(slot);
+            let Some(id) = self.flows.at(slot) else { break };
+            let theirs = self.flows.key(id).map_or(peer, |key| key.remote.addr);
+            if self.census.may_replace(theirs, peer) && self.makes_room(id) {
+                return true;
+            }
         }
         false
     }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     errors::{Fault, Quote},
-    flow::{Flow, Packet, UdpFlow},
+    flow::{FRESH, Flow, Packet, UdpFlow},
     request::Ready,
     state::Relay,
 };
@@ -71,8 +71,12 @@ impl Relay {
             }
         };
         let raw = socket.as_raw_fd();
+        if !bound {
+            socket::receive_segments(&socket);
+        }
         let flow = UdpFlow {
             bound,
+            fresh: bound.then_some(now + FRESH),
             ..UdpFlow::new(socket, now)
         };
         let timeout = self.udp_timeout(&flow);

@@ -36,6 +36,9 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        if matches!(self.flows.get(id), Some(Flow::Udp(flow)) if flow.fresh.is_some()) {
+            return self.sort_strays(id, None, outbox, now);
+        }
         if !self.deliver_held(id, outbox) {
             return;
         }
@@ -73,7 +76,7 @@ impl Relay {
                     flow.seen.1 = flow.seen.1.saturating_add(1).min(2);
                     // Fewer than there was room for: the socket is empty.
                     flow.readable = count == rooms.count;
-                    self.idle.touch(id.slot);
+                    self.census.touch(id.slot);
                     for (at, datagram) in received.iter().enumerate().take(count) {
                         octets += datagram.len;
                         datagrams += 1;

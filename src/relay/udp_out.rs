@@ -75,7 +75,7 @@ impl Relay {
         };
         flow.last = now;
         flow.seen.0 = flow.seen.0.saturating_add(1).min(2);
-        self.idle.touch(id.slot);
+        self.census.touch(id.slot);
         let mut at = 0;
         loop {
             let one = payload.part(&(at..at + size));

@@ -8,5 +8,6 @@ mod lab;
 
 mod discovery;
 mod ports;
+mod share;
 mod tcp;
 mod udp;

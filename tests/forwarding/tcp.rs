@@ -268,7 +268,7 @@ fn connections_that_find_no_place_are_reset_and_warned_of_once() {
         resets.count()
     };
     assert!(wait_until(LONG, || refused() > 30), "{}", refused());
-    let said = translator.log().matches("Flow table full").count();
+    let said = translator.log().matches("Peers have ").count();
     assert_eq!(said, 1, "{}", translator.log());
     // Those that have one are still being offered to the guest; the oldest made way.
     let last = clients.last().unwrap().local_addr().unwrap().port();

@@ -1,7 +1,9 @@
 //! Datagrams from outside.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    thread,
     time::Duration,
 };
 
@@ -10,7 +12,7 @@ use crate::{
     lab::{
         Translator, World,
         servers::udp_socket,
-        world::{GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
+        world::{BLACKHOLE4, BLACKHOLE6, GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
     },
     tcp::introduce,
 };
@@ -97,5 +99,54 @@ fn clients_on_the_hosts_loopback_are_answered_there() {
         let mut bytes = [0; 8];
         assert_eq!(client.recv_from(&mut bytes).unwrap(), (1, to));
         assert_eq!(bytes[0], n);
+    }
+}
+
+/// The guest opens flows from the forwarded port, whose sockets hear everybody between bind(2) and connect(2): what clients
+/// send in that moment is theirs all the same.
+#[test]
+fn clients_that_come_while_the_guest_uses_the_port_itself_are_heard_too() {
+    const ROUNDS: u16 = 60;
+    const AT_A_TIME: u16 = 16;
+    const CLIENTS: u16 = 60;
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    for round in 0..ROUNDS {
+        let v6 = round % 2 == 1;
+        let (from, to, silent): (IpAddr, IpAddr, IpAddr) = if v6 {
+            (INTERNET6.into(), POD6.into(), BLACKHOLE6.into())
+        } else {
+            (INTERNET4.into(), POD4.into(), BLACKHOLE4.into())
+        };
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| udp_socket(&scene.world.outside, (from, 0)))
+            .collect();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for client in &clients {
+                    client.send_to(&round.to_be_bytes(), (to, 5000)).unwrap();
+                }
+            });
+            for n in 0..AT_A_TIME {
+                let remote = (silent, 1024 + round * AT_A_TIME + n).into();
+                let datagram = Udp::new((to, 5000).into(), remote, b"hello");
+                scene.wire.send(&datagram.frame());
+            }
+        });
+        let mut heard = HashSet::new();
+        while heard.len() < clients.len() {
+            let what = format!("of {CLIENTS} datagrams more than {}", heard.len());
+            let datagram = scene.wire.expect(&what, Udp::of_frame);
+            assert_eq!(datagram.payload, round.to_be_bytes());
+            heard.insert(datagram.src);
+            let answer = Udp::new(datagram.dst, datagram.src, &datagram.payload);
+            scene.wire.send(&answer.frame());
+        }
+        for client in &clients {
+            let (len, from) = client.recv_from(&mut [0; 8]).unwrap();
+            assert_eq!((len, from), (2, (to, 5000).into()));
+        }
     }
 }

@@ -128,7 +128,7 @@ impl Play {
         } else {
             self.relay.all_neighbours(&[neighbour], &mut self.outbox);
         }
-        assert!(!self.relay.report().to_string().is_empty());
+        assert!(!self.relay.report(&self.outbox).to_string().is_empty());
     }
 
     /// Something comes to a forwarded port.

@@ -298,6 +298,11 @@ impl Outlet {
         true
     }
 
+    /// Octets of a frame that has so many with its virtio-net header.
+    pub const fn octets(&self, total: usize) -> usize {
+        total.saturating_sub(self.abilities.header)
+    }
+
     /// Copies out `len` octets of a frame that was written, from its Ethernet header on.
     pub fn read_back(&self, first: usize, total: usize, out: &mut Vec<u8>) {
         let chains = self.chains_for(first, total);

@@ -39,6 +39,7 @@ impl Relay {
         let addr = forward.target.or_else(|| self.guest.address_for(peer.ip()));
         let guest = Endpoint::new(addr.ok_or(Why::NoGuest)?, forward.guest);
         let key = self.inbound_key(Protocol::Tcp, guest, peer)?;
+        self.admit_peer(key.remote.addr)?;
         let mss = self.segment_size(key.remote.addr);
         let iss = Seq(self.initial_sequence(&key, now));
         socket::close_in_order(&socket);
@@ -49,7 +50,7 @@ impl Relay {
             ..Syn::default()
         };
         let flow = TcpFlow::new(socket, conn, syn, peeks);
-        let id = self.insert(key, Flow::Tcp(flow), raw)?;
+        let id = self.insert_inbound(key, Flow::Tcp(flow), raw)?;
         if self.guest.is_at(guest.addr) {
             self.send_syn(id, outbox, now);
         } else {

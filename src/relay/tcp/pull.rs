@@ -381,6 +381,9 @@ impl Relay {
         let Some(mut flow) = self.flows.remove(id) else {
             return;
         };
+        if let Some(key) = key {
+            self.census.leave(id.slot, key.remote.addr);
+        }
         if let Flow::Udp(flow) = &flow
             && flow.bound
             && let Some(key) = key
@@ -389,7 +392,6 @@ impl Relay {
             *sharing = sharing.saturating_sub(1);
         }
         self.wheel.disarm(id.slot);
-        self.idle.remove(id.slot);
         if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
             self.pool.release(std::mem::take(spill));
             if let Some(lent) = state.disorder {

@@ -17,12 +17,12 @@ impl Reactor {
             return;
         };
         let mut halves = Halves {
-            intake: self.inbox.intake(),
-            outlet: self.outbox.outlet(),
+            intake: self.core.inbox.intake(),
+            outlet: self.core.outbox.outlet(),
         };
         let served = session.serve(&mut halves);
         // A queue that has just started may hold something already.
-        self.link_readable = true;
+        self.core.link_readable = true;
         let polled = self.poll_kicks();
         match served {
             Err(refused) => self.refuse(&refused),
@@ -37,7 +37,7 @@ impl Reactor {
     pub(super) fn kicked(&mut self, queue: usize) {
         if let Some(session) = &self.session {
             session.kicked(queue);
-            self.link_readable |= queue == TRANSMIT;
+            self.core.link_readable |= queue == TRANSMIT;
         }
     }
 
@@ -48,7 +48,7 @@ impl Reactor {
         };
         if let Err(refused) = session.check() {
             self.refuse(&refused);
-        } else if let Some(broken) = self.outbox.broken() {
+        } else if let Some(broken) = self.core.outbox.broken() {
             self.refuse(&broken);
         }
     }
@@ -66,10 +66,10 @@ impl Reactor {
     pub(super) fn end_session(&mut self) {
         if let Some(mut session) = self.session.take() {
             session.end(&mut Halves {
-                intake: self.inbox.intake(),
-                outlet: self.outbox.outlet(),
+                intake: self.core.inbox.intake(),
+                outlet: self.core.outbox.outlet(),
             });
-            self.outbox.attach_queue(false);
+            self.core.outbox.attach_queue(false);
             self.session = Some(session);
             self.poll_kicks();
             self.session = None;
@@ -87,11 +87,11 @@ impl Reactor {
             match watch {
                 Watch::Kick(fd, queue) => {
                     let source = Source::Kick(queue as u8);
-                    all &= self.watch(fd, source, Interest::READABLE).is_ok();
+                    all &= self.core.watch(fd, source, Interest::READABLE).is_ok();
                 }
                 Watch::Close(kick) => {
                     // The front-end has it too, so closing alone would leave it in the poll.
-                    let registry = self.poll.registry();
+                    let registry = self.core.poll.registry();
                     let _ = registry.deregister(&mut SourceFd(&kick.as_raw_fd()));
                 }
             }

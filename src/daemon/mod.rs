@@ -43,6 +43,8 @@ mod room;
 
 mod migration;
 
+mod core;
+
 mod reactor;
 
 mod front_end;

@@ -66,6 +66,7 @@ pub(super) const OURS: &[&str] = &[
     "no-multicast",
     "multicast-ports",
     "strict-source",
+    "queues",
 ];
 
 /// Every option, in the order of the help text, which leaves out those of pasta.
@@ -109,6 +110,13 @@ pub(super) const OPTIONS: &[Opt] = &[
             Ok(())
         },
         "Offer these virtio features only, or all but those behind a ~ (default: all)",
+    ),
+    text(
+        "queues",
+        None,
+        "NUM",
+        set!(values::queues, queues),
+        "Serve up to this many queue pairs, 1 to 16, each by a thread (default: as many as processors)",
     ),
     path(
         "repair-path",

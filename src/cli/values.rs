@@ -9,7 +9,7 @@ use std::{
 use nix::unistd::{Group, User};
 
 use crate::{
-    config::{HEARD_MOST, Identity, RepairPath},
+    config::{HEARD_MOST, Identity, QUEUES_MAX, RepairPath},
     net::{Class, Mac, Span, class, is_link_local6},
 };
 
@@ -31,6 +31,13 @@ const LABEL_MAX: usize = 63;
 
 pub(super) fn socket_path(path: &Path) -> Result<PathBuf, String> {
     unix_path(path).ok_or_else(|| format!("Invalid socket path: {}", path.display()))
+}
+
+pub(super) fn queues(text: &str) -> Result<usize, String> {
+    number(text)
+        .and_then(|number| usize::try_from(number).ok())
+        .filter(|number| (1..=QUEUES_MAX).contains(number))
+        .ok_or_else(|| format!("Invalid number of queue pairs: {text}"))
 }
 
 pub(super) fn conf_path(path: &Path) -> Result<PathBuf, String> {

@@ -3,10 +3,11 @@
 use std::{
     io,
     os::fd::RawFd,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use mio::{Interest, Poll, event::Event, unix::SourceFd};
+use mio::{Interest, Poll, Waker, event::Event, unix::SourceFd};
 
 use super::{
     event::{Counts, Source},
@@ -19,6 +20,12 @@ use crate::{
     relay::{Ready, Relay},
 };
 
+/// Events taken from the kernel at a time.
+pub(super) const EVENTS: usize = 256;
+
+/// Bursts taken from the guest, or from other threads, before sockets have their turn again.
+pub(super) const BURSTS: usize = 4;
+
 /// What one thread owns, whichever it is.
 #[derive(Debug)]
 pub(super) struct Core {
@@ -29,7 +36,9 @@ pub(super) struct Core {
     pub(super) counts: Counts,
     /// An edge seen and not worked off.
     pub(super) link_readable: bool,
-    start: Instant,
+    /// Of all that serve the guest together, by their numbers; none where this one does alone.
+    pub(super) wakers: Arc<[Waker]>,
+    pub(super) start: Instant,
 }
 
 impl Core {
@@ -45,6 +54,7 @@ impl Core {
             outbox: Outbox::new(),
             counts: Counts::default(),
             link_readable: false,
+            wakers: Arc::new([]),
             start,
         })
     }
@@ -73,16 +83,52 @@ impl Core {
         self.register();
     }
 
-    /// Takes a burst of the guest's.
-    pub(super) fn take_burst(&mut self) -> Received {
+    /// Takes a burst of the guest's. `None` if not all of it could be taken: another thread has no room for what belongs to it,
+    /// and will wake us when it has.
+    pub(super) fn take_burst(&mut self) -> Option<Received> {
         let received = self.inbox.receive();
+        // What came by another queue before this burst was sent stays before it.
+        self.take_handed();
         let now = self.now();
         self.outbox.capture_burst(&self.inbox);
-        self.relay.from_guest(&self.inbox, &mut self.outbox, now);
+        let taken = self.relay.from_guest(&self.inbox, &mut self.outbox, now);
         self.register();
+        let left = self.inbox.frames() - taken;
+        if left > 0 {
+            self.inbox.put_back(left);
+        }
         self.inbox.release();
         self.outbox.flush();
-        received
+        self.wake_others();
+        (left == 0).then_some(received)
+    }
+
+    /// Takes what other threads have handed over, a few bursts at most.
+    pub(super) fn take_handed(&mut self) {
+        for _ in 0..BURSTS {
+            if !self.relay.has_handed() {
+                return;
+            }
+            let now = self.now();
+            self.relay.take_handed(&mut self.outbox, now);
+            self.register();
+            self.outbox.flush();
+            self.wake_others();
+        }
+    }
+
+    /// Wakes the other threads that have something to do by us.
+    pub(super) fn wake_others(&mut self) {
+        let mut wakes = self.relay.wakes();
+        while wakes != 0 {
+            let number = wakes.trailing_zeros();
+            wakes &= wakes - 1;
+            if let Some(waker) = self.wakers.get(number as usize)
+                && let Err(error) = waker.wake()
+            {
+                log::warn!("Cannot wake thread {number}: {error}");
+            }
+        }
     }
 
     /// Lets flows go on that waited for room on the link. `true` if some still wait though there is room.

@@ -41,6 +41,7 @@ impl Reactor {
             log::warn!("{warning}");
         }
         self.core.relay.set_net(resolved.net);
+        self.tell_crew();
         if let Some(watch) = &mut self.neighbours {
             watch.ask_for_all(now);
         }
@@ -53,20 +54,42 @@ impl Reactor {
     pub(super) fn hear_of_neighbours(&mut self) {
         let now = self.now();
         let events = self.neighbours.as_mut().map(|watch| watch.events(now));
+        let mut any = false;
         for told in events.iter().flatten() {
+            any = true;
             self.core.relay.neighbour(told, &mut self.core.outbox);
+        }
+        if any {
+            self.tell_crew();
         }
     }
 
     pub(super) fn look_at_neighbours(&mut self, now: Now) {
         if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
             self.core.relay.all_neighbours(&all, &mut self.core.outbox);
+            self.tell_crew();
         }
     }
 
     /// Counters and flows as they are.
     pub(super) fn report(&self) -> String {
-        format!("{}\n{}", self.core.counts, self.core.relay.report())
+        let (mut counts, mut report) = (self.core.counts.clone(), self.core.relay.report());
+        let workers = self.crew.call(&self.core.wakers);
+        for worker in &workers {
+            counts.add(&worker.core.counts);
+            report.add(&worker.core.relay.report());
+        }
+        self.crew.dismiss(workers);
+        format!("{counts}\n{report}")
+    }
+
+    /// Has the workers know of the host what we do.
+    pub(super) fn tell_crew(&self) {
+        let mut workers = self.crew.call(&self.core.wakers);
+        for worker in &mut workers {
+            worker.core.relay.learn_from(&self.core.relay);
+        }
+        self.crew.dismiss(workers);
     }
 
     pub(super) fn report_stats(&mut self, now: Now) {

@@ -14,7 +14,14 @@ use nix::sys::{
 };
 use socket2::SockRef;
 
-use super::{changes::Changes, core::Core, event::Source, migration::Migration, room::Room};
+use super::{
+    changes::Changes,
+    core::{BURSTS, Core, EVENTS},
+    crew::Crew,
+    event::Source,
+    migration::Migration,
+    room::Room,
+};
 use crate::{
     config::VhostFeatures,
     host::neighbours::Watch,
@@ -22,12 +29,6 @@ use crate::{
     net::{Now, Span},
     relay::{RateLimit, Relay},
 };
-
-/// Events taken from the kernel at a time.
-const EVENTS: usize = 256;
-
-/// Bursts taken from the guest before sockets have their turn again.
-const BURSTS: usize = 4;
 
 /// Unsolicited router advertisements go out at random within these bounds (RFC 4861, section 6.2.1).
 const ADVERTISE_LEAST: Span = Span::secs(200);
@@ -79,6 +80,8 @@ pub fn hold_signals() -> io::Result<SigSet> {
 #[derive(Debug)]
 pub struct Reactor {
     pub(super) core: Core,
+    /// Those who serve further queue pairs.
+    pub(super) crew: Crew,
     /// What clients are offered, if they are vhost-user front-ends, and the one that is connected.
     vhost: Option<VhostFeatures>,
     pub(super) session: Option<Session>,
@@ -128,6 +131,7 @@ impl Reactor {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let mut reactor = Self {
             core: Core::new(relay, Instant::now())?,
+            crew: Crew::default(),
             vhost,
             session: None,
             listener: None,
@@ -206,6 +210,16 @@ impl Reactor {
         });
     }
 
+    /// Has further queue pairs served, each by a thread and one of these relays, with as many flows in all. To be called before
+    /// threads cannot be started any more.
+    ///
+    /// # Errors
+    /// Those of epoll_create(2), eventfd(2) and pthread_create(3).
+    pub fn recruit(&mut self, relays: Vec<Relay>, flows: usize) -> io::Result<()> {
+        self.crew = Crew::start(&mut self.core, relays, flows)?;
+        Ok(())
+    }
+
     /// Serves until a signal comes or the only client leaves.
     ///
     /// # Errors
@@ -239,6 +253,7 @@ impl Reactor {
                     Source::Flow(id) => self.core.flow_event(id, event),
                     Source::Link if self.session.is_some() => self.session_readable = true,
                     Source::Kick(queue) => self.kicked(usize::from(queue)),
+                    Source::Peers => self.hear_crew()?,
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
                         self.core.link_readable |= event.is_readable() || self.link_ended;
@@ -271,6 +286,7 @@ impl Reactor {
             }
             self.talk();
             self.transfer();
+            self.core.take_handed();
             self.take_bursts();
             self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
@@ -296,6 +312,9 @@ impl Reactor {
         self.follow_host(now);
         self.look_at_neighbours(now);
         self.report_stats(now);
+        if self.crew.due().is_some_and(|at| at <= now) {
+            self.absorb(now);
+        }
         let mut more = self.core.link_readable || self.session_readable;
         more |= self.core.resume(now);
         let blocked = self.core.outbox.flush() == Flushed::Blocked;
@@ -305,6 +324,8 @@ impl Reactor {
             // Writability is told by an edge, which comes when the guest reads.
             more = self.core.link_readable || self.session_readable;
         }
+        more |= self.core.relay.has_handed();
+        self.core.wake_others();
         if self.core.outbox.is_short() {
             self.link_again.get_or_insert(now + LINK_AGAIN);
         }
@@ -319,7 +340,10 @@ impl Reactor {
             if !self.core.link_readable {
                 return;
             }
-            let received = self.core.take_burst();
+            let Some(received) = self.core.take_burst() else {
+                self.core.link_readable = false;
+                return;
+            };
             let now = self.now();
             match received {
                 Received::Burst => {}
@@ -410,10 +434,15 @@ impl Reactor {
         self.core
             .watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
         self.client = Some(socket.as_raw_fd());
-        self.session = Some(Session::new(socket, features));
+        self.session = Some(Session::new(socket, features, self.crew.pairs()));
         self.session_readable = true;
         (self.core.link_readable, self.link_ended) = (false, false);
         self.core.outbox.attach_queue(true);
+        let mut workers = self.crew.call(&self.core.wakers);
+        for worker in &mut workers {
+            worker.core.outbox.attach_queue(true);
+        }
+        self.crew.dismiss(workers);
         Ok(())
     }
 
@@ -428,6 +457,7 @@ impl Reactor {
         let said = format_args!("Client connection closed{exiting}");
         self.comings.log(log::Level::Info, now, said);
         self.core.link_readable = false;
+        self.end_session();
         self.core.relay.guest_left();
         self.migration.over();
         self.core.register();
@@ -435,7 +465,6 @@ impl Reactor {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
             let _ = self.core.poll.registry().deregister(&mut SourceFd(&fd));
         }
-        self.end_session();
         self.core.inbox.attach(None);
         self.core.outbox.attach(None);
     }
@@ -451,6 +480,7 @@ impl Reactor {
             Some(self.advertise),
             self.accept_again,
             self.link_again,
+            self.crew.due(),
             self.changes.as_ref().and_then(Changes::due),
             self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),

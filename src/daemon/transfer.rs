@@ -32,6 +32,8 @@ impl Reactor {
 
     fn save(&mut self, pipe: &OwnedFd) -> Result<(), String> {
         let now = self.now();
+        // All of the guest's flows leave from here.
+        self.absorb(now);
         self.core.outbox.flush();
         // Nobody is waited for in vain.
         let helper = if self.core.relay.has_connections() {
@@ -54,6 +56,7 @@ impl Reactor {
         }
         self.migration.over();
         self.core.register();
+        self.tell_crew();
         Ok(())
     }
 

@@ -2,14 +2,17 @@
 
 mod guest;
 mod key;
+mod claims;
 mod lru;
 mod nat;
 mod neighbours;
 mod pool;
+pub mod ring;
 mod spare;
 mod table;
 mod wheel;
 
+pub use claims::{Claims, Slot as ClaimSlot};
 pub use guest::Guest;
 pub use key::{Id, Key};
 pub use lru::Lru;

@@ -112,6 +112,46 @@ impl Inbox {
         }
     }
 
+    /// Holds no frames, to hold some of others next.
+    pub fn hold_none(&mut self) {
+        self.frames.clear();
+        self.end = 0;
+    }
+
+    /// Whether there is room for a frame of so many octets behind those it holds.
+    pub fn can_hold(&self, len: usize) -> bool {
+        self.end + len <= self.buffer.len() && self.frames.len() < self.frames.capacity()
+    }
+
+    /// Holds a frame of so many octets, which `fill` writes, behind those it holds; there must be room.
+    pub fn hold_next(
+        &mut self,
+        len: usize,
+        segment: Option<u16>,
+        checksum: Option<(u16, u16)>,
+        fill: impl FnOnce(&mut [u8]),
+    ) {
+        if let Some(place) = self.buffer.get_mut(self.end..self.end + len) {
+            fill(place);
+            let whole = Slot::ours(self.end, len);
+            self.frames.push(Fetched {
+                head: whole,
+                payload: whole,
+                segment,
+                checksum,
+            });
+            self.end = (self.end + len).next_multiple_of(64).min(self.buffer.len());
+        }
+    }
+
+    /// Puts the last `count` frames of the current burst back into the queue they came from, to be received again.
+    pub fn put_back(&mut self, count: usize) {
+        if let Some(intake) = &mut self.intake {
+            intake.put_back(count);
+            self.frames.truncate(self.frames.len() - count);
+        }
+    }
+
     /// Serves another client, or none; what was left of the last is forgotten.
     pub fn attach(&mut self, socket: Option<OwnedFd>) {
         self.socket = socket;
@@ -122,6 +162,11 @@ impl Inbox {
     /// The queue frames come from, where they do.
     pub const fn intake(&mut self) -> &mut Option<Intake> {
         &mut self.intake
+    }
+
+    /// Whether the memory that the queue lies in has vanished.
+    pub fn has_vanished(&self) -> bool {
+        self.intake.as_ref().is_some_and(Intake::has_vanished)
     }
 
     /// Hands a burst that was worked off back to the guest; its slots become void.

@@ -121,6 +121,9 @@ impl Relay {
         for id in std::mem::take(&mut self.away.flows) {
             self.forget_held(id);
             self.wheel.disarm(id.slot);
+            if let (Some(share), Some(key)) = (&self.share, self.flows.key(id)) {
+                share.closed(&key, false);
+            }
             if let Some(Flow::Tcp(mut flow)) = self.flows.remove(id) {
                 self.pool.release(std::mem::take(&mut flow.spill));
                 if let Some(lent) = flow.state.disorder {

@@ -12,6 +12,7 @@ mod chance;
 mod guests;
 mod offload;
 mod protocol;
+mod queues;
 
 use guest::frame::{ETHERTYPE_ARP, GUEST_MAC, ethernet, of_type};
 use lab::{

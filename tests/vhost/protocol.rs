@@ -89,7 +89,9 @@ fn what_the_command_line_leaves_out_is_not_offered() {
 /// Regression V04.
 #[test]
 fn one_queue_pair_is_one_queue_pair() {
-    let Some(scene) = Scene::new(&[]) else { return };
+    let Some(scene) = Scene::new(&["--queues", "1"]) else {
+        return;
+    };
     let guest = FrontEnd::greet(scene.translator.connect(), Driver::new(LINUX));
     assert_eq!(guest.ask(request::GET_QUEUE_NUM, &[]), [1]);
 }

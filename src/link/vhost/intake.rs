@@ -85,6 +85,11 @@ impl Intake {
         self.ring
     }
 
+    /// Whether its memory has vanished.
+    pub fn has_vanished(&self) -> bool {
+        self.ring.memory().has_vanished()
+    }
+
     /// Fetches the frames that are available, up to a burst's limits; what is copied of them goes to `memory`.
     ///
     /// # Errors
@@ -156,6 +161,13 @@ impl Intake {
             self.ring.give_back(head, 0);
         }
         self.ring.flush();
+    }
+
+    /// Puts the last `count` chains of the current burst back, to be fetched again.
+    pub fn put_back(&mut self, count: usize) {
+        let count = count.min(self.heads.len());
+        self.heads.truncate(self.heads.len() - count);
+        self.ring.put_back(count as u16);
     }
 
     /// Lists a stretch for the kernel to read; `false`, with nothing listed, if the list has no room for all of it.

@@ -376,11 +376,19 @@ impl Relay {
 
     /// Forgets a flow and closes its socket.
     pub(in super::super) fn remove(&mut self, id: Id) {
+        if let Some(flow) = self.take_out(id) {
+            self.requests.push(Request::Close(flow.into_socket()));
+        }
+    }
+
+    /// Forgets a flow, with all that was kept for it.
+    pub(in super::super) fn take_out(&mut self, id: Id) -> Option<Flow> {
         self.forget_held(id);
         let key = self.flows.key(id);
-        let Some(mut flow) = self.flows.remove(id) else {
-            return;
-        };
+        let mut flow = self.flows.remove(id)?;
+        if let (Some(share), Some(key)) = (&self.share, &key) {
+            share.closed(key, flow.is_of_group());
+        }
         if let Flow::Udp(flow) = &flow
             && flow.bound
             && let Some(key) = key
@@ -396,7 +404,7 @@ impl Relay {
                 self.disorders.take_back(lent);
             }
         }
-        self.requests.push(Request::Close(flow.into_socket()));
+        Some(flow)
     }
 
     /// Arms the wheel for a flow's next deadline.

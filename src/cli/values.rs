@@ -40,6 +40,14 @@ pub(super) fn queues(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("Invalid number of queue pairs: {text}"))
 }
 
+/// A time, in whole microseconds up to a second.
+pub(super) fn busy_poll(text: &str) -> Result<Span, String> {
+    number(text)
+        .filter(|&micros| micros <= 1_000_000)
+        .map(Span)
+        .ok_or_else(|| format!("Invalid --busy-poll: {text}"))
+}
+
 pub(super) fn conf_path(path: &Path) -> Result<PathBuf, String> {
     unix_path(path).ok_or_else(|| format!("Invalid configuration path: {}", path.display()))
 }

@@ -36,6 +36,8 @@ pub struct Config {
     pub vhost_features: VhostFeatures,
     /// The most queue pairs of its guest that are served; none: one for each processor.
     pub queues: Option<usize>,
+    /// How long to look for more after there was something, before sleeping.
+    pub busy_poll: Span,
     /// Where `passt-repair` finds us during a migration.
     pub repair_path: RepairPath,
     /// Quit once migrated away from (`--migrate-exit`, deprecated).
@@ -135,6 +137,7 @@ impl Default for Config {
             vhost_user: false,
             vhost_features: VhostFeatures::default(),
             queues: None,
+            busy_poll: Span(0),
             repair_path: RepairPath::Default,
             migrate_exit: false,
             migrate_no_linger: false,

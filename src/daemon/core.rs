@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mio::{Interest, Poll, Waker, event::Event, unix::SourceFd};
+use mio::{Events, Interest, Poll, Waker, event::Event, unix::SourceFd};
 
 use super::{
     event::{Counts, Source},
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     flow::Id,
     link::{Flushed, Inbox, Outbox, Received},
-    net::Now,
+    net::{Now, Span},
     relay::{Ready, Relay},
 };
 
@@ -36,9 +36,14 @@ pub(super) struct Core {
     pub(super) counts: Counts,
     /// An edge seen and not worked off.
     pub(super) link_readable: bool,
+    /// What there is in the guest's queue waits for room at another thread.
+    held_up: bool,
     /// Of all that serve the guest together, by their numbers; none where this one does alone.
     pub(super) wakers: Arc<[Waker]>,
     pub(super) start: Instant,
+    /// How long to look for more after there was something, before sleeping, and when there was.
+    pub(super) busy_poll: Span,
+    worked: Now,
 }
 
 impl Core {
@@ -54,9 +59,64 @@ impl Core {
             outbox: Outbox::new(),
             counts: Counts::default(),
             link_readable: false,
+            held_up: false,
             wakers: Arc::new([]),
             start,
+            busy_poll: Span(0),
+            worked: Now(0),
         })
+    }
+
+    /// Looks for more for so long before sleeping.
+    pub(super) const fn set_busy_poll(&mut self, span: Span) {
+        self.busy_poll = span;
+        self.inbox.set_quiet(span.0 > 0);
+    }
+
+    /// Waits for events: not at all where there is `more` to do, and while it is too early to sleep; otherwise for as long as
+    /// `idle` says, or for ever.
+    ///
+    /// # Errors
+    /// Those of epoll_wait(2), but for interruptions.
+    pub(super) fn wait(
+        &mut self,
+        events: &mut Events,
+        more: bool,
+        idle: Option<Duration>,
+    ) -> io::Result<()> {
+        let timeout = if more || self.lingers() {
+            Some(Duration::ZERO)
+        } else {
+            idle
+        };
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
+            polled => polled?,
+        }
+        self.note_work(!events.is_empty());
+        Ok(())
+    }
+
+    /// Whether it is too early to sleep. Until then the guest need not kick.
+    fn lingers(&mut self) -> bool {
+        if self.busy_poll.0 == 0 {
+            return false;
+        }
+        let early = self.now().since(self.worked) < self.busy_poll;
+        let more = !self.held_up
+            && if early {
+                self.inbox.has_more()
+            } else {
+                self.inbox.ask_for_kicks()
+            };
+        self.link_readable |= more;
+        early || more
+    }
+
+    fn note_work(&mut self, any: bool) {
+        if any && self.busy_poll.0 > 0 {
+            self.worked = self.now();
+        }
     }
 
     pub(super) fn now(&self) -> Now {
@@ -93,7 +153,9 @@ impl Core {
         self.outbox.capture_burst(&self.inbox);
         let taken = self.relay.from_guest(&self.inbox, &mut self.outbox, now);
         self.register();
+        self.note_work(taken > 0);
         let left = self.inbox.frames() - taken;
+        self.held_up = left > 0;
         if left > 0 {
             self.inbox.put_back(left);
         }
@@ -111,6 +173,7 @@ impl Core {
             }
             let now = self.now();
             self.relay.take_handed(&mut self.outbox, now);
+            self.note_work(true);
             self.register();
             self.outbox.flush();
             self.wake_others();

@@ -58,7 +58,9 @@ impl Crew {
         let mut cores = Vec::with_capacity(relays.len());
         for (mut relay, share) in relays.into_iter().zip(shares) {
             relay.join(share);
-            cores.push(Core::new(relay, first.start)?);
+            let mut core = Core::new(relay, first.start)?;
+            core.set_busy_poll(first.busy_poll);
+            cores.push(core);
         }
         let polls = std::iter::once(&first.poll).chain(cores.iter().map(|core| &core.poll));
         let wakers = polls.map(|poll| Waker::new(poll.registry(), Source::Peers.token()));

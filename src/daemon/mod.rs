@@ -10,7 +10,7 @@
 //! 6. enter a user namespace, and have what is forked next live in a PID namespace;
 //! 7. go to the background; the caller's process waits;
 //! 8. build the reactor, write the PID file;
-//! 9. close the sandbox: nothing can be opened by path any more;
+//! 9. close the sandbox: nothing can be opened by path any more; start further threads before its last layer, which forbids to;
 //! 10. print what was held back, let the caller's process exit, run.
 
 mod log_file;
@@ -260,6 +260,7 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
         Err(error) => ::log::warn!("Neighbours of the host will not be known: {error}"),
     }
     reactor.set_stats(config.stats);
+    reactor.set_busy_poll(config.busy_poll);
     if let Some(file) = &mut pid_file {
         failed("Couldn't write PID file", file.write(pid))?;
     }

@@ -201,6 +201,11 @@ impl Reactor {
         Ok(())
     }
 
+    /// Looks for more for so long before sleeping. To be called before others are recruited, who do the same.
+    pub const fn set_busy_poll(&mut self, span: Span) {
+        self.core.set_busy_poll(span);
+    }
+
     /// Has counters logged when they changed, at most this often.
     pub fn set_stats(&mut self, every: Option<Span>) {
         self.stats = every.map(|every| Stats {
@@ -236,16 +241,8 @@ impl Reactor {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let more = self.turn();
-            let timeout = if more {
-                Some(Duration::ZERO)
-            } else {
-                self.sleep()
-            };
-            match self.core.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
+            let idle = if more { None } else { self.sleep() };
+            self.core.wait(&mut events, more, idle)?;
             for event in &events {
                 let source = Source::of(event.token());
                 self.core.counts.count(source);

@@ -9,7 +9,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, Sender},
     },
-    time::Duration,
 };
 
 use mio::{Events, Interest, unix::SourceFd};
@@ -141,16 +140,8 @@ impl Worker {
         core.register();
         core.wake_others();
         more |= core.link_readable || core.relay.has_handed();
-        let timeout = if more {
-            Some(Duration::ZERO)
-        } else {
-            core.sleep(now)
-        };
-        match core.poll.poll(events, timeout) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-            Err(error) => return Err(error),
-        }
+        let idle = if more { None } else { core.sleep(now) };
+        core.wait(events, more, idle)?;
         for event in &*events {
             let source = Source::of(event.token());
             self.core.counts.count(source);

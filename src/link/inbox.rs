@@ -64,6 +64,8 @@ pub enum Received {
 pub struct Inbox {
     socket: Option<OwnedFd>,
     intake: Option<Intake>,
+    /// Whether the guest is asked to kick only when somebody says so.
+    quiet: bool,
     buffer: Box<[u8]>,
     /// Where the octets not yet handed out as frames begin and end.
     start: usize,
@@ -78,6 +80,7 @@ impl Inbox {
         Self {
             socket: None,
             intake: None,
+            quiet: false,
             buffer,
             start: 0,
             end: 0,
@@ -90,6 +93,7 @@ impl Inbox {
         Self {
             socket: None,
             intake: None,
+            quiet: false,
             buffer: vec![0; FRAME_MAX].into_boxed_slice(),
             start: 0,
             end: 0,
@@ -164,6 +168,21 @@ impl Inbox {
         &mut self.intake
     }
 
+    /// Has the guest of a queue kick only after [`Inbox::ask_for_kicks`].
+    pub const fn set_quiet(&mut self, quiet: bool) {
+        self.quiet = quiet;
+    }
+
+    /// Whether there is something in the queue, if frames come by one.
+    pub fn has_more(&self) -> bool {
+        self.intake.as_ref().is_some_and(Intake::has_more)
+    }
+
+    /// Has the guest kick when there is something in the queue. `true` if there is already.
+    pub fn ask_for_kicks(&mut self) -> bool {
+        self.intake.as_mut().is_some_and(Intake::ask_for_kicks)
+    }
+
     /// Whether the memory that the queue lies in has vanished.
     pub fn has_vanished(&self) -> bool {
         self.intake.as_ref().is_some_and(Intake::has_vanished)
@@ -181,7 +200,7 @@ impl Inbox {
     pub fn receive(&mut self) -> Received {
         self.frames.clear();
         if let Some(intake) = &mut self.intake {
-            return match intake.fetch(&mut self.buffer, &mut self.frames) {
+            return match intake.fetch(&mut self.buffer, &mut self.frames, self.quiet) {
                 Ok(Look::More) => Received::Burst,
                 Ok(Look::Last) => Received::Last,
                 Err(broken) => Received::Broken(broken),

@@ -11,6 +11,7 @@ mod abuse;
 mod chance;
 mod guests;
 mod offload;
+mod polling;
 mod protocol;
 mod queues;
 

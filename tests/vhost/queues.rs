@@ -5,9 +5,16 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::{fd::AsRawFd, unix::fs::FileExt},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        signal::Signal,
+    },
+    unistd::ftruncate,
+};
 
 use crate::{
     Scene, arp_request, assert_works,
@@ -20,7 +27,9 @@ use crate::{
     is_arp_reply,
     lab::{
         LONG,
-        front_end::{Arrival, Driver, FrontEnd, LINUX, MQ, RX, TX, USER, cut, request},
+        front_end::{
+            Arrival, Driver, FrontEnd, HIGH_AT, LINUX, LOG_ALL, MQ, RX, TX, USER, cut, request,
+        },
         servers::{accept, tcp_listener, udp_socket},
         wait_until,
         world::{INTERNET4, INTERNET6, POD4},
@@ -463,6 +472,38 @@ fn memory_may_go_while_a_thread_is_busy_with_it() {
     let mut guest = scene.guest(Driver::twice(LINUX));
     assert_works(&mut guest);
     scene.translator.assert_alive();
+}
+
+#[test]
+fn pages_written_by_the_second_pair_are_marked_too() {
+    const OCTETS: u64 = ((1 << 32) + (16 << 20)) / 4096 / 8;
+    let Some(scene) = scene("2") else { return };
+    let mut guest = scene.guest(Driver::twice(LINUX));
+    let mut flow = Connection::new(&scene, &mut guest, 1, (INTERNET4, 7).into(), 40_000);
+    let log = memfd_create("log", MFdFlags::MFD_CLOEXEC).unwrap();
+    ftruncate(&log, OCTETS.cast_signed()).unwrap();
+    let log = fs::File::from(log);
+    let words = [OCTETS, 0];
+    guest.send(request::SET_LOG_BASE, 1, &words, &[log.as_raw_fd()]);
+    (&guest.socket).read_exact(&mut [0; 20]).unwrap();
+    let features = guest.driver.features | LOG_ALL;
+    guest.told(request::SET_FEATURES, &[features], &[]);
+    let [descriptors, available, used] = guest.places(RX1);
+    let user = [descriptors, used, available].map(|at| USER + at);
+    let words = [RX1 as u64 | 1 << 32, user[0], user[1], user[2], used];
+    guest.told(request::SET_VRING_ADDR, &words, &[]);
+    let marked = |page: u64| {
+        let mut octet = [0];
+        log.read_exact_at(&mut octet, page / 8).unwrap();
+        octet[0] >> (page % 8) & 1 == 1
+    };
+    let data = pattern(3, 50_000);
+    assert_eq!(flow.fetch(&mut guest, 1, &data), 1);
+    assert!(marked(used / 4096), "used ring");
+    // Where the second pair's buffers are, 16 KiB apart.
+    let buffer = |n: u64| (HIGH_AT + (10 << 20) + (n << 14)) / 4096;
+    assert!((8..16).all(|n| marked(buffer(n))), "buffers");
+    assert!(!marked(descriptors / 4096));
 }
 
 #[test]

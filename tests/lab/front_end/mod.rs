@@ -38,7 +38,7 @@ use driver::Ring;
 /// Guest memory lies at two guest addresses, as a PC's does.
 pub const MEMORY: u64 = 32 << 20;
 const LOW: u64 = 16 << 20;
-const HIGH_AT: u64 = 1 << 32;
+pub const HIGH_AT: u64 = 1 << 32;
 /// What the front-end's own addresses begin with.
 pub const USER: u64 = 0x7f12_0000_0000;
 

@@ -23,7 +23,7 @@ _passt() {
 
     case "${cmd}" in
         passt)
-            opts="-s -F -1 -f -d -q -l -P -p -c -e -m -a -n -M -g -i -o -t -u -D -S -H -4 -6 -h -I -T -U --socket-path --socket --fd --vhost-user --vhost-features --repair-path --migrate-exit --migrate-no-linger --one-off --foreground --debug --trace --stats --quiet --log-file --log-size --pid --pcap --runas --conf-path --chroot-fallback --require-sandbox --print-sandbox --stderr --mtu --address --netmask --mac-addr --gateway --interface --outbound --outbound-if4 --outbound-if6 --tcp-ports --udp-ports --freebind --dns --search --hostname --fqdn --dns-forward --dns-host --no-tcp --no-udp --no-icmp --no-multicast --multicast-ports --no-dhcp --no-ndp --no-dhcpv6 --no-ra --no-dhcp-dns --no-dhcp-search --no-map-gw --map-host-loopback --map-guest-addr --strict-source --ipv4-only --ipv6-only --print-capabilities --version --help --ns-ifname --tcp-ns --udp-ns --host-lo-to-ns-lo --userns --netns --netns-only --no-netns-quit --no-pidns --config-net --no-copy-routes --no-copy-addrs --ns-mac-addr --no-splice --splice-only --dhcp-dns --dhcp-search"
+            opts="-s -F -1 -f -d -q -l -P -p -c -e -m -a -n -M -g -i -o -t -u -D -S -H -4 -6 -h -I -T -U --socket-path --socket --fd --vhost-user --vhost-features --queues --busy-poll --repair-path --migrate-exit --migrate-no-linger --one-off --foreground --debug --trace --stats --quiet --log-file --log-size --pid --pcap --runas --conf-path --chroot-fallback --require-sandbox --print-sandbox --stderr --mtu --address --netmask --mac-addr --gateway --interface --outbound --outbound-if4 --outbound-if6 --tcp-ports --udp-ports --freebind --dns --search --hostname --fqdn --dns-forward --dns-host --no-tcp --no-udp --no-icmp --no-multicast --multicast-ports --no-dhcp --no-ndp --no-dhcpv6 --no-ra --no-dhcp-dns --no-dhcp-search --no-map-gw --map-host-loopback --map-guest-addr --strict-source --ipv4-only --ipv6-only --print-capabilities --version --help --ns-ifname --tcp-ns --udp-ns --host-lo-to-ns-lo --userns --netns --netns-only --no-netns-quit --no-pidns --config-net --no-copy-routes --no-copy-addrs --ns-mac-addr --no-splice --splice-only --dhcp-dns --dhcp-search"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -50,6 +50,14 @@ _passt() {
                     return 0
                     ;;
                 --vhost-features)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --queues)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --busy-poll)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

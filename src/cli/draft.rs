@@ -75,6 +75,7 @@ impl Draft {
                 matches!(config.repair_path, RepairPath::At(_)),
                 "--repair-path",
             ),
+            (config.queues.is_some(), "--queues"),
             (config.migrate_exit, "--migrate-exit"),
             (config.migrate_no_linger, "--migrate-no-linger"),
         ];

@@ -67,6 +67,8 @@ pub(super) const OURS: &[&str] = &[
     "no-multicast",
     "multicast-ports",
     "strict-source",
+    "queues",
+    "busy-poll",
 ];
 
 /// Every option, in the order of the help text, which leaves out those of pasta.
@@ -113,6 +115,20 @@ pub(super) const OPTIONS: &[Opt] = &[
             Ok(())
         },
         "Offer these virtio features only, or all but those behind a ~ (default: all)",
+    ),
+    text(
+        "queues",
+        None,
+        "NUM",
+        set!(values::queues, queues),
+        "Serve up to this many queue pairs, 1 to 16, each by a thread (default: as many as processors)",
+    ),
+    text(
+        "busy-poll",
+        None,
+        "USEC",
+        set!(values::busy_poll, busy_poll),
+        "Look for more for so many microseconds before sleeping, up to 1000000 (default: 0)",
     ),
     path(
         "repair-path",

@@ -9,7 +9,7 @@ use std::{
 use nix::unistd::{Group, User};
 
 use crate::{
-    config::{HEARD_MOST, Identity, RepairPath},
+    config::{HEARD_MOST, Identity, QUEUES_MAX, RepairPath},
     net::{Class, Mac, Span, class, is_link_local6},
 };
 
@@ -36,6 +36,21 @@ pub(super) fn socket_path(path: &Path) -> Result<PathBuf, String> {
             path.display()
         )
     })
+}
+
+pub(super) fn queues(text: &str) -> Result<usize, String> {
+    number(text)
+        .and_then(|number| usize::try_from(number).ok())
+        .filter(|number| (1..=QUEUES_MAX).contains(number))
+        .ok_or_else(|| format!("Invalid number of queue pairs: {text}"))
+}
+
+/// A time, in whole microseconds up to a second.
+pub(super) fn busy_poll(text: &str) -> Result<Span, String> {
+    number(text)
+        .filter(|&micros| micros <= 1_000_000)
+        .map(Span)
+        .ok_or_else(|| format!("Invalid --busy-poll: {text}"))
 }
 
 pub(super) fn conf_path(path: &Path) -> Result<PathBuf, String> {

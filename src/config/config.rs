@@ -19,6 +19,9 @@ pub const DEFAULT_MTU: u16 = 65_520;
 /// What finds services: mDNS (RFC 6762), SSDP (UPnP), LLMNR (RFC 4795), WS-Discovery.
 pub const MULTICAST_PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
 
+/// The most queue pairs a guest may have.
+pub const QUEUES_MAX: usize = 16;
+
 /// Everything the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(
@@ -31,6 +34,10 @@ pub struct Config {
     pub vhost_user: bool,
     /// What such a back end offers to the guest's driver.
     pub vhost_features: VhostFeatures,
+    /// The most queue pairs of its guest that are served; none: one for each processor.
+    pub queues: Option<usize>,
+    /// How long to look for more after there was something, before sleeping.
+    pub busy_poll: Span,
     /// Where `passt-repair` finds us during a migration.
     pub repair_path: RepairPath,
     /// Quit once migrated away from (`--migrate-exit`, deprecated).
@@ -127,6 +134,8 @@ impl Default for Config {
             link: LinkChoice::Probe,
             vhost_user: false,
             vhost_features: VhostFeatures::default(),
+            queues: None,
+            busy_poll: Span(0),
             repair_path: RepairPath::Default,
             migrate_exit: false,
             migrate_no_linger: false,

@@ -25,6 +25,8 @@ pub enum Source {
     Port(u32),
     /// A queue of the guest's driver.
     Kick(u8),
+    /// Another thread that serves the guest.
+    Peers,
 }
 
 /// The kind stands above the bits of a flow's handle.
@@ -42,6 +44,7 @@ impl Source {
             Self::Neighbours => 6 << KIND,
             Self::Port(place) => 7 << KIND | u64::from(place),
             Self::Kick(queue) => 8 << KIND | u64::from(queue),
+            Self::Peers => 9 << KIND,
         };
         Token(bits as usize)
     }
@@ -57,7 +60,8 @@ impl Source {
             5 => Self::Resolver,
             6 => Self::Neighbours,
             7 => Self::Port(bits as u32),
-            _ => Self::Kick(bits as u8),
+            8 => Self::Kick(bits as u8),
+            _ => Self::Peers,
         }
     }
 
@@ -73,12 +77,13 @@ impl Source {
             Self::Flow(_) => "flow's socket",
             Self::Port(_) => "forwarded port",
             Self::Kick(_) => "guest's queue",
+            Self::Peers => "other threads",
         }
     }
 }
 
 /// How often each kind of event came.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Counts(Vec<(&'static str, u64)>);
 
 impl Default for Counts {
@@ -94,6 +99,18 @@ impl Counts {
         match self.0.iter_mut().find(|(known, _)| *known == kind) {
             Some((_, count)) => *count += 1,
             None => self.0.push((kind, 1)),
+        }
+    }
+}
+
+impl Counts {
+    /// Adds what another thread has counted.
+    pub fn add(&mut self, other: &Self) {
+        for (kind, count) in &other.0 {
+            match self.0.iter_mut().find(|(known, _)| known == kind) {
+                Some((_, sum)) => *sum += count,
+                None => self.0.push((kind, *count)),
+            }
         }
     }
 }
@@ -142,6 +159,7 @@ mod tests {
             Source::Port(u32::MAX),
             Source::Kick(0),
             Source::Kick(1),
+            Source::Peers,
         ] {
             assert_eq!(Source::of(source.token()), source);
         }

@@ -1,11 +1,14 @@
 //! The vhost-user front-end's side of the loop: its messages, its kicks, and what they change.
 
-use std::{fmt, os::fd::AsRawFd};
+use std::{fmt, io, os::fd::AsRawFd};
 
 use mio::{Interest, unix::SourceFd};
 
-use super::{event::Source, reactor::Reactor};
-use crate::link::{Halves, Served, TRANSMIT, Watch};
+use super::{core::Core, event::Source, reactor::Reactor, worker::Worker};
+use crate::{
+    link::{Halves, Served, Session, TRANSMIT, Watch},
+    net::Now,
+};
 
 impl Reactor {
     /// Takes the front-end's messages.
@@ -16,14 +19,14 @@ impl Reactor {
         let Some(session) = &mut self.session else {
             return;
         };
-        let mut halves = Halves {
-            intake: self.inbox.intake(),
-            outlet: self.outbox.outlet(),
-        };
-        let served = session.serve(&mut halves);
+        let now = self.core.now();
+        let mut workers = self.crew.call(&self.core.wakers);
+        let served = session.serve(&mut halves(&mut self.core, &mut workers));
         // A queue that has just started may hold something already.
-        self.link_readable = true;
-        let polled = self.poll_kicks();
+        self.core.link_readable = true;
+        let polled = poll_kicks(session, &self.core, &mut workers);
+        self.crew.arrange(&mut self.core, &mut workers, now);
+        self.crew.dismiss(workers);
         match served {
             Err(refused) => self.refuse(&refused),
             Ok(_) if !polled => self.refuse(&"cannot poll a queue's kicks"),
@@ -37,7 +40,7 @@ impl Reactor {
     pub(super) fn kicked(&mut self, queue: usize) {
         if let Some(session) = &self.session {
             session.kicked(queue);
-            self.link_readable |= queue == TRANSMIT;
+            self.core.link_readable |= queue == TRANSMIT;
         }
     }
 
@@ -48,7 +51,7 @@ impl Reactor {
         };
         if let Err(refused) = session.check() {
             self.refuse(&refused);
-        } else if let Some(broken) = self.outbox.broken() {
+        } else if let Some(broken) = self.core.outbox.broken() {
             self.refuse(&broken);
         }
     }
@@ -62,40 +65,78 @@ impl Reactor {
         self.detach();
     }
 
-    /// Lets go of all that the front-end has shared.
+    /// Lets go of all that the front-end has shared, and of its guest's flows that others have.
     pub(super) fn end_session(&mut self) {
-        if let Some(mut session) = self.session.take() {
-            session.end(&mut Halves {
-                intake: self.inbox.intake(),
-                outlet: self.outbox.outlet(),
-            });
-            self.outbox.attach_queue(false);
-            self.session = Some(session);
-            self.poll_kicks();
-            self.session = None;
-        }
+        let Some(mut session) = self.session.take() else {
+            return;
+        };
+        let now = self.core.now();
+        let mut workers = self.crew.call(&self.core.wakers);
+        session.end(&mut halves(&mut self.core, &mut workers));
+        poll_kicks(&mut session, &self.core, &mut workers);
+        self.crew.guest_left(&mut self.core, &mut workers, now);
+        self.crew.dismiss(workers);
+        self.core.outbox.attach_queue(false);
     }
 
-    /// Carries out what changed about kicks. `false` if one cannot be polled.
-    fn poll_kicks(&mut self) -> bool {
-        let Some(session) = &mut self.session else {
-            return true;
-        };
-        let watches: Vec<Watch> = session.watches().collect();
-        let mut all = true;
-        for watch in watches {
-            match watch {
-                Watch::Kick(fd, queue) => {
-                    let source = Source::Kick(queue as u8);
-                    all &= self.watch(fd, source, Interest::READABLE).is_ok();
-                }
-                Watch::Close(kick) => {
-                    // The front-end has it too, so closing alone would leave it in the poll.
-                    let registry = self.poll.registry();
-                    let _ = registry.deregister(&mut SourceFd(&kick.as_raw_fd()));
-                }
+    /// Hears what workers have to say.
+    ///
+    /// # Errors
+    /// What a worker's thread has ended by.
+    pub(super) fn hear_crew(&mut self) -> io::Result<()> {
+        // Who was waited for may have room.
+        self.core.link_readable = true;
+        if self.crew.hear(&mut self.core)? {
+            let now = self.core.now();
+            let mut workers = self.crew.call(&self.core.wakers);
+            self.crew.arrange(&mut self.core, &mut workers, now);
+            self.crew.dismiss(workers);
+        }
+        Ok(())
+    }
+
+    /// Takes over the flows of workers whose queues do not run.
+    pub(super) fn absorb(&mut self, now: Now) {
+        let mut workers = self.crew.call(&self.core.wakers);
+        self.crew.absorb(&mut self.core, &mut workers, now);
+        self.crew.dismiss(workers);
+    }
+}
+
+/// Where the queues of all pairs live.
+fn halves<'a>(core: &'a mut Core, workers: &'a mut [Box<Worker>]) -> Vec<Halves<'a>> {
+    let first = Halves {
+        intake: core.inbox.intake(),
+        outlet: core.outbox.outlet(),
+    };
+    let others = workers.iter_mut().map(|worker| worker.halves());
+    std::iter::once(first).chain(others).collect()
+}
+
+/// Carries out what changed about kicks. `false` if one cannot be polled.
+fn poll_kicks(session: &mut Session, core: &Core, workers: &mut [Box<Worker>]) -> bool {
+    let mut all = true;
+    for watch in session.watches() {
+        let (Watch::Kick(_, index) | Watch::Close(_, index)) = watch;
+        let worker = (index / 2)
+            .checked_sub(1)
+            .and_then(|at| workers.get_mut(at));
+        let queue = index % 2;
+        match (watch, worker) {
+            (Watch::Kick(kick, _), Some(worker)) => all &= worker.watch_kick(kick, queue),
+            (Watch::Close(kick, _), Some(worker)) => worker.close_kick(&kick, queue),
+            (Watch::Kick(kick, _), None) => {
+                let source = Source::Kick(queue as u8);
+                all &= core
+                    .watch(kick.as_raw_fd(), source, Interest::READABLE)
+                    .is_ok();
+            }
+            (Watch::Close(kick, _), None) => {
+                // The front-end has it too, so closing alone would leave it in the poll.
+                let registry = core.poll.registry();
+                let _ = registry.deregister(&mut SourceFd(&kick.as_raw_fd()));
             }
         }
-        all
     }
+    all
 }

@@ -10,7 +10,7 @@
 //! 6. enter a user namespace, and have what is forked next live in a PID namespace;
 //! 7. go to the background; the caller's process waits;
 //! 8. build the reactor, write the PID file;
-//! 9. close the sandbox: nothing can be opened by path any more;
+//! 9. close the sandbox: nothing can be opened by path any more; start further threads before its last layer, which forbids to;
 //! 10. print what was held back, let the caller's process exit, run.
 
 mod log_file;
@@ -43,6 +43,12 @@ mod room;
 
 mod migration;
 
+mod core;
+
+mod worker;
+
+mod crew;
+
 mod reactor;
 
 mod front_end;
@@ -58,6 +64,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    thread,
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -69,7 +76,7 @@ use log::Destinations;
 use sandbox::Sandbox;
 
 use crate::{
-    config::{Config, LinkChoice, Net, Resolved, resolve},
+    config::{Config, LinkChoice, Net, QUEUES_MAX, Resolved, resolve},
     host::{
         conntrack, facts,
         listen::{self as ports, Ports},
@@ -181,6 +188,7 @@ pub fn shut_in(config: &Config) -> Result<Layers, String> {
     let mut sandbox = Sandbox::new(config.require_sandbox);
     sandbox.isolate_user()?;
     sandbox.isolate_child(config.foreground)?;
+    sandbox.isolate_rest()?;
     sandbox.close()
 }
 
@@ -230,12 +238,8 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
         )?)
     };
     let pid = ready.as_ref().map_or_else(std::process::id, Ready::pid);
-    let relay = relay(
-        config,
-        resolved.net.clone(),
-        opened.ports,
-        opened.descriptors,
-    );
+    let limits = limits(opened.descriptors, opened.ports.len());
+    let (relay, further) = relays(config, &resolved.net, opened.ports, limits);
     let mut reactor = failed(
         "Failed to set up the event loop",
         Reactor::new(
@@ -256,10 +260,16 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
         Err(error) => ::log::warn!("Neighbours of the host will not be known: {error}"),
     }
     reactor.set_stats(config.stats);
+    reactor.set_busy_poll(config.busy_poll);
     if let Some(file) = &mut pid_file {
         failed("Couldn't write PID file", file.write(pid))?;
     }
     log.begin(pid);
+    sandbox.isolate_rest()?;
+    failed(
+        "Failed to start threads",
+        reactor.recruit(further, limits.flows),
+    )?;
     sandbox.close()?;
     Ok(Prepared {
         reactor,
@@ -270,22 +280,43 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
     })
 }
 
-fn relay(config: &Config, net: Net, ports: Ports, descriptors: u64) -> Relay {
+/// What a relay may use, with so many descriptors of which some are ports'.
+fn limits(descriptors: u64, ports: usize) -> Limits {
     let flows = descriptors
-        .saturating_sub(DESCRIPTORS_KEPT + ports.len() as u64)
+        .saturating_sub(DESCRIPTORS_KEPT + ports as u64)
         .clamp(16, FLOWS_MOST) as usize;
     let (udp, udp_stream) = conntrack::udp_timeouts();
-    let limits = Limits {
+    Limits {
         flows,
         spill: SPILL,
         udp,
         udp_stream,
+    }
+}
+
+/// The relay that has the ports, and one for each further queue pair that may be used.
+fn relays(config: &Config, net: &Net, ports: Ports, limits: Limits) -> (Relay, Vec<Relay>) {
+    let features = Features::probe();
+    let relay = || {
+        let mut relay = Relay::new(net.clone(), features, limits);
+        relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
+        relay
     };
-    let mut relay = Relay::new(net, Features::probe(), limits);
-    relay.set_fragment_timeouts(conntrack::fragment_timeouts());
-    relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
-    relay.forward(ports, ports::syn_retries());
-    relay
+    let mut first = relay();
+    first.set_fragment_timeouts(conntrack::fragment_timeouts());
+    first.forward(ports, ports::syn_retries());
+    (first, (1..queue_pairs(config)).map(|_| relay()).collect())
+}
+
+/// Queue pairs that a guest may use: one where there are none, and where what passes is captured in one file.
+fn queue_pairs(config: &Config) -> usize {
+    if !config.vhost_user || config.pcap.is_some() {
+        return 1;
+    }
+    let processors = || thread::available_parallelism().map_or(1, usize::from);
+    config
+        .queues
+        .unwrap_or_else(|| processors().min(QUEUES_MAX))
 }
 
 impl Prepared {

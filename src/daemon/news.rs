@@ -22,9 +22,11 @@ impl Reactor {
         let Some(changes) = &mut self.changes else {
             return;
         };
-        let kept = self.relay.has_met_guest();
-        let resolved = changes.look(self.relay.net(), kept, now);
-        self.relay.follow_interfaces(|name| changes.index_of(name));
+        let kept = self.core.relay.has_met_guest();
+        let resolved = changes.look(self.core.relay.net(), kept, now);
+        self.core
+            .relay
+            .follow_interfaces(|name| changes.index_of(name));
         let Some(resolved) = resolved else {
             return;
         };
@@ -38,33 +40,59 @@ impl Reactor {
         for warning in &resolved.warnings {
             log::warn!("{warning}");
         }
-        self.relay.set_net(resolved.net);
+        self.core.relay.set_net(resolved.net);
+        self.tell_crew();
         if let Some(watch) = &mut self.neighbours {
             watch.ask_for_all(now);
         }
-        self.relay.renew_groups(now);
+        self.core.relay.renew_groups(now);
         // RFC 4861, section 6.2.4: what changed is told at once.
-        self.relay.advertise(&mut self.outbox);
+        self.core.relay.advertise(&mut self.core.outbox);
     }
 
     /// Tells the relay what the kernel tells of neighbours.
     pub(super) fn hear_of_neighbours(&mut self) {
         let now = self.now();
         let events = self.neighbours.as_mut().map(|watch| watch.events(now));
+        let mut any = false;
         for told in events.iter().flatten() {
-            self.relay.neighbour(told, &mut self.outbox);
+            any = true;
+            self.core.relay.neighbour(told, &mut self.core.outbox);
+        }
+        if any {
+            self.tell_crew();
         }
     }
 
     pub(super) fn look_at_neighbours(&mut self, now: Now) {
         if let Some(all) = self.neighbours.as_mut().and_then(|watch| watch.all(now)) {
-            self.relay.all_neighbours(&all, &mut self.outbox);
+            self.core.relay.all_neighbours(&all, &mut self.core.outbox);
+            self.tell_crew();
         }
     }
 
     /// Counters and flows as they are.
     pub(super) fn report(&self) -> String {
-        format!("{}\n{}", self.counts, self.relay.report(&self.outbox))
+        let (mut counts, mut report) = (
+            self.core.counts.clone(),
+            self.core.relay.report(&self.core.outbox),
+        );
+        let workers = self.crew.call(&self.core.wakers);
+        for worker in &workers {
+            counts.add(&worker.core.counts);
+            report.add(&worker.core.relay.report(&worker.core.outbox));
+        }
+        self.crew.dismiss(workers);
+        format!("{counts}\n{report}")
+    }
+
+    /// Has the workers know of the host what we do.
+    pub(super) fn tell_crew(&self) {
+        let mut workers = self.crew.call(&self.core.wakers);
+        for worker in &mut workers {
+            worker.core.relay.learn_from(&self.core.relay);
+        }
+        self.crew.dismiss(workers);
     }
 
     pub(super) fn report_stats(&mut self, now: Now) {

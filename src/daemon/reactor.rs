@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mio::{Events, Interest, Poll, unix::SourceFd};
+use mio::{Events, Interest, unix::SourceFd};
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
@@ -16,24 +16,19 @@ use socket2::SockRef;
 
 use super::{
     changes::Changes,
-    event::{Counts, Source},
+    core::{BURSTS, Core, EVENTS},
+    crew::Crew,
+    event::Source,
     migration::Migration,
-    requests,
     room::Room,
 };
 use crate::{
     config::VhostFeatures,
     host::neighbours::Watch,
-    link::{Capture, Flushed, Inbox, Outbox, Received, Session},
+    link::{Capture, Flushed, Received, Session},
     net::{Now, Span},
-    relay::{RateLimit, Ready, Relay},
+    relay::{RateLimit, Relay},
 };
-
-/// Events taken from the kernel at a time.
-const EVENTS: usize = 256;
-
-/// Bursts taken from the guest before sockets have their turn again.
-const BURSTS: usize = 4;
 
 /// Unsolicited router advertisements go out at random within these bounds (RFC 4861, section 6.2.1).
 const ADVERTISE_LEAST: Span = Span::secs(200);
@@ -84,10 +79,9 @@ pub fn hold_signals() -> io::Result<SigSet> {
 /// What one thread owns.
 #[derive(Debug)]
 pub struct Reactor {
-    pub(super) poll: Poll,
-    pub(super) relay: Relay,
-    pub(super) inbox: Inbox,
-    pub(super) outbox: Outbox,
+    pub(super) core: Core,
+    /// Those who serve further queue pairs.
+    pub(super) crew: Crew,
     /// What clients are offered, if they are vhost-user front-ends, and the one that is connected.
     vhost: Option<VhostFeatures>,
     pub(super) session: Option<Session>,
@@ -97,10 +91,8 @@ pub struct Reactor {
     pub(super) signals: SignalFd,
     /// Edges seen and not worked off.
     pub(super) session_readable: bool,
-    pub(super) link_readable: bool,
     link_ended: bool,
     link_room: Room,
-    start: Instant,
     advertise: Now,
     /// A client waits that could not be let in; it will not knock again.
     accept_again: Option<Now>,
@@ -108,7 +100,6 @@ pub struct Reactor {
     link_again: Option<Now>,
     pub(super) changes: Option<Changes>,
     pub(super) neighbours: Option<Watch>,
-    pub(super) counts: Counts,
     pub(super) stats: Option<Stats>,
     /// Word of clients that come and go.
     comings: RateLimit,
@@ -139,10 +130,8 @@ impl Reactor {
         let mask = hold_signals()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let mut reactor = Self {
-            poll: Poll::new()?,
-            relay,
-            inbox: Inbox::new(),
-            outbox: Outbox::new(),
+            core: Core::new(relay, Instant::now())?,
+            crew: Crew::default(),
             vhost,
             session: None,
             listener: None,
@@ -150,32 +139,35 @@ impl Reactor {
             one_off,
             signals,
             session_readable: false,
-            link_readable: false,
             link_ended: false,
             link_room: Room::default(),
-            start: Instant::now(),
             advertise: Now(0) + ADVERTISE_LEAST,
             accept_again: None,
             link_again: None,
             changes: None,
             neighbours: None,
-            counts: Counts::default(),
             stats: None,
             comings: RateLimit::default(),
             migration: Migration::default(),
         };
-        reactor.outbox.set_capture(capture);
+        reactor.core.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
-        reactor.watch(signal_source, Source::Signal, Interest::READABLE)?;
+        reactor
+            .core
+            .watch(signal_source, Source::Signal, Interest::READABLE)?;
         match entrance {
             Entrance::Listener(socket) => {
-                reactor.watch(socket.as_raw_fd(), Source::Listener, Interest::READABLE)?;
+                reactor
+                    .core
+                    .watch(socket.as_raw_fd(), Source::Listener, Interest::READABLE)?;
                 reactor.listener = Some(socket);
             }
             Entrance::Connected(socket) => reactor.attach(socket)?,
         }
-        for (place, fd) in reactor.relay.forwarded() {
-            reactor.watch(fd, Source::Port(place), Interest::READABLE)?;
+        for (place, fd) in reactor.core.relay.forwarded() {
+            reactor
+                .core
+                .watch(fd, Source::Port(place), Interest::READABLE)?;
         }
         Ok(reactor)
     }
@@ -191,7 +183,7 @@ impl Reactor {
         ];
         for (fd, source) in sources {
             if let Some(fd) = fd {
-                self.watch(fd, source, Interest::READABLE)?;
+                self.core.watch(fd, source, Interest::READABLE)?;
             }
         }
         self.changes = Some(changes);
@@ -203,9 +195,15 @@ impl Reactor {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn follow_neighbours(&mut self, watch: Watch) -> io::Result<()> {
-        self.watch(watch.as_raw_fd(), Source::Neighbours, Interest::READABLE)?;
+        self.core
+            .watch(watch.as_raw_fd(), Source::Neighbours, Interest::READABLE)?;
         self.neighbours = Some(watch);
         Ok(())
+    }
+
+    /// Looks for more for so long before sleeping. To be called before others are recruited, who do the same.
+    pub const fn set_busy_poll(&mut self, span: Span) {
+        self.core.set_busy_poll(span);
     }
 
     /// Has counters logged when they changed, at most this often.
@@ -217,13 +215,23 @@ impl Reactor {
         });
     }
 
+    /// Has further queue pairs served, each by a thread and one of these relays, with as many flows in all. To be called before
+    /// threads cannot be started any more.
+    ///
+    /// # Errors
+    /// Those of epoll_create(2), eventfd(2) and pthread_create(3).
+    pub fn recruit(&mut self, relays: Vec<Relay>, flows: usize) -> io::Result<()> {
+        self.crew = Crew::start(&mut self.core, relays, flows)?;
+        Ok(())
+    }
+
     /// Serves until a signal comes or the only client leaves.
     ///
     /// # Errors
     /// Loss of the poll itself; nothing else ends the loop.
     pub fn run(mut self) -> io::Result<Ending> {
         let ending = self.serve();
-        for (why, count) in self.relay.drops().seen() {
+        for (why, count) in self.core.relay.drops().seen() {
             log::debug!("dropped: {count} times {why:?}");
         }
         ending
@@ -233,43 +241,25 @@ impl Reactor {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let more = self.turn();
-            let timeout = if more {
-                Some(Duration::ZERO)
-            } else {
-                self.sleep()
-            };
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
+            let idle = if more { None } else { self.sleep() };
+            self.core.wait(&mut events, more, idle)?;
             for event in &events {
                 let source = Source::of(event.token());
-                self.counts.count(source);
+                self.core.counts.count(source);
                 match source {
-                    Source::Flow(id) => {
-                        let ready = Ready {
-                            readable: event.is_readable(),
-                            writable: event.is_writable(),
-                            ended: event.is_read_closed(),
-                            error: event.is_error(),
-                            urgent: event.is_priority(),
-                        };
-                        let now = self.now();
-                        self.relay.from_host(id, ready, &mut self.outbox, now);
-                        self.register();
-                    }
+                    Source::Flow(id) => self.core.flow_event(id, event),
                     Source::Link if self.session.is_some() => self.session_readable = true,
                     Source::Kick(queue) => self.kicked(usize::from(queue)),
+                    Source::Peers => self.hear_crew()?,
                     Source::Link => {
                         self.link_ended |= event.is_read_closed() || event.is_error();
-                        self.link_readable |= event.is_readable() || self.link_ended;
-                        self.outbox.stirred();
+                        self.core.link_readable |= event.is_readable() || self.link_ended;
+                        self.core.outbox.stirred();
                         if event.is_writable() {
-                            self.link_room.told(self.poll.registry(), self.client);
+                            self.link_room.told(self.core.poll.registry(), self.client);
                         }
                     }
-                    Source::Port(place) => self.relay.knock(place),
+                    Source::Port(place) => self.core.relay.knock(place),
                     Source::Listener => self.accept()?,
                     Source::Signal => {
                         if self.signalled() {
@@ -293,6 +283,7 @@ impl Reactor {
             }
             self.talk();
             self.transfer();
+            self.core.take_handed();
             self.take_bursts();
             self.end_broken();
             if self.accept_again.is_some_and(|at| at <= self.now()) {
@@ -308,57 +299,57 @@ impl Reactor {
     fn turn(&mut self) -> bool {
         let now = self.now();
         if self.link_again.take_if(|at| *at <= now).is_some() {
-            self.link_readable = self.client.is_some();
+            self.core.link_readable = self.client.is_some();
         }
-        self.relay.expire(&mut self.outbox, now);
+        self.core.relay.expire(&mut self.core.outbox, now);
         if now >= self.advertise {
-            self.relay.advertise(&mut self.outbox);
+            self.core.relay.advertise(&mut self.core.outbox);
             self.advertise = now + self.advertise_interval(now);
         }
         self.follow_host(now);
         self.look_at_neighbours(now);
         self.report_stats(now);
-        let mut more = self.link_readable || self.session_readable;
-        if self.outbox.flush() == Flushed::Done {
-            more |=
-                self.relay.resume(&mut self.outbox, now) && self.outbox.flush() == Flushed::Done;
+        if self.crew.due().is_some_and(|at| at <= now) {
+            self.absorb(now);
         }
-        let blocked = self.outbox.flush() == Flushed::Blocked;
+        let mut more = self.core.link_readable || self.session_readable;
+        more |= self.core.resume(now);
+        let blocked = self.core.outbox.flush() == Flushed::Blocked;
         self.link_room
-            .want(blocked, self.poll.registry(), self.client);
+            .want(blocked, self.core.poll.registry(), self.client);
         if blocked {
             // Writability is told by an edge, which comes when the guest reads.
-            more = self.link_readable || self.session_readable;
+            more = self.core.link_readable || self.session_readable;
         }
-        if self.outbox.is_short() {
+        more |= self.core.relay.has_handed();
+        self.core.wake_others();
+        if self.core.outbox.is_short() {
             self.link_again.get_or_insert(now + LINK_AGAIN);
         }
-        self.register();
+        self.core.register();
         more
     }
 
     /// Takes what the guest has sent, a few bursts at most.
     fn take_bursts(&mut self) {
         for _ in 0..BURSTS {
-            self.link_readable &= self.session.is_none() || self.inbox.intake().is_some();
-            if !self.link_readable {
+            self.core.link_readable &= self.session.is_none() || self.core.inbox.intake().is_some();
+            if !self.core.link_readable {
                 return;
             }
-            let received = self.inbox.receive();
+            let Some(received) = self.core.take_burst() else {
+                self.core.link_readable = false;
+                return;
+            };
             let now = self.now();
-            self.outbox.capture_burst(&self.inbox);
-            self.relay.from_guest(&self.inbox, &mut self.outbox, now);
-            self.register();
-            self.inbox.release();
-            self.outbox.flush();
             match received {
                 Received::Burst => {}
                 // The end of the stream comes without an edge of its own if it came with the last octets.
                 Received::Last if self.link_ended => {}
-                Received::Last => self.link_readable = false,
-                Received::Blocked => (self.link_readable, self.link_ended) = (false, false),
+                Received::Last => self.core.link_readable = false,
+                Received::Blocked => (self.core.link_readable, self.link_ended) = (false, false),
                 Received::Short => {
-                    self.link_readable = false;
+                    self.core.link_readable = false;
                     self.link_again.get_or_insert(now + LINK_AGAIN);
                 }
                 Received::BadLength(len) => {
@@ -371,35 +362,6 @@ impl Reactor {
                 Received::Closed => self.detach(),
             }
         }
-    }
-
-    /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
-    pub(super) fn register(&mut self) {
-        let mut failed = Vec::new();
-        loop {
-            for request in self.relay.requests().drain(..) {
-                match requests::carry_out(self.poll.registry(), request) {
-                    Ok(()) => {}
-                    Err((Source::Flow(id), error)) => failed.push((id, error)),
-                    Err((source, error)) => {
-                        log::warn!("Cannot watch the socket of {source:?}: {error}");
-                    }
-                }
-            }
-            if failed.is_empty() {
-                return;
-            }
-            for (id, error) in failed.drain(..) {
-                self.relay.unwatched(id, &error, &mut self.outbox);
-            }
-            self.outbox.flush();
-        }
-    }
-
-    pub(super) fn watch(&self, fd: RawFd, source: Source, interest: Interest) -> io::Result<()> {
-        self.poll
-            .registry()
-            .register(&mut SourceFd(&fd), source.token(), interest)
     }
 
     /// Lets the next client in, and tells further ones goodbye.
@@ -424,7 +386,7 @@ impl Reactor {
                 self.session_readable = true;
                 self.talk();
             } else {
-                (self.link_readable, self.link_ended) = (self.client.is_some(), true);
+                (self.core.link_readable, self.link_ended) = (self.client.is_some(), true);
                 self.take_bursts();
             }
             let now = self.now();
@@ -454,51 +416,58 @@ impl Reactor {
         }
         // Where the system allows less, it is less.
         let _ = SockRef::from(&socket).set_send_buffer_size(LINK_BUFFER);
-        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.core
+            .watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
         self.link_room = Room::default();
         self.client = Some(socket.as_raw_fd());
-        self.outbox.attach(Some(socket.try_clone()?));
-        self.inbox.attach(Some(socket));
-        self.link_readable = true;
+        self.core.outbox.attach(Some(socket.try_clone()?));
+        self.core.inbox.attach(Some(socket));
+        self.core.link_readable = true;
         self.link_ended = false;
         Ok(())
     }
 
     fn attach_front_end(&mut self, socket: OwnedFd, features: VhostFeatures) -> io::Result<()> {
-        self.watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
+        self.core
+            .watch(socket.as_raw_fd(), Source::Link, Interest::READABLE)?;
         self.client = Some(socket.as_raw_fd());
-        self.session = Some(Session::new(socket, features));
+        self.session = Some(Session::new(socket, features, self.crew.pairs()));
         self.session_readable = true;
-        (self.link_readable, self.link_ended) = (false, false);
-        self.outbox.attach_queue(true);
+        (self.core.link_readable, self.link_ended) = (false, false);
+        self.core.outbox.attach_queue(true);
+        let mut workers = self.crew.call(&self.core.wakers);
+        for worker in &mut workers {
+            worker.core.outbox.attach_queue(true);
+        }
+        self.crew.dismiss(workers);
         Ok(())
     }
 
     /// The client is gone: its flows end with it.
     pub(super) fn detach(&mut self) {
         let now = self.now();
-        if self.migration.exits && self.relay.is_leaving() {
+        if self.migration.exits && self.core.relay.is_leaving() {
             self.one_off = true;
             self.listener = None;
         }
         let exiting = if self.one_off { ", exiting" } else { "" };
         let said = format_args!("Client connection closed{exiting}");
         self.comings.log(log::Level::Info, now, said);
-        self.link_readable = false;
-        self.relay.guest_left();
+        self.core.link_readable = false;
+        self.end_session();
+        self.core.relay.guest_left();
         self.migration.over();
-        self.register();
+        self.core.register();
         if let Some(fd) = self.client.take() {
             // Both halves hold a descriptor of the same socket, so closing alone would leave it in the poll for a moment.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+            let _ = self.core.poll.registry().deregister(&mut SourceFd(&fd));
         }
-        self.end_session();
-        self.inbox.attach(None);
-        self.outbox.attach(None);
+        self.core.inbox.attach(None);
+        self.core.outbox.attach(None);
     }
 
     pub(super) fn now(&self) -> Now {
-        Now(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
+        self.core.now()
     }
 
     /// How long nothing is due.
@@ -508,13 +477,14 @@ impl Reactor {
             Some(self.advertise),
             self.accept_again,
             self.link_again,
+            self.crew.due(),
             self.changes.as_ref().and_then(Changes::due),
             self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),
         ];
         let spans = times.into_iter().flatten().map(|time| time.since(now));
-        let span = spans.chain(self.relay.next_deadline(now)).min()?;
-        Some(Duration::from_micros(span.0))
+        let first = spans.min().map(|span| Duration::from_micros(span.0));
+        first.into_iter().chain(self.core.sleep(now)).min()
     }
 
     /// A time within the bounds; the clock's lower digits are as random as this needs.

@@ -12,8 +12,9 @@
 //! | seccomp | last | system calls the data path does not make |
 //!
 //! Containers, AppArmor and sysctls forbid some of these to some. A layer that cannot be had is left out with a warning that
-//! names it, unless all of them are required. Landlock and seccomp hold for the thread that asks and those it starts, so this
-//! has to be the only one. User and group are not mapped into the user namespace: nothing here
+//! names it, unless all of them are required. All but seccomp hold for the thread that asks and those it starts, so further
+//! threads start when these layers stand; the filter of system calls, which forbids to start any, then is put on all of them.
+//! User and group are not mapped into the user namespace: nothing here
 //! creates files or asks who it is.
 
 use std::{
@@ -117,11 +118,11 @@ impl Sandbox {
         self.layer(PIDS, done).map(drop)
     }
 
-    /// Adds all other layers. Files are out of reach from here on.
+    /// Adds all other layers but the filter of system calls. Files are out of reach from here on.
     ///
     /// # Errors
     /// One line, if all layers are required.
-    pub fn close(mut self) -> Result<Report, String> {
+    pub fn isolate_rest(&mut self) -> Result<(), String> {
         let spaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
         if self.layer(SPACES, unshare(spaces))?.is_some() {
             self.layer(ROOT, empty_root())?;
@@ -130,7 +131,14 @@ impl Sandbox {
         }
         let keep = (!self.own_user_namespace).then_some(Capability::CAP_NET_BIND_SERVICE);
         self.give_up(keep)?;
-        self.confine(&[])?;
+        self.confine(&[])
+    }
+
+    /// Adds the filter of system calls, the last layer, to all threads. None can be started from here on.
+    ///
+    /// # Errors
+    /// One line, if all layers are required.
+    pub fn close(mut self) -> Result<Report, String> {
         self.report.calls = self.layer(FILTER, seccomp::load())?;
         Ok(self.report)
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env::consts::ARCH, io};
 use libc::c_long;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch, apply_filter,
+    SeccompFilter, SeccompRule, TargetArch, apply_filter_all_threads,
 };
 
 use super::calls::{Argument, BY_PATH, List, REPAIRING, SERVING, WATCHING, Way};
@@ -37,7 +37,7 @@ pub(super) fn load_for_helper() -> io::Result<usize> {
     apply(&REPAIRING)
 }
 
-/// Loads the filter; there is no way back.
+/// Loads the filter into all threads; there is no way back.
 fn apply(list: &List) -> io::Result<usize> {
     let arch = TargetArch::try_from(ARCH).map_err(|_| {
         io::Error::new(
@@ -56,7 +56,7 @@ fn apply(list: &List) -> io::Result<usize> {
     ] {
         let filter = SeccompFilter::new(rules, other, listed, arch).map_err(io::Error::other)?;
         let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
-        apply_filter(&program).map_err(io::Error::other)?;
+        apply_filter_all_threads(&program).map_err(io::Error::other)?;
     }
     Ok(count)
 }

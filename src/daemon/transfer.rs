@@ -32,14 +32,16 @@ impl Reactor {
 
     fn save(&mut self, pipe: &OwnedFd) -> Result<(), String> {
         let now = self.now();
-        self.outbox.flush();
+        // All of the guest's flows leave from here.
+        self.absorb(now);
+        self.core.outbox.flush();
         // Nobody is waited for in vain.
-        let helper = if self.relay.has_connections() {
+        let helper = if self.core.relay.has_connections() {
             self.migration.helper()
         } else {
             None
         };
-        let state = self.relay.depart(helper, now);
+        let state = self.core.relay.depart(helper, now);
         migration::save(pipe, &state)
             .map_err(|error| format!("The guest's state cannot be written: {}", reason(&error)))
     }
@@ -49,23 +51,24 @@ impl Reactor {
             .map_err(|error| format!("The guest's state cannot be read: {}", reason(&error)))?;
         let now = self.now();
         // A guest without its flows is better than none.
-        if let Err(why) = self.relay.settle(&state, self.migration.helper(), now) {
+        if let Err(why) = self.core.relay.settle(&state, self.migration.helper(), now) {
             log::warn!("{why}");
         }
         self.migration.over();
-        self.register();
+        self.core.register();
+        self.tell_crew();
         Ok(())
     }
 
     /// A queue that runs means that the guest does: if it was about to leave, it stays.
     fn look_for_guest(&mut self) {
-        let runs = self.inbox.intake().is_some() || self.outbox.outlet().is_some();
-        if self.relay.is_leaving() && runs {
+        let runs = self.core.inbox.intake().is_some() || self.core.outbox.outlet().is_some();
+        if self.core.relay.is_leaving() && runs {
             let now = self.now();
             log::info!("Guest stays");
-            self.relay.stay(self.migration.helper(), now);
+            self.core.relay.stay(self.migration.helper(), now);
             self.migration.over();
-            self.register();
+            self.core.register();
         }
     }
 }

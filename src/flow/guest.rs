@@ -49,10 +49,11 @@ impl Guest {
         new
     }
 
-    /// Notes the source of a packet; addresses no host can have (unspecified, multicast, loopback) are ignored.
-    pub fn saw_addr(&mut self, addr: IpAddr) {
+    /// Notes the source of a packet; addresses no host can have (unspecified, multicast, loopback) are ignored. `true` if it
+    /// was not known to be there.
+    pub fn saw_addr(&mut self, addr: IpAddr) -> bool {
         if !matches!(class(addr), Class::Global | Class::LinkLocal) {
-            return;
+            return false;
         }
         let at = self.heard.iter().position(|&heard| heard == Some(addr));
         self.heard[..=at.unwrap_or(HEARD - 1)].rotate_right(1);
@@ -62,6 +63,18 @@ impl Guest {
             (Class::LinkLocal, IpAddr::V6(v6)) => self.link_local6 = Some(v6),
             (_, IpAddr::V6(v6)) if !self.pinned6 => self.addr6 = Some(v6),
             _ => {}
+        }
+        at.is_none()
+    }
+
+    /// Learns what was seen elsewhere.
+    pub fn hear_of(&mut self, other: &Self) {
+        self.saw_mac(other.mac);
+        let unknown = other.heard.iter().flatten().rev();
+        for &addr in unknown {
+            if !self.heard.contains(&Some(addr)) {
+                self.saw_addr(addr);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Memory: what is remembered of guest and flows, without knowing any protocol.
 
+mod claims;
 #[cfg(test)]
 mod fixture;
 mod guest;
@@ -10,11 +11,13 @@ mod census;
 mod nat;
 mod neighbours;
 mod pool;
+pub mod ring;
 mod spare;
 mod table;
 mod wheel;
 
 pub use census::Census;
+pub use claims::{Claims, Slot as ClaimSlot};
 pub use guest::Guest;
 pub use key::{Id, Key};
 pub use nat::{Target, check_source, error_source, inbound_source, is_group, outbound};

@@ -34,7 +34,7 @@ pub struct Whereabouts {
 }
 
 /// The neighbours on the template interface.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Neighbours(HashMap<IpAddr, Whereabouts>);
 
 impl Neighbours {

@@ -64,6 +64,8 @@ pub enum Received {
 pub struct Inbox {
     socket: Option<OwnedFd>,
     intake: Option<Intake>,
+    /// Whether the guest is asked to kick only when somebody says so.
+    quiet: bool,
     buffer: Box<[u8]>,
     /// Where the octets not yet handed out as frames begin and end.
     start: usize,
@@ -78,6 +80,7 @@ impl Inbox {
         Self {
             socket: None,
             intake: None,
+            quiet: false,
             buffer,
             start: 0,
             end: 0,
@@ -90,6 +93,7 @@ impl Inbox {
         Self {
             socket: None,
             intake: None,
+            quiet: false,
             buffer: vec![0; FRAME_MAX].into_boxed_slice(),
             start: 0,
             end: 0,
@@ -112,6 +116,46 @@ impl Inbox {
         }
     }
 
+    /// Holds no frames, to hold some of others next.
+    pub fn hold_none(&mut self) {
+        self.frames.clear();
+        self.end = 0;
+    }
+
+    /// Whether there is room for a frame of so many octets behind those it holds.
+    pub fn can_hold(&self, len: usize) -> bool {
+        self.end + len <= self.buffer.len() && self.frames.len() < self.frames.capacity()
+    }
+
+    /// Holds a frame of so many octets, which `fill` writes, behind those it holds; there must be room.
+    pub fn hold_next(
+        &mut self,
+        len: usize,
+        segment: Option<u16>,
+        checksum: Option<(u16, u16)>,
+        fill: impl FnOnce(&mut [u8]),
+    ) {
+        if let Some(place) = self.buffer.get_mut(self.end..self.end + len) {
+            fill(place);
+            let whole = Slot::ours(self.end, len);
+            self.frames.push(Fetched {
+                head: whole,
+                payload: whole,
+                segment,
+                checksum,
+            });
+            self.end = (self.end + len).next_multiple_of(64).min(self.buffer.len());
+        }
+    }
+
+    /// Puts the last `count` frames of the current burst back into the queue they came from, to be received again.
+    pub fn put_back(&mut self, count: usize) {
+        if let Some(intake) = &mut self.intake {
+            intake.put_back(count);
+            self.frames.truncate(self.frames.len() - count);
+        }
+    }
+
     /// Serves another client, or none; what was left of the last is forgotten.
     pub fn attach(&mut self, socket: Option<OwnedFd>) {
         self.socket = socket;
@@ -122,6 +166,26 @@ impl Inbox {
     /// The queue frames come from, where they do.
     pub const fn intake(&mut self) -> &mut Option<Intake> {
         &mut self.intake
+    }
+
+    /// Has the guest of a queue kick only after [`Inbox::ask_for_kicks`].
+    pub const fn set_quiet(&mut self, quiet: bool) {
+        self.quiet = quiet;
+    }
+
+    /// Whether there is something in the queue, if frames come by one.
+    pub fn has_more(&self) -> bool {
+        self.intake.as_ref().is_some_and(Intake::has_more)
+    }
+
+    /// Has the guest kick when there is something in the queue. `true` if there is already.
+    pub fn ask_for_kicks(&mut self) -> bool {
+        self.intake.as_mut().is_some_and(Intake::ask_for_kicks)
+    }
+
+    /// Whether the memory that the queue lies in has vanished.
+    pub fn has_vanished(&self) -> bool {
+        self.intake.as_ref().is_some_and(Intake::has_vanished)
     }
 
     /// Hands a burst that was worked off back to the guest; its slots become void.
@@ -136,7 +200,7 @@ impl Inbox {
     pub fn receive(&mut self) -> Received {
         self.frames.clear();
         if let Some(intake) = &mut self.intake {
-            return match intake.fetch(&mut self.buffer, &mut self.frames) {
+            return match intake.fetch(&mut self.buffer, &mut self.frames, self.quiet) {
                 Ok(Look::More) => Received::Burst,
                 Ok(Look::Last) => Received::Last,
                 Err(broken) => Received::Broken(broken),

@@ -20,5 +20,5 @@ pub use outbox::{Flushed, Outbox, Room, Rooms};
 pub use slot::{Passed, Piece, Slot};
 pub use vhost::{
     ring::Broken,
-    session::{Halves, RECEIVE, Served, Session, TRANSMIT, Transfer, Watch},
+    session::{Halves, RECEIVE, Served, Session, TRANSMIT, Transfer, Watch, hear},
 };

@@ -176,6 +176,11 @@ impl Outbox {
         self.outlet.as_ref().and_then(Outlet::broken)
     }
 
+    /// Whether the memory that the queue lies in has vanished.
+    pub fn has_vanished(&self) -> bool {
+        self.outlet.as_ref().is_some_and(Outlet::has_vanished)
+    }
+
     /// Whether somebody is there to receive.
     pub const fn has_guest(&self) -> bool {
         self.socket.is_some() || self.outlet.is_some()

@@ -95,6 +95,11 @@ impl Passed {
         self.frames += 1;
         self.octets += octets as u64;
     }
+
+    pub const fn add(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.octets += other.octets;
+    }
 }
 
 #[cfg(test)]

@@ -123,6 +123,9 @@ impl Relay {
             self.wheel.disarm(id.slot);
             if let Some(key) = self.flows.key(id) {
                 self.census.leave(id.slot, key.remote.addr);
+                if let Some(share) = &self.share {
+                    share.closed(&key, false);
+                }
             }
             if let Some(Flow::Tcp(mut flow)) = self.flows.remove(id) {
                 self.pool.release(std::mem::take(&mut flow.spill));

@@ -10,7 +10,7 @@ use std::{
 use super::{
     errors::{Fault, Quote},
     flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
-    guest_errors::is_error,
+    kinds::is_error,
     request::Ready,
     state::{FAILURES, Relay, is_shortage},
 };

@@ -24,6 +24,10 @@ pub enum Flow {
 }
 
 impl Flow {
+    pub const fn is_of_group(&self) -> bool {
+        matches!(self, Self::Group(_))
+    }
+
     pub fn into_socket(self) -> OwnedFd {
         match self {
             Self::Tcp(flow) => flow.socket,

@@ -106,12 +106,16 @@ impl Relay {
         let frame = held.frame(0).ok_or(Why::Fragment)?;
         let mut read = classify(frame.head, frame.payload.len())?;
         // Who sends parts does not mind that others make them.
-        if let Body::Tcp(ip, _) | Body::Udp(ip, _) | Body::Icmp(ip, _) = &mut read.body {
-            ip.whole = false;
-        }
+        read.body.allow_parts();
         // Extension headers in the whole may say again that it is a part, which would never end.
         if matches!(read.body, Body::Fragment(..)) {
             return Err(Why::Fragment);
+        }
+        if self.share.is_some() {
+            // It can be of a flow that another relay has, where there was room for it before its last part was taken.
+            return self
+                .place(&read, frame, held, outbox, now)
+                .unwrap_or(Err(Why::LinkFull));
         }
         self.packet(&read, frame, held, outbox, now)
     }

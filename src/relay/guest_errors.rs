@@ -12,14 +12,6 @@ use crate::{
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Whether a type is that of an error (RFC 792; RFC 4443, section 2.1).
-pub(super) const fn is_error(v4: bool, kind: u8) -> bool {
-    match v4 {
-        true => matches!(kind, 3 | 4 | 11 | 12),
-        false => kind < 128,
-    }
-}
-
 /// Whether it says that nothing gets there: any destination unreachable but the one about the size.
 const fn is_unreachable(v4: bool, kind: u8, code: u8) -> bool {
     match v4 {

@@ -5,6 +5,8 @@ mod request;
 
 mod limit;
 
+mod kinds;
+
 mod audience;
 
 mod flow;
@@ -16,6 +18,8 @@ mod reassembly;
 mod waiting;
 
 mod away;
+
+mod share;
 
 mod state;
 
@@ -51,14 +55,19 @@ mod departure;
 
 mod settling;
 
+mod joining;
+
+pub use joining::Moved;
 pub use limit::RateLimit;
 pub use report::Report;
 pub use request::{Ready, Request};
+pub use share::{Forwarded, Share};
 pub use state::{Limits, Relay};
 
 use std::io;
 
 use flow::{ECHO_TIMEOUT, Flow};
+use share::Place;
 use state::is_news;
 
 use crate::{
@@ -73,36 +82,100 @@ use crate::{
 
 impl Relay {
     /// Takes a burst of frames from the guest.
-    pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
-        for index in 0..inbox.frames() {
-            let Some(frame) = inbox.frame(index) else {
-                break;
+    ///
+    /// How many were taken: where several relays serve a guest, another may have no room for the next one.
+    pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) -> usize {
+        let mut taken = 0;
+        while let Some(frame) = inbox.frame(taken) {
+            let done = match classify(frame.head, frame.payload.len()) {
+                Err(why) => Err(why),
+                Ok(read) if self.share.is_none() => self.frame(&read, frame, inbox, outbox, now),
+                Ok(read) => match self.place(&read, frame, inbox, outbox, now) {
+                    Some(done) => done,
+                    None => break,
+                },
             };
-            self.passed.count(frame.payload.len());
-            if let Err(why) = self.frame(frame, inbox, outbox, now) {
-                log::trace!("frame of {} octets dropped: {why:?}", frame.payload.len());
-                self.count(why);
+            if let Err(why) = done {
+                self.drop_frame(frame, why);
             }
+            self.passed.count(frame.payload.len());
+            taken += 1;
         }
         self.send_run(inbox, outbox);
         self.end_burst(inbox, outbox, now);
         self.release_waiting(outbox, now);
+        taken
+    }
+
+    /// Takes the frames that other relays have handed over, as many as fit at once.
+    pub fn take_handed(&mut self, outbox: &mut Outbox, now: Now) {
+        let Some(held) = self.take_held() else {
+            return;
+        };
+        for index in 0..held.frames() {
+            let Some(frame) = held.frame(index) else {
+                break;
+            };
+            let in_parts = self.share.as_ref().is_some_and(|s| s.came_in_parts(index));
+            let done = classify(frame.head, frame.payload.len()).and_then(|mut read| {
+                if in_parts {
+                    read.body.allow_parts();
+                }
+                self.frame(&read, frame, &held, outbox, now)
+            });
+            if let Err(why) = done {
+                self.drop_frame(frame, why);
+            }
+        }
+        self.send_run(&held, outbox);
+        self.end_burst(&held, outbox, now);
+        self.release_waiting(outbox, now);
+        self.put_held(held);
+    }
+
+    /// Takes a frame where several relays serve the guest, or hands it to the one it belongs to. `None` if that has no room.
+    fn place(
+        &mut self,
+        read: &wire::frame::Frame,
+        frame: Frame<'_>,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Option<Result<(), Why>> {
+        let share = self.share.as_mut()?;
+        match share.place(&self.net, read, frame, inbox) {
+            Place::Elsewhere => Some(Ok(())),
+            Place::Nowhere => None,
+            Place::Here(slot) => {
+                let done = self.frame(read, frame, inbox, outbox, now);
+                if let (Some(slot), Some(share)) = (slot, &self.share) {
+                    share.looked_at(slot);
+                }
+                Some(done)
+            }
+        }
+    }
+
+    fn drop_frame(&mut self, frame: Frame<'_>, why: Why) {
+        log::trace!("frame of {} octets dropped: {why:?}", frame.payload.len());
+        self.count(why);
     }
 
     fn frame(
         &mut self,
+        read: &wire::frame::Frame,
         frame: Frame<'_>,
         inbox: &Inbox,
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        let read = classify(frame.head, frame.payload.len())?;
         let first = self.guest.mac == Mac::BROADCAST;
-        if first {
+        if first && self.share.as_ref().is_none_or(Share::is_first) {
             self.expect_groups(now);
         }
         self.met = true;
         if self.guest.saw_mac(read.mac) {
+            self.note_news(true);
             // A guest may change its mind as often as it likes, the log need not hear of it.
             let said = format_args!("New guest MAC address observed: {}", read.mac);
             if first {
@@ -111,7 +184,7 @@ impl Relay {
                 log::debug!("{said}");
             }
         }
-        self.packet(&read, frame, inbox, outbox, now)
+        self.packet(read, frame, inbox, outbox, now)
     }
 
     /// What a frame carries, or several that were parts of a packet.
@@ -126,7 +199,7 @@ impl Relay {
         if self.serve(read, frame.head, outbox, now)? {
             return Ok(());
         }
-        if let Some(message) = services::membership(&read.body) {
+        if let Some(message) = kinds::membership(&read.body) {
             let v4 = matches!(read.body, Body::Igmp(..));
             return self.membership(frame.head.get(message).unwrap_or_default(), v4, now);
         }

@@ -28,6 +28,32 @@ pub struct Report {
     pub closing: usize,
 }
 
+impl Report {
+    /// Adds what another relay has counted.
+    pub fn add(&mut self, other: &Self) {
+        self.from_guest.add(other.from_guest);
+        self.to_guest.add(other.to_guest);
+        for (why, count) in &other.drops {
+            match self.drops.iter_mut().find(|(known, _)| known == why) {
+                Some((_, sum)) => *sum += count,
+                None => self.drops.push((*why, *count)),
+            }
+        }
+        for (sum, count) in [
+            (&mut self.udp, other.udp),
+            (&mut self.echo, other.echo),
+            (&mut self.groups, other.groups),
+            (&mut self.syn_sent, other.syn_sent),
+            (&mut self.connecting, other.connecting),
+            (&mut self.syn_received, other.syn_received),
+            (&mut self.established, other.established),
+            (&mut self.closing, other.closing),
+        ] {
+            *sum += count;
+        }
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tcp =

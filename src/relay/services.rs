@@ -1,28 +1,18 @@
 //! Frames that we answer ourselves.
 
-use std::{net::IpAddr, ops::Range};
+use std::net::IpAddr;
 
-use super::state::Relay;
+use super::{
+    kinds::{is_dhcp, is_dhcpv6, is_neighbour_discovery},
+    state::Relay,
+};
 use crate::{
     flow,
     link::Outbox,
-    net::{Class, Now, Why, class},
-    service::{
-        Answer, Note, arp, dhcp, dhcpv6,
-        multicast::{MLD_DONE, MLD_REPORT, MLD_REPORT_V2},
-        ndp,
-    },
-    wire::frame::{Body, Datagram, Frame, Ip, Message},
+    net::{Now, Why},
+    service::{Answer, Note, arp, dhcp, dhcpv6, ndp},
+    wire::frame::{Body, Frame},
 };
-
-/// Ports of DHCP and DHCPv6 servers (RFC 2131, section 4.1; RFC 8415, section 7.2).
-const DHCP: u16 = 67;
-const DHCPV6: u16 = 547;
-
-/// ICMPv6 types of neighbour discovery (RFC 4861, section 4).
-const ROUTER_SOLICITATION: u8 = 133;
-const NEIGHBOUR_SOLICITATION: u8 = 135;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 impl Relay {
     /// Answers a frame that is for a service; `false` if it is for none. `head` is the whole frame.
@@ -142,7 +132,8 @@ impl Relay {
     /// [`Why::Source`] where no host can have it.
     pub(super) fn check_source(&mut self, src: IpAddr) -> Result<(), Why> {
         flow::check_source(&self.net, src)?;
-        self.guest.saw_addr(src);
+        let new = self.guest.saw_addr(src);
+        self.note_news(new);
         Ok(())
     }
 
@@ -159,38 +150,6 @@ impl Relay {
             self.count(why);
         }
     }
-}
-
-/// Where a frame's message about groups lies, if it is one.
-pub fn membership(body: &Body) -> Option<Range<usize>> {
-    match body {
-        Body::Igmp(_, octets) => Some(octets.clone()),
-        Body::Icmp(ip, message)
-            if ip.src.is_ipv6()
-                && matches!(message.kind, MLD_REPORT | MLD_DONE | MLD_REPORT_V2) =>
-        {
-            Some(message.octets.clone())
-        }
-        _ => None,
-    }
-}
-
-fn is_dhcp(ip: &Ip, datagram: &Datagram) -> bool {
-    ip.src.is_ipv4() && datagram.dst_port == DHCP
-}
-
-fn is_dhcpv6(ip: &Ip, datagram: &Datagram) -> bool {
-    ip.src.is_ipv6()
-        && datagram.dst_port == DHCPV6
-        && matches!(class(ip.dst), Class::Multicast | Class::LinkLocal)
-}
-
-fn is_neighbour_discovery(ip: &Ip, message: &Message) -> bool {
-    ip.src.is_ipv6()
-        && matches!(
-            message.kind,
-            ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
-        )
 }
 
 #[cfg(test)]

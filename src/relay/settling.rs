@@ -10,7 +10,7 @@ use super::{
     state::Relay,
 };
 use crate::{
-    flow::{Chain, Key},
+    flow::{Chain, Id, Key},
     host::{
         helper::Helper,
         moving,
@@ -248,6 +248,16 @@ impl Relay {
             .insert(tcp.key, Flow::Tcp(flow), raw)
             .map_err(|_| "no room for another flow")?;
         self.drain_spill(id);
+        self.shut_down_if_due(id);
+        // The guest hears of us as soon as it can, and we of what it has heard.
+        self.space(id);
+        self.starve(id);
+        self.schedule(id);
+        Ok(())
+    }
+
+    /// Tells the host that the guest's stream has ended, where that is so and nobody has.
+    pub(super) fn shut_down_if_due(&mut self, id: Id) {
         let due = match self.flows.get(id) {
             Some(Flow::Tcp(flow)) => flow.conn.shutdown_due() && flow.spill.is_empty(),
             _ => false,
@@ -255,11 +265,6 @@ impl Relay {
         if due {
             self.shut_down(id);
         }
-        // The guest hears of us as soon as it can, and we of what it has heard.
-        self.space(id);
-        self.starve(id);
-        self.schedule(id);
-        Ok(())
     }
 
     /// Has the guest told that a connection is gone.

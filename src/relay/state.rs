@@ -17,6 +17,7 @@ use super::{
     reassembly::Reassembly,
     request::Request,
     run::Run,
+    share::Share,
     waiting::Waiting,
 };
 use crate::{
@@ -143,6 +144,8 @@ pub struct Relay {
     pub(super) budget: usize,
     /// What services say, by [`Note::kind`](crate::service::Note::kind).
     pub(super) said: [RateLimit; Note::KINDS],
+    /// This relay's part, where several serve the guest.
+    pub(super) share: Option<Share>,
 }
 
 impl Relay {
@@ -198,6 +201,7 @@ impl Relay {
             turn: Now(0),
             budget: BUDGET,
             said: [RateLimit::default(); Note::KINDS],
+            share: None,
         }
     }
 
@@ -294,12 +298,21 @@ impl Relay {
         flow: Flow,
         raw: RawFd,
     ) -> Result<Id, Why> {
-        if self.flows.len() == self.flows.capacity() {
+        let shared_full = |relay: &Self| relay.share.as_ref().is_some_and(Share::is_full);
+        if self.flows.len() == self.flows.capacity() || shared_full(self) {
             self.make_room();
         }
-        let streams = matches!(flow, Flow::Tcp(_));
-        match self.flows.insert(key, flow) {
+        let (streams, of_group) = (matches!(flow, Flow::Tcp(_)), flow.is_of_group());
+        let inserted = if shared_full(self) {
+            Err(flow)
+        } else {
+            self.flows.insert(key, flow)
+        };
+        match inserted {
             Ok(id) => {
+                if let Some(share) = &self.share {
+                    share.opened(&key, of_group);
+                }
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
                 self.census.enter(id.slot, peer);
                 self.requests.push(if streams {

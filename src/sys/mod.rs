@@ -11,6 +11,8 @@ mod iovec;
 
 mod reason;
 
+pub mod zeroed;
+
 mod cmsg;
 
 pub mod errqueue;

@@ -50,6 +50,15 @@ pub enum Body {
     Fragment(Ip, Fragment),
 }
 
+impl Body {
+    /// Notes of a packet that anybody may cut it into parts.
+    pub const fn allow_parts(&mut self) {
+        if let Self::Tcp(ip, _) | Self::Udp(ip, _) | Self::Icmp(ip, _) = self {
+            ip.whole = false;
+        }
+    }
+}
+
 /// The network layer of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ip {

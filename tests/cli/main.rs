@@ -87,6 +87,10 @@ fn each_option_does_what_it_says() {
         ("--vhost-user --repair-path /r", |c| {
             (c.vhost_user, c.repair_path) = (true, RepairPath::At("/r".into()));
         }),
+        ("--vhost-user --queues 16", |c| {
+            (c.vhost_user, c.queues) = (true, Some(16));
+        }),
+        ("--busy-poll 50", |c| c.busy_poll = Span(50)),
         ("--repair-path none", |c| c.repair_path = RepairPath::Off),
         ("--vhost-user --repair-path ./none", |c| {
             (c.vhost_user, c.repair_path) = (true, RepairPath::At("./none".into()));

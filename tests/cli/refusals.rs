@@ -42,6 +42,10 @@ fn bad_values_are_refused_in_one_line() {
             &["--stats", "4294967296"],
             "Invalid --stats delay: 4294967296 (whole seconds, at least 1)",
         ),
+        (&["--queues", "0"], "Invalid number of queue pairs: 0"),
+        (&["--queues", "17"], "Invalid number of queue pairs: 17"),
+        (&["--busy-poll", "x"], "Invalid --busy-poll: x"),
+        (&["--busy-poll", "1000001"], "Invalid --busy-poll: 1000001"),
         (&["-c", ""], "Invalid configuration path: "),
         (
             &["-c", &path],
@@ -190,6 +194,7 @@ fn bad_values_are_refused_in_one_line() {
 fn options_of_vhost_user_are_refused_without_it() {
     for (args, option) in [
         (&["--repair-path", "/r"][..], "--repair-path"),
+        (&["--queues", "2"], "--queues"),
         (&["--migrate-exit"], "--migrate-exit"),
         (&["--migrate-no-linger", "-f"], "--migrate-no-linger"),
     ] {

@@ -118,7 +118,7 @@ fn messages_that_cannot_be_end_the_connection() {
         ),
         (
             "bad value in GetVringBase",
-            &word(request::GET_VRING_BASE, &[2]),
+            &word(request::GET_VRING_BASE, &[32]),
         ),
         (
             "bad value in RemMemReg",

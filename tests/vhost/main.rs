@@ -11,7 +11,9 @@ mod abuse;
 mod chance;
 mod guests;
 mod offload;
+mod polling;
 mod protocol;
+mod queues;
 
 use guest::frame::{ETHERTYPE_ARP, GUEST_MAC, ethernet, of_type};
 use lab::{

@@ -89,7 +89,9 @@ fn what_the_command_line_leaves_out_is_not_offered() {
 /// Regression V04.
 #[test]
 fn one_queue_pair_is_one_queue_pair() {
-    let Some(scene) = Scene::new(&[]) else { return };
+    let Some(scene) = Scene::new(&["--queues", "1"]) else {
+        return;
+    };
     let guest = FrontEnd::greet(scene.translator.connect(), Driver::new(LINUX));
     assert_eq!(guest.ask(request::GET_QUEUE_NUM, &[]), [1]);
 }
@@ -212,7 +214,8 @@ fn written_pages_are_marked_while_they_are_logged() {
             USER + available,
             used,
         ];
-        guest.tell(request::SET_VRING_ADDR, &words, &[]);
+        // As QEMU does: what is sent behind an unanswered message may be served before it.
+        guest.told(request::SET_VRING_ADDR, &words, &[]);
     }
     assert_works(&mut guest);
     assert!(any(pages(used, 4096)), "used ring");

@@ -36,7 +36,7 @@ impl Play {
         front.lend(if self.setting & 0x20 == 0 { 64 } else { 4 }, 4096);
         self.queue = Some(Queue {
             front,
-            session: Session::new(socket, offered),
+            session: Session::new(socket, offered, 1),
             shape: self.setting,
         });
         self.outbox.attach_queue(true);
@@ -46,10 +46,10 @@ impl Play {
     /// Takes the front-end's messages; whoever says what cannot be is shown out, and the next one comes.
     fn serve_front_end(&mut self) {
         let Some(queue) = &mut self.queue else { return };
-        let served = queue.session.serve(&mut Halves {
+        let served = queue.session.serve(&mut [Halves {
             intake: self.inbox.intake(),
             outlet: self.outbox.outlet(),
-        });
+        }]);
         queue.front.forget_replies();
         // Kicks need not be polled: every turn looks into the queues.
         queue.session.watches().for_each(drop);
@@ -69,10 +69,10 @@ impl Play {
     pub(super) fn detach_front_end(&mut self) {
         self.relay.guest_left();
         if let Some(mut queue) = self.queue.take() {
-            queue.session.end(&mut Halves {
+            queue.session.end(&mut [Halves {
                 intake: self.inbox.intake(),
                 outlet: self.outbox.outlet(),
-            });
+            }]);
             self.outbox.attach_queue(false);
         }
         self.settle();

@@ -54,7 +54,7 @@ const NOTHING: Fetched = Fetched {
 pub enum Look {
     /// There may be frames, and more to fetch.
     More,
-    /// There may be frames; a kick will tell of more.
+    /// There may be frames; a kick will tell of more, if the driver was asked for it.
     Last,
 }
 
@@ -85,11 +85,32 @@ impl Intake {
         self.ring
     }
 
-    /// Fetches the frames that are available, up to a burst's limits; what is copied of them goes to `memory`.
+    /// Whether its memory has vanished.
+    pub fn has_vanished(&self) -> bool {
+        self.ring.memory().has_vanished()
+    }
+
+    /// Whether there are frames that were not fetched.
+    pub fn has_more(&self) -> bool {
+        self.ring.has_more()
+    }
+
+    /// Asks the driver to kick for the next frame. `true` if there is one already.
+    pub fn ask_for_kicks(&mut self) -> bool {
+        self.ring.ask_for_kicks()
+    }
+
+    /// Fetches the frames that are available, up to a burst's limits; what is copied of them goes to `memory`. If `quiet`, the
+    /// driver is not asked to kick for more.
     ///
     /// # Errors
     /// What the driver did wrong; frames before are lost with it.
-    pub fn fetch(&mut self, memory: &mut [u8], frames: &mut Vec<Fetched>) -> Result<Look, Broken> {
+    pub fn fetch(
+        &mut self,
+        memory: &mut [u8],
+        frames: &mut Vec<Fetched>,
+        quiet: bool,
+    ) -> Result<Look, Broken> {
         self.release();
         self.pieces.clear();
         self.ring.ask_for_quiet();
@@ -101,7 +122,7 @@ impl Intake {
         {
             let first = self.pieces.len();
             let Some(chain) = self.ring.take(false, &mut self.pieces)? else {
-                if self.ring.ask_for_kicks() {
+                if !quiet && self.ring.ask_for_kicks() {
                     continue;
                 }
                 return Ok(Look::Last);
@@ -156,6 +177,13 @@ impl Intake {
             self.ring.give_back(head, 0);
         }
         self.ring.flush();
+    }
+
+    /// Puts the last `count` chains of the current burst back, to be fetched again.
+    pub fn put_back(&mut self, count: usize) {
+        let count = count.min(self.heads.len());
+        self.heads.truncate(self.heads.len() - count);
+        self.ring.put_back(count as u16);
     }
 
     /// Lists a stretch for the kernel to read; `false`, with nothing listed, if the list has no room for all of it.

@@ -123,6 +123,11 @@ impl Outlet {
         self.abilities.datagrams
     }
 
+    /// Whether its memory has vanished.
+    pub fn has_vanished(&self) -> bool {
+        self.ring.memory().has_vanished()
+    }
+
     /// What the driver did wrong, if it did.
     pub const fn broken(&self) -> Option<Broken> {
         self.broken

@@ -1,10 +1,7 @@
 //! What front-end and back end agree upon, message by message, and the queues that run by it. Front-ends differ in what they
 //! say first: a queue runs as soon as all it needs was said, whatever the order, and is started anew when any of it changes.
 
-use std::{
-    os::fd::{AsRawFd, OwnedFd, RawFd},
-    sync::Arc,
-};
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -24,15 +21,15 @@ use crate::{
 const REPLY_ACK: u64 = 1 << 3;
 const PROTOCOL: u64 = 1 << 1 | 1 << 2 | REPLY_ACK | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 19;
 
+/// And the one that only several queue pairs make sense of: MQ.
+const PROTOCOL_MQ: u64 = 1;
+
 /// The most memory regions.
 const REGIONS: usize = 32;
 
-/// The receive and the transmit queue, as the driver sees them.
+/// The receive and the transmit queue of a pair, as the driver sees them.
 pub const RECEIVE: usize = 0;
 pub const TRANSMIT: usize = 1;
-
-/// Queue pairs, until several can be served.
-const PAIRS: u64 = 1;
 
 /// In a descriptor message: no descriptor comes with it.
 const NO_DESCRIPTOR: u64 = 1 << 8;
@@ -43,7 +40,7 @@ const TURN: usize = 64;
 /// In SET_VRING_ADDR: writes to the used ring are logged.
 const LOG_USED: u64 = 1;
 
-/// Where running queues live.
+/// Where the running queues of a pair live.
 #[derive(Debug)]
 pub struct Halves<'a> {
     pub intake: &'a mut Option<Intake>,
@@ -53,10 +50,10 @@ pub struct Halves<'a> {
 /// What is to be polled, or not any more: values, carried out in order.
 #[derive(Debug)]
 pub enum Watch {
-    /// Tell when the driver kicks this queue.
-    Kick(RawFd, usize),
+    /// Tell when the driver kicks this queue: pairs follow each other.
+    Kick(Arc<OwnedFd>, usize),
     /// Tell no more, and close.
-    Close(OwnedFd),
+    Close(Arc<OwnedFd>, usize),
 }
 
 /// The guest's state is to be written to, or read from, a pipe of the front-end's up to its end.
@@ -85,7 +82,7 @@ struct Queue {
     /// The entry of the available ring that comes next.
     next: u16,
     enabled: bool,
-    kick: Option<OwnedFd>,
+    kick: Option<Arc<OwnedFd>>,
     /// While it runs, its ring has it.
     call: Option<OwnedFd>,
 }
@@ -100,23 +97,25 @@ pub struct Session {
     status: u64,
     memory: Arc<GuestMemory>,
     log: Option<Arc<DirtyLog>>,
-    queues: [Queue; 2],
+    queues: Vec<Queue>,
     watches: Vec<Watch>,
     transfer: Option<Transfer>,
     transferred: bool,
 }
 
 impl Session {
-    pub fn new(socket: OwnedFd, offered: VhostFeatures) -> Self {
+    /// Of a front-end that may use so many queue pairs.
+    pub fn new(socket: OwnedFd, offered: VhostFeatures, pairs: usize) -> Self {
+        let several = if pairs > 1 { bits::MQ } else { 0 };
         Self {
             channel: Channel::new(socket),
-            offered: offered.bits(),
+            offered: offered.bits() | several,
             features: 0,
             protocol: 0,
             status: 0,
             memory: Arc::default(),
             log: None,
-            queues: Default::default(),
+            queues: (0..2 * pairs).map(|_| Queue::default()).collect(),
             watches: Vec::new(),
             transfer: None,
             transferred: true,
@@ -131,8 +130,17 @@ impl Session {
     /// Takes notice of a kick. Its counter is read, so that the front-end does not find it when the device is stopped.
     pub fn kicked(&self, queue: usize) {
         if let Some(kick) = self.queues.get(queue).and_then(|queue| queue.kick.as_ref()) {
-            let _ = nix::unistd::read(kick, &mut [0; 8]);
+            hear(kick);
         }
+    }
+
+    const fn protocol(&self) -> u64 {
+        let several = if self.queues.len() > 2 {
+            PROTOCOL_MQ
+        } else {
+            0
+        };
+        PROTOCOL | several
     }
 
     /// Whether the memory is still what it was.
@@ -151,7 +159,7 @@ impl Session {
     ///
     /// # Errors
     /// Why the connection cannot go on.
-    pub fn serve(&mut self, halves: &mut Halves<'_>) -> Result<Served, Refused> {
+    pub fn serve(&mut self, halves: &mut [Halves<'_>]) -> Result<Served, Refused> {
         for _ in 0..TURN {
             let message = match self.channel.next()? {
                 Next::Message(message) => message,
@@ -178,7 +186,7 @@ impl Session {
     }
 
     /// Stops all queues and lets go of what they were made of.
-    pub fn end(&mut self, halves: &mut Halves<'_>) {
+    pub fn end(&mut self, halves: &mut [Halves<'_>]) {
         for index in 0..self.queues.len() {
             self.stop(index, halves);
             if let Some(kick) = self
@@ -186,12 +194,12 @@ impl Session {
                 .get_mut(index)
                 .and_then(|queue| queue.kick.take())
             {
-                self.watches.push(Watch::Close(kick));
+                self.watches.push(Watch::Close(kick, index));
             }
         }
     }
 
-    fn take(&mut self, mut message: Message, halves: &mut Halves<'_>) -> Result<(), Refused> {
+    fn take(&mut self, mut message: Message, halves: &mut [Halves<'_>]) -> Result<(), Refused> {
         log::debug!("vhost-user: {:?}", message.request);
         match self.carry_out(&mut message, halves)? {
             Some(words) => self.channel.send(&message.reply(&words)),
@@ -206,12 +214,12 @@ impl Session {
     fn carry_out(
         &mut self,
         message: &mut Message,
-        halves: &mut Halves<'_>,
+        halves: &mut [Halves<'_>],
     ) -> Result<Option<Vec<u64>>, Refused> {
         let answer = match message.request {
             Request::GetFeatures => vec![self.offered],
-            Request::GetProtocolFeatures => vec![PROTOCOL],
-            Request::GetQueueNum => vec![PAIRS],
+            Request::GetProtocolFeatures => vec![self.protocol()],
+            Request::GetQueueNum => vec![self.queues.len() as u64 / 2],
             Request::GetMaxMemSlots => vec![REGIONS as u64],
             Request::GetStatus => vec![self.status],
             Request::GetVringBase => vec![self.get_base(message, halves)?],
@@ -248,7 +256,7 @@ impl Session {
     fn set_device(
         &mut self,
         message: &mut Message,
-        halves: &mut Halves<'_>,
+        halves: &mut [Halves<'_>],
     ) -> Result<(), Refused> {
         match message.request {
             Request::SetFeatures => {
@@ -260,7 +268,7 @@ impl Session {
             }
             Request::SetProtocolFeatures => {
                 let [protocol] = message.words()?;
-                if protocol & !PROTOCOL != 0 {
+                if protocol & !self.protocol() != 0 {
                     return Err(Refused::Value(message.request));
                 }
                 self.protocol = protocol;
@@ -304,7 +312,7 @@ impl Session {
         }
     }
 
-    fn set_log(&mut self, message: &mut Message, halves: &mut Halves<'_>) -> Result<(), Refused> {
+    fn set_log(&mut self, message: &mut Message, halves: &mut [Halves<'_>]) -> Result<(), Refused> {
         let [len, offset] = message.words()?;
         let file = message.descriptor()?;
         let log = DirtyLog::new(std::os::fd::AsFd::as_fd(&file), offset, len)
@@ -330,7 +338,7 @@ impl Session {
     }
 
     /// Requests about a queue.
-    fn set_queue(&mut self, message: &Message, halves: &mut Halves<'_>) -> Result<(), Refused> {
+    fn set_queue(&mut self, message: &Message, halves: &mut [Halves<'_>]) -> Result<(), Refused> {
         let request = message.request;
         if request == Request::SetVringAddr {
             let [first, descriptors, used, available, log] = message.words()?;
@@ -364,7 +372,7 @@ impl Session {
     }
 
     /// Stops a queue for good; where it stood.
-    fn get_base(&mut self, message: &Message, halves: &mut Halves<'_>) -> Result<u64, Refused> {
+    fn get_base(&mut self, message: &Message, halves: &mut [Halves<'_>]) -> Result<u64, Refused> {
         let (index, _) = message.state()?;
         self.queue(index, message.request)?;
         self.reset(index as usize, halves);
@@ -377,7 +385,7 @@ impl Session {
     fn set_descriptor(
         &mut self,
         message: &mut Message,
-        halves: &mut Halves<'_>,
+        halves: &mut [Halves<'_>],
     ) -> Result<(), Refused> {
         let request = message.request;
         let [word] = message.words()?;
@@ -400,12 +408,11 @@ impl Session {
             queue.call = descriptor;
         } else {
             // Without kicks the queue would have to be polled all the time.
-            let kick = descriptor.ok_or(Refused::Value(request))?;
-            let raw = kick.as_raw_fd();
-            if let Some(old) = queue.kick.replace(kick) {
-                self.watches.push(Watch::Close(old));
+            let kick = Arc::new(descriptor.ok_or(Refused::Value(request))?);
+            if let Some(old) = queue.kick.replace(Arc::clone(&kick)) {
+                self.watches.push(Watch::Close(old, index));
             }
-            self.watches.push(Watch::Kick(raw, index));
+            self.watches.push(Watch::Kick(kick, index));
         }
         self.start(index, halves)
     }
@@ -413,7 +420,7 @@ impl Session {
     /// Changes what all queues depend on.
     fn change(
         &mut self,
-        halves: &mut Halves<'_>,
+        halves: &mut [Halves<'_>],
         change: impl FnOnce(&mut Self),
     ) -> Result<(), Refused> {
         let running: Vec<usize> = (0..self.queues.len())
@@ -423,10 +430,10 @@ impl Session {
         // Where memory was missing, the queue starts now.
         for index in 0..self.queues.len() {
             self.start(index, halves)?;
-            let runs = match index {
+            let runs = halves.get(index / 2).is_some_and(|halves| match index % 2 {
                 RECEIVE => halves.outlet.is_some(),
                 _ => halves.intake.is_some(),
-            };
+            });
             if running.contains(&index) && !runs {
                 return Err(Refused::Ring);
             }
@@ -435,19 +442,22 @@ impl Session {
     }
 
     /// Stops a queue and forgets its descriptors.
-    fn reset(&mut self, index: usize, halves: &mut Halves<'_>) {
+    fn reset(&mut self, index: usize, halves: &mut [Halves<'_>]) {
         self.stop(index, halves);
         if let Some(queue) = self.queues.get_mut(index) {
             queue.call = None;
             if let Some(kick) = queue.kick.take() {
-                self.watches.push(Watch::Close(kick));
+                self.watches.push(Watch::Close(kick, index));
             }
         }
     }
 
     /// Stops a queue, if it runs.
-    fn stop(&mut self, index: usize, halves: &mut Halves<'_>) -> bool {
-        let ring = if index == RECEIVE {
+    fn stop(&mut self, index: usize, halves: &mut [Halves<'_>]) -> bool {
+        let Some(halves) = halves.get_mut(index / 2) else {
+            return false;
+        };
+        let ring = if index % 2 == RECEIVE {
             halves.outlet.take().map(Outlet::into_ring)
         } else {
             halves.intake.take().map(Intake::into_ring)
@@ -460,10 +470,11 @@ impl Session {
     }
 
     /// Starts a queue, if all it needs was said.
-    fn start(&mut self, index: usize, halves: &mut Halves<'_>) -> Result<(), Refused> {
+    fn start(&mut self, index: usize, halves: &mut [Halves<'_>]) -> Result<(), Refused> {
         let features = self.features;
         let has = |bit: u64| features & bit != 0;
-        let Some(queue) = self.queues.get_mut(index) else {
+        let (Some(queue), Some(halves)) = (self.queues.get_mut(index), halves.get_mut(index / 2))
+        else {
             return Ok(());
         };
         let Some((descriptors, available, used)) = queue.addresses else {
@@ -494,7 +505,7 @@ impl Session {
         } else {
             vnet::LEN_LEGACY
         };
-        if index == TRANSMIT {
+        if index % 2 == TRANSMIT {
             *halves.intake = Some(Intake::new(ring, header));
         } else {
             let abilities = Abilities {
@@ -509,6 +520,11 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Takes notice of what a kick's counter says.
+pub fn hear(kick: &OwnedFd) {
+    let _ = nix::unistd::read(kick, &mut [0; 8]);
 }
 
 /// Reads a region: guest physical address, length, the front-end's address, where it lies in its file.

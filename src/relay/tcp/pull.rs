@@ -376,13 +376,21 @@ impl Relay {
 
     /// Forgets a flow and closes its socket.
     pub(in super::super) fn remove(&mut self, id: Id) {
+        if let Some(flow) = self.take_out(id) {
+            self.requests.push(Request::Close(flow.into_socket()));
+        }
+    }
+
+    /// Forgets a flow, with all that was kept for it.
+    pub(in super::super) fn take_out(&mut self, id: Id) -> Option<Flow> {
         self.forget_held(id);
         let key = self.flows.key(id);
-        let Some(mut flow) = self.flows.remove(id) else {
-            return;
-        };
-        if let Some(key) = key {
+        let mut flow = self.flows.remove(id)?;
+        if let Some(key) = &key {
             self.census.leave(id.slot, key.remote.addr);
+            if let Some(share) = &self.share {
+                share.closed(key, flow.is_of_group());
+            }
         }
         if let Flow::Udp(flow) = &flow
             && flow.bound
@@ -398,7 +406,7 @@ impl Relay {
                 self.disorders.take_back(lent);
             }
         }
-        self.requests.push(Request::Close(flow.into_socket()));
+        Some(flow)
     }
 
     /// Arms the wheel for a flow's next deadline.

@@ -2,9 +2,9 @@
 //! written by the system, so no machine and no unsafe code is needed.
 
 use std::{
-    collections::VecDeque,
     fs::File,
     io::{self, IoSlice, Read},
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::{fs::FileExt, net::UnixStream},
@@ -15,7 +15,7 @@ use std::{
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        eventfd::{EfdFlags, EventFd},
+        eventfd::EventFd,
         memfd::{MFdFlags, memfd_create},
         socket::{ControlMessage, MsgFlags, sendmsg},
     },
@@ -26,120 +26,41 @@ use super::LONG;
 
 mod bridge;
 pub mod cut;
+mod driver;
 mod state;
 mod words;
 
 pub use bridge::{Bridge, Movable, bridge};
+pub use driver::{Arrival, Driver};
 pub use words::*;
+
+use driver::Ring;
 
 /// Guest memory lies at two guest addresses, as a PC's does.
 pub const MEMORY: u64 = 32 << 20;
 const LOW: u64 = 16 << 20;
-const HIGH_AT: u64 = 1 << 32;
+pub const HIGH_AT: u64 = 1 << 32;
 /// What the front-end's own addresses begin with.
 pub const USER: u64 = 0x7f12_0000_0000;
 
-/// Receive and transmit queue.
+/// Receive and transmit queue of the first pair; those of the second follow.
 pub const RX: usize = 0;
 pub const TX: usize = 1;
+
+/// Where the rings lie, and the indirect tables of each pair.
+const RINGS: [u64; 4] = [0x1_0000, 0x3_0000, 0x8_0000, 0x9_0000];
+const TABLES: [u64; 2] = [0x6_0000, 0xa_0000];
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
-
-/// How the driver behaves.
-#[derive(Debug, Clone, Copy)]
-pub struct Driver {
-    pub features: u64,
-    /// Entries of each ring, and buffers posted for frames of how many octets.
-    pub entries: u16,
-    pub buffers: u16,
-    pub buffer: u32,
-    /// Descriptors each buffer is cut into.
-    pub pieces: u32,
-}
-
-impl Driver {
-    pub const fn new(features: u64) -> Self {
-        Self {
-            features,
-            entries: 256,
-            buffers: 256,
-            buffer: 1536,
-            pieces: 1,
-        }
-    }
-
-    fn has(&self, bit: u64) -> bool {
-        self.features & bit != 0
-    }
-
-    /// Octets of the header before each frame.
-    pub fn header(&self) -> usize {
-        if self.has(VERSION_1) || self.has(MRG_RXBUF) {
-            12
-        } else {
-            10
-        }
-    }
-}
-
-/// One ring, at its place in guest memory.
-#[derive(Debug)]
-struct Ring {
-    at: u64,
-    entries: u16,
-    available: u16,
-    used: u16,
-    kick: EventFd,
-    call: EventFd,
-    kicks: u64,
-    /// Descriptors of the table that are free, and slots of the data area.
-    free: VecDeque<u16>,
-}
-
-impl Ring {
-    fn new(at: u64, entries: u16) -> Self {
-        let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
-        Self {
-            at,
-            entries,
-            available: 0,
-            used: 0,
-            kick: event().expect("eventfd"),
-            call: event().expect("eventfd"),
-            kicks: 0,
-            free: (0..entries).collect(),
-        }
-    }
-
-    const fn descriptors(&self) -> u64 {
-        self.at
-    }
-
-    const fn available_ring(&self) -> u64 {
-        self.at + 0x8000
-    }
-
-    const fn used_ring(&self) -> u64 {
-        self.at + 0xc000
-    }
-}
-
-/// A frame as the driver got it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Arrival {
-    pub header: Vec<u8>,
-    pub frame: Vec<u8>,
-    pub buffers: u16,
-}
 
 #[derive(Debug)]
 pub struct FrontEnd {
     pub socket: UnixStream,
     pub memory: File,
     pub driver: Driver,
-    rings: [Ring; 2],
+    rings: Vec<Ring>,
     pub offered: u64,
 }
 
@@ -161,24 +82,27 @@ impl FrontEnd {
             socket,
             memory: memory.into(),
             driver,
-            rings: [
-                Ring::new(0x1_0000, driver.entries),
-                Ring::new(0x3_0000, driver.entries),
-            ],
+            rings: RINGS[..2 * driver.pairs]
+                .iter()
+                .map(|&at| Ring::new(at, driver.entries))
+                .collect(),
             offered: 0,
         };
         this.ask(request::GET_FEATURES, &[]);
         let protocol = this.ask(request::GET_PROTOCOL_FEATURES, &[])[0];
-        this.tell(request::SET_PROTOCOL_FEATURES, &[protocol & 0x9_000e], &[]);
+        let several = u64::from(driver.pairs > 1);
+        this.tell(
+            request::SET_PROTOCOL_FEATURES,
+            &[protocol & (0x9_000e | several)],
+            &[],
+        );
         this.tell(request::SET_OWNER, &[], &[]);
         this.offered = this.ask(request::GET_FEATURES, &[])[0];
-        for index in 0..2 {
-            this.call(index as u64, request::SET_VRING_CALL);
-            this.call(index as u64, request::SET_VRING_ERR);
+        for index in 0..this.rings.len() as u64 {
+            this.call(index, request::SET_VRING_CALL);
+            this.call(index, request::SET_VRING_ERR);
         }
-        for index in 0..2 {
-            this.told(request::SET_VRING_ENABLE, &[index | 1 << 32], &[]);
-        }
+        this.enable(0..this.rings.len(), true);
         this
     }
 
@@ -199,9 +123,18 @@ impl FrontEnd {
         self.told(request::SET_MEM_TABLE, &words, &fds);
     }
 
-    /// Starts both rings at these entries.
+    /// Enables or disables these rings.
+    pub fn enable(&self, rings: Range<usize>, on: bool) {
+        for index in rings {
+            let words = [index as u64 | u64::from(on) << 32];
+            self.told(request::SET_VRING_ENABLE, &words, &[]);
+        }
+    }
+
+    /// Starts the rings, those of the first pair at these entries.
     pub fn start_rings(&mut self, rx: u16, tx: u16) {
-        for (index, base) in [(RX, rx), (TX, tx)] {
+        for index in 0..self.rings.len() {
+            let base = [rx, tx].get(index).copied().unwrap_or_default();
             let word = index as u64;
             let ring = &self.rings[index];
             let (descriptors, available, used) = (
@@ -225,21 +158,24 @@ impl FrontEnd {
             self.tell(request::SET_VRING_KICK, &[word], &[kick]);
             self.call(word, request::SET_VRING_CALL);
         }
-        for index in 0..2 {
-            self.told(request::SET_VRING_ENABLE, &[index | 1 << 32], &[]);
-        }
+        self.enable(0..self.rings.len(), true);
         self.refill();
     }
 
-    /// Stops both rings, as a guest's reboot does; where they stood.
+    /// Stops the rings, as a guest's reboot does; where those of the first pair stood.
     pub fn stop_rings(&mut self) -> [u16; 2] {
-        [0, 1].map(|index| {
+        let stop = |index| {
             let [word] = self.ask(request::GET_VRING_BASE, &[index])[..] else {
                 panic!("a reply of one word")
             };
             assert_eq!(word & 0xffff_ffff, index);
             (word >> 32) as u16
-        })
+        };
+        let first = [0, 1].map(stop);
+        (2..self.rings.len() as u64).for_each(|index| {
+            stop(index);
+        });
+        first
     }
 
     /// The driver of a guest that has rebooted: empty rings.
@@ -355,7 +291,7 @@ impl FrontEnd {
     }
 
     /// The descriptor table of a ring.
-    pub const fn table(&self, queue: usize) -> u64 {
+    pub fn table(&self, queue: usize) -> u64 {
         self.rings[queue].descriptors()
     }
 
@@ -395,7 +331,7 @@ impl FrontEnd {
     }
 
     /// How often the device was kicked.
-    pub const fn kicks(&self, queue: usize) -> u64 {
+    pub fn kicks(&self, queue: usize) -> u64 {
         self.rings[queue].kicks
     }
 
@@ -420,18 +356,18 @@ impl FrontEnd {
     }
 
     /// Where descriptor table, available and used ring lie.
-    pub const fn places(&self, queue: usize) -> [u64; 3] {
+    pub fn places(&self, queue: usize) -> [u64; 3] {
         let ring = &self.rings[queue];
         [ring.descriptors(), ring.available_ring(), ring.used_ring()]
     }
 
     /// What the device is kicked by.
-    pub const fn kicked(&self, queue: usize) -> &EventFd {
+    pub fn kicked(&self, queue: usize) -> &EventFd {
         &self.rings[queue].kick
     }
 
     /// What the device calls by.
-    pub const fn called(&self, queue: usize) -> &EventFd {
+    pub fn called(&self, queue: usize) -> &EventFd {
         &self.rings[queue].call
     }
 
@@ -447,6 +383,10 @@ impl FrontEnd {
 
     /// Posts all buffers that are free for frames.
     pub fn refill(&mut self) {
+        (0..self.driver.pairs).for_each(|pair| self.refill_pair(RX + 2 * pair));
+    }
+
+    fn refill_pair(&mut self, rx: usize) {
         let Driver {
             buffers,
             buffer,
@@ -454,53 +394,68 @@ impl FrontEnd {
             ..
         } = self.driver;
         let pieces = pieces as u16;
-        while self.rings[RX].free.len() > usize::from(self.driver.entries - buffers * pieces) {
-            let table = self.table(RX);
+        while self.rings[rx].free.len() > usize::from(self.driver.entries - buffers * pieces) {
+            let table = self.table(rx);
             // Chains are made of neighbours, and keep their place.
-            let head = self.rings[RX].free.pop_front().expect("free");
+            let head = self.rings[rx].free.pop_front().expect("free");
             let len = buffer / u32::from(pieces);
             for n in 0..pieces {
-                let at = Self::data(RX, head) + u64::from(u32::from(n) * len);
+                let at = Self::data(rx, head) + u64::from(u32::from(n) * len);
                 let flags = WRITE | if n + 1 < pieces { NEXT } else { 0 };
                 self.describe(table, head + n, Self::guest(at), len, flags, head + n + 1);
                 if n > 0 {
-                    self.rings[RX].free.pop_front();
+                    self.rings[rx].free.pop_front();
                 }
             }
-            self.offer(RX, head);
+            self.offer(rx, head);
         }
     }
 
     /// Where the data of a chain lies: the receive queue's behind the rings, the other's in the upper half.
     const fn data(queue: usize, head: u16) -> u64 {
-        if queue == RX {
-            (1 << 20) + 2048 * head as u64 * 24
-        } else {
-            LOW + (80 << 10) * (head as u64 % 128)
+        let head = head as u64;
+        match queue {
+            RX => (1 << 20) + 2048 * head * 24,
+            TX => LOW + (80 << 10) * (head % 128),
+            // The second pair has room for less.
+            2 => (26 << 20) + (16 << 10) * head,
+            _ => (30 << 20) + (32 << 10) * (head % 64),
         }
     }
 
     /// Sends a frame behind a header, in up to `pieces` descriptors; waits until the device has taken it.
     pub fn transmit(&mut self, header: &[u8], frame: &[u8], pieces: usize) {
-        self.post(header, frame, pieces);
+        self.transmit_by(0, header, frame, pieces);
+    }
+
+    /// The same by a queue pair.
+    pub fn transmit_by(&mut self, pair: usize, header: &[u8], frame: &[u8], pieces: usize) {
+        let tx = TX + 2 * pair;
+        self.post_by(pair, header, frame, pieces);
         let deadline = Instant::now() + LONG;
-        while self.collect(TX).is_none() {
+        while self.collect(tx).is_none() {
             assert!(Instant::now() < deadline, "not taken");
-            self.wait(TX, None::<&File>, Duration::from_millis(50));
+            self.wait(tx, None::<&File>, Duration::from_millis(50));
         }
     }
 
     /// The same without waiting: the caller sees to it that there is room.
     pub fn post(&mut self, header: &[u8], frame: &[u8], pieces: usize) {
+        self.post_by(0, header, frame, pieces);
+    }
+
+    /// The same by a queue pair.
+    pub fn post_by(&mut self, pair: usize, header: &[u8], frame: &[u8], pieces: usize) {
+        let tx = TX + 2 * pair;
+        let available = self.rings[tx].available;
         let octets = [header, frame].concat();
-        let head = self.rings[TX].available % (self.driver.entries / 8) * 8;
-        let at = Self::data(TX, self.rings[TX].available);
+        let head = available % (self.driver.entries / 8) * 8;
+        let at = Self::data(tx, available);
         self.poke(at, &octets);
         let (indirect, table) = if self.driver.has(INDIRECT_DESC) {
-            let table = 0x6_0000 + 0x400 * u64::from(self.rings[TX].available % 128);
-            (true, table)
+            (true, TABLES[pair] + 0x400 * u64::from(available % 128))
         } else {
-            (false, self.table(TX) + 16 * u64::from(head))
+            (false, self.table(tx) + 16 * u64::from(head))
         };
         let size = octets.len().div_ceil(pieces);
         let count = octets.len().div_ceil(size);
@@ -513,34 +468,39 @@ impl FrontEnd {
             self.describe(table, n as u16, addr, len as u32, flags, next);
         }
         if indirect {
-            let slot = self.rings[TX].available % self.driver.entries;
+            let slot = available % self.driver.entries;
             let len = 16 * count as u32;
-            self.describe(self.table(TX), slot, Self::guest(table), len, INDIRECT, 0);
-            self.offer(TX, slot);
+            self.describe(self.table(tx), slot, Self::guest(table), len, INDIRECT, 0);
+            self.offer(tx, slot);
         } else {
-            self.offer(TX, head);
+            self.offer(tx, head);
         }
     }
 
     /// The next frame, if one has come.
     pub fn try_receive(&mut self) -> Option<Arrival> {
+        (0..self.driver.pairs).find_map(|pair| self.try_receive_by(pair))
+    }
+
+    fn try_receive_by(&mut self, pair: usize) -> Option<Arrival> {
+        let rx = RX + 2 * pair;
         let header = self.driver.header();
         let mut octets = Vec::new();
         let (mut left, mut buffers) = (1, 0);
         while left > 0 {
-            let taken = self.collect(RX);
+            let taken = self.collect(rx);
             if taken.is_none() && buffers == 0 {
                 return None;
             }
             let (head, len) = taken.expect("all buffers of a frame are given back at once");
             let start = octets.len();
             octets.resize(start + len as usize, 0);
-            let at = Self::data(RX, head);
+            let at = Self::data(rx, head);
             self.memory
                 .read_exact_at(&mut octets[start..], at)
                 .expect("memory");
             for n in 0..self.driver.pieces as u16 {
-                self.rings[RX].free.push_back(head + n);
+                self.rings[rx].free.push_back(head + n);
             }
             if buffers == 0 && self.driver.has(MRG_RXBUF) {
                 left = u16::from_le_bytes([octets[10], octets[11]]);
@@ -548,12 +508,13 @@ impl FrontEnd {
             left -= 1;
             buffers += 1;
         }
-        self.refill();
+        self.refill_pair(rx);
         let frame = octets.split_off(header);
         Some(Arrival {
             header: octets,
             frame,
             buffers,
+            pair,
         })
     }
 
@@ -565,7 +526,9 @@ impl FrontEnd {
                 return Some(arrival);
             }
             let left = deadline.checked_duration_since(Instant::now())?;
-            self.wait(RX, None::<&File>, left.min(Duration::from_secs(1)));
+            let second = self.rings.get(2).map(|ring| ring.call.as_fd());
+            self.wait(RX, second.as_ref(), left.min(Duration::from_secs(1)));
+            let _ = self.rings.get(2).map(|ring| ring.call.read());
         }
     }
 

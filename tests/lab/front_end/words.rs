@@ -8,6 +8,7 @@ pub const HOST_TSO4: u64 = 1 << 11;
 pub const HOST_TSO6: u64 = 1 << 12;
 pub const HOST_ECN: u64 = 1 << 13;
 pub const MRG_RXBUF: u64 = 1 << 15;
+pub const MQ: u64 = 1 << 22;
 pub const LOG_ALL: u64 = 1 << 26;
 pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;

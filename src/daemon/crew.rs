@@ -1,0 +1,221 @@
+//! The workers, as the first reactor sees them. Nothing here is on the way of frames: whatever is changed, the workers stand
+//! still meanwhile.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
+    thread,
+};
+
+use mio::{Waker, unix::SourceFd};
+
+use super::{
+    core::Core,
+    event::Source,
+    worker::{Post, Word, Worker},
+};
+use crate::{
+    net::{Now, Span},
+    relay::{Relay, Share},
+};
+
+/// How long flows wait for their queue to run again, before they go on by the first one.
+const GRACE: Span = Span::millis(100);
+
+/// The workers; none where one thread does it all.
+#[derive(Debug, Default)]
+pub(super) struct Crew {
+    members: Vec<Member>,
+    words: Option<Receiver<Word>>,
+    /// The first reactor's part, while no worker has anything to serve.
+    share: Option<Share>,
+    /// When flows whose queue does not run are taken over.
+    absorb_at: Option<Now>,
+}
+
+/// A worker, from here.
+#[derive(Debug)]
+struct Member {
+    wanted: Arc<AtomicBool>,
+    over: Receiver<Box<Worker>>,
+    back: Sender<Box<Worker>>,
+}
+
+impl Crew {
+    /// Starts a thread for each of the relays, to serve a guest together with the first reactor, which is told by its poll.
+    /// `flows` is how many there may be in all.
+    ///
+    /// # Errors
+    /// Those of epoll_create(2), eventfd(2) and pthread_create(3).
+    pub(super) fn start(first: &mut Core, relays: Vec<Relay>, flows: usize) -> io::Result<Self> {
+        let count = relays.len() + 1;
+        let mut shares = Share::among(count, flows, first.relay.forwarded_ports()).into_iter();
+        let share = shares.next();
+        let mut cores = Vec::with_capacity(relays.len());
+        for (mut relay, share) in relays.into_iter().zip(shares) {
+            relay.join(share);
+            let mut core = Core::new(relay, first.start)?;
+            core.set_busy_poll(first.busy_poll);
+            cores.push(core);
+        }
+        let polls = std::iter::once(&first.poll).chain(cores.iter().map(|core| &core.poll));
+        let wakers = polls.map(|poll| Waker::new(poll.registry(), Source::Peers.token()));
+        let wakers: Arc<[Waker]> = wakers.collect::<io::Result<Vec<_>>>()?.into();
+        first.wakers = Arc::clone(&wakers);
+        let (said, words) = mpsc::channel();
+        let mut members = Vec::with_capacity(cores.len());
+        for (at, mut core) in cores.into_iter().enumerate() {
+            core.wakers = Arc::clone(&wakers);
+            members.push(recruit(Worker::new(core, at + 1, said.clone()))?);
+        }
+        // A thread's start takes system calls that are not allowed later.
+        for _ in &members {
+            words.recv().map_err(io::Error::other)?;
+        }
+        Ok(Self {
+            members,
+            words: Some(words),
+            share,
+            absorb_at: None,
+        })
+    }
+
+    /// Queue pairs that can be served.
+    pub(super) const fn pairs(&self) -> usize {
+        self.members.len() + 1
+    }
+
+    /// Has all workers stand still until they are dismissed.
+    pub(super) fn call(&self, wakers: &[Waker]) -> Vec<Box<Worker>> {
+        for (member, waker) in self.members.iter().zip(wakers.iter().skip(1)) {
+            member.wanted.store(true, Ordering::Release);
+            let _ = waker.wake();
+        }
+        // One whose thread has ended has said so.
+        let handed = self.members.iter().map(|member| member.over.recv());
+        handed.filter_map(Result::ok).collect()
+    }
+
+    /// Lets them go on.
+    pub(super) fn dismiss(&self, workers: Vec<Box<Worker>>) {
+        for worker in workers {
+            if let Some(member) = self.members.get(worker.number - 1) {
+                member.wanted.store(false, Ordering::Release);
+                let _ = member.back.send(worker);
+            }
+        }
+    }
+
+    /// Takes what workers have to say. `true` if a queue pair is not served any more.
+    ///
+    /// # Errors
+    /// What a worker's thread has ended by.
+    pub(super) fn hear(&self, first: &mut Core) -> io::Result<bool> {
+        let mut stopped = false;
+        for word in self.words.iter().flat_map(Receiver::try_iter) {
+            match word {
+                Word::Ready => {}
+                Word::News(guest) => first.relay.hear_of_guest(&guest),
+                Word::Stopped => stopped = true,
+                Word::Ended(error) => return Err(error),
+            }
+        }
+        Ok(stopped)
+    }
+
+    /// When [`Crew::absorb`] is due.
+    pub(super) const fn due(&self) -> Option<Now> {
+        self.absorb_at
+    }
+
+    /// Takes notice of which queues run by now: as soon as a worker's do, flows are shared; when none does and none has any,
+    /// they are not any more.
+    pub(super) fn arrange(&mut self, first: &mut Core, workers: &mut [Box<Worker>], now: Now) {
+        let (mut runs, mut rest, mut stray) = (false, first.relay.has_handed(), false);
+        for worker in workers.iter_mut() {
+            let able = worker.core.outbox.outlet().is_some();
+            worker.core.relay.set_able(able);
+            worker.core.link_readable = true;
+            let busy = !worker.core.relay.is_idle() || worker.core.relay.has_handed();
+            runs |= worker.runs();
+            rest |= busy;
+            stray |= busy && !able;
+        }
+        if runs && let Some(share) = self.share.take() {
+            first.relay.join(share);
+        }
+        if !runs && !rest && self.share.is_none() {
+            self.share = first.relay.part();
+        }
+        self.absorb_at = if stray && first.outbox.outlet().is_some() {
+            self.absorb_at.or(Some(now + GRACE))
+        } else {
+            None
+        };
+    }
+
+    /// Takes over the flows of workers that have no queue for what these have for the guest.
+    pub(super) fn absorb(&mut self, first: &mut Core, workers: &mut [Box<Worker>], now: Now) {
+        for worker in workers.iter_mut() {
+            let core = &mut worker.core;
+            if core.outbox.outlet().is_some() {
+                continue;
+            }
+            // They were sent before all that comes from now on.
+            while core.relay.has_handed() {
+                core.take_handed();
+            }
+            let mut slot = 0;
+            while let Some(moved) = core.relay.give(&mut slot) {
+                let registry = core.poll.registry();
+                let _ = registry.deregister(&mut SourceFd(&moved.socket()));
+                first.relay.adopt(moved, now);
+            }
+            core.register();
+        }
+        first.register();
+        self.arrange(first, workers, now);
+    }
+
+    /// The guest is gone; its queues were stopped before.
+    pub(super) fn guest_left(&mut self, first: &mut Core, workers: &mut [Box<Worker>], now: Now) {
+        let mut rest = true;
+        while rest {
+            rest = first.relay.has_handed();
+            first.take_handed();
+            for worker in workers.iter_mut() {
+                rest |= worker.core.relay.has_handed();
+                worker.core.take_handed();
+            }
+        }
+        for worker in workers.iter_mut() {
+            worker.core.relay.guest_left();
+            worker.core.register();
+            worker.core.outbox.attach_queue(false);
+        }
+        self.arrange(first, workers, now);
+    }
+}
+
+/// Starts a worker's thread. It goes by the name of ours.
+fn recruit(worker: Worker) -> io::Result<Member> {
+    let wanted = Arc::new(AtomicBool::new(false));
+    let (over, taken) = mpsc::channel();
+    let (give, back) = mpsc::channel();
+    let post = Post {
+        wanted: Arc::clone(&wanted),
+        over,
+        back,
+    };
+    let worker = Box::new(worker);
+    thread::Builder::new().spawn(move || worker.run(&post))?;
+    Ok(Member {
+        wanted,
+        over: taken,
+        back: give,
+    })
+}

@@ -1,0 +1,182 @@
+//! Whose flows are whose, where several reactors share a guest: each reactor owns those whose first frame it took.
+//!
+//! Keys are hashed to slots. The first to claim a slot owns all keys in it, until nothing counts on it any more: each flow
+//! does, and each frame that is being looked at or is on its way to the owner. So a slot never changes hands while there is
+//! something that a later frame could overtake. No locks, and no names of flows.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
+};
+
+use super::key::Key;
+use crate::sys::zeroed;
+
+/// Slots; a power of two. Zeroed memory, backed on use.
+const SLOTS: usize = 1 << 16;
+
+/// The owner stands above the count.
+const COUNT_BITS: u32 = 24;
+const COUNT: u32 = (1 << COUNT_BITS) - 1;
+
+/// A place in the table, which several keys may share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot(u32);
+
+impl Slot {
+    /// Packs it into a number.
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// Undoes [`Slot::to_bits`].
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+}
+
+/// The table that all reactors share.
+#[derive(Debug)]
+pub struct Claims {
+    slots: Box<[AtomicU32]>,
+    hasher: RandomState,
+    /// Flows of all reactors, and the most there may be.
+    flows: AtomicUsize,
+    most: usize,
+}
+
+impl Claims {
+    /// For `most` flows of all reactors together.
+    pub fn new(most: usize) -> Self {
+        Self {
+            slots: zeroed::halves(SLOTS),
+            hasher: RandomState::new(),
+            flows: AtomicUsize::new(0),
+            most,
+        }
+    }
+
+    pub fn slot(&self, key: &Key) -> Slot {
+        Slot(self.hasher.hash_one(key) as u32 & (SLOTS as u32 - 1))
+    }
+
+    /// Counts on a slot, as whoever owns it, or `owner` (below 255) if nobody does. Returns the owner.
+    pub fn claim(&self, slot: Slot, owner: usize) -> usize {
+        let Some(cell) = self.slots.get(slot.0 as usize) else {
+            return owner;
+        };
+        let mut seen = cell.load(Ordering::Relaxed);
+        loop {
+            let next = match seen & COUNT {
+                0 => (owner as u32) << COUNT_BITS | 1,
+                // So many flows there never are.
+                COUNT => seen,
+                _ => seen + 1,
+            };
+            // What the owner before did comes before what the next one does.
+            match cell.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return (next >> COUNT_BITS) as usize,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Counts on a slot no more, once for each [`Claims::claim`].
+    pub fn release(&self, slot: Slot) {
+        if let Some(cell) = self.slots.get(slot.0 as usize) {
+            let before = cell.fetch_sub(1, Ordering::AcqRel);
+            debug_assert_ne!(before & COUNT, 0, "released more often than claimed");
+        }
+    }
+
+    /// Whose slot it is, if it is anybody's. May be out of date at once unless the caller counts on it.
+    pub fn owner(&self, slot: Slot) -> Option<usize> {
+        let seen = self.slots.get(slot.0 as usize)?.load(Ordering::Acquire);
+        (seen & COUNT != 0).then_some((seen >> COUNT_BITS) as usize)
+    }
+
+    /// Gives a slot with all in it to another, while nobody else looks.
+    pub fn give(&self, slot: Slot, owner: usize) {
+        if let Some(cell) = self.slots.get(slot.0 as usize) {
+            let count = cell.load(Ordering::Acquire) & COUNT;
+            cell.store((owner as u32) << COUNT_BITS | count, Ordering::Release);
+        }
+    }
+
+    /// Whether there are as many flows as there may be.
+    pub fn is_full(&self) -> bool {
+        self.flows.load(Ordering::Relaxed) >= self.most
+    }
+
+    /// There is one flow more, or one less.
+    pub fn opened(&self) {
+        self.flows.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn closed(&self) {
+        self.flows.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::Arc, thread};
+
+    const SLOT: Slot = Slot(7);
+
+    #[test]
+    fn the_first_to_claim_owns_until_nothing_counts_on_it() {
+        let claims = Claims::new(1);
+        assert_eq!(claims.owner(SLOT), None);
+        assert_eq!(claims.claim(SLOT, 2), 2);
+        assert_eq!(claims.claim(SLOT, 1), 2);
+        assert_eq!(claims.owner(SLOT), Some(2));
+        claims.release(SLOT);
+        assert_eq!(claims.claim(SLOT, 0), 2);
+        claims.release(SLOT);
+        claims.release(SLOT);
+        assert_eq!(claims.owner(SLOT), None);
+        assert_eq!(claims.claim(SLOT, 1), 1);
+        claims.give(SLOT, 0);
+        assert_eq!(claims.claim(SLOT, 1), 0);
+        assert_eq!(claims.owner(Slot(8)), None);
+        claims.opened();
+        assert!(claims.is_full());
+        claims.closed();
+        assert!(!claims.is_full());
+    }
+
+    /// Whoever holds a slot is alone with it: each adds to a plain number of its own and sees no other do so meanwhile.
+    #[test]
+    fn no_two_own_a_slot_at_a_time() {
+        let claims = Arc::new(Claims::new(0));
+        let inside = Arc::new([const { AtomicUsize::new(0) }; 3]);
+        let threads: Vec<_> = (0..3)
+            .map(|me| {
+                let (claims, inside) = (Arc::clone(&claims), Arc::clone(&inside));
+                thread::spawn(move || {
+                    let mut owned = 0;
+                    while owned < 20_000 {
+                        if claims.claim(SLOT, me) == me {
+                            owned += 1;
+                            inside[me].store(1, Ordering::Relaxed);
+                            let others = (0..3).filter(|&other| other != me);
+                            for other in others {
+                                assert_eq!(inside[other].load(Ordering::Relaxed), 0);
+                            }
+                            inside[me].store(0, Ordering::Relaxed);
+                        } else {
+                            thread::yield_now();
+                        }
+                        claims.release(SLOT);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(claims.owner(SLOT), None);
+    }
+}

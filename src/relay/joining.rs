@@ -1,0 +1,221 @@
+//! Several relays that serve one guest: how they come together, and how one takes over what another has.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use super::{
+    flow::{ECHO_TIMEOUT, Flow, State, TcpFlow},
+    share::{Forwarded, Share},
+    state::Relay,
+    tcp::forget_all,
+};
+use crate::{
+    flow::{Guest, Key},
+    link::Inbox,
+    net::Now,
+    proto::{state::QUEUE_MAX, tcp::Conn},
+};
+
+/// A flow on its way from one relay to another.
+#[derive(Debug)]
+pub struct Moved {
+    key: Key,
+    flow: Flow,
+    /// What its connection had taken from the guest.
+    held: Vec<u8>,
+}
+
+impl Moved {
+    /// Its socket.
+    pub fn socket(&self) -> RawFd {
+        let socket = match &self.flow {
+            Flow::Tcp(flow) => &flow.socket,
+            Flow::Udp(flow) => &flow.socket,
+            Flow::Echo(flow) => &flow.socket,
+            Flow::Group(flow) => &flow.socket,
+        };
+        socket.as_raw_fd()
+    }
+}
+
+impl Relay {
+    /// The guest's ends of the ports that are forwarded.
+    pub fn forwarded_ports(&self) -> Forwarded {
+        let places = self
+            .forwarded()
+            .filter_map(|(place, _)| self.ports.get(place));
+        places
+            .map(|(_, forward)| (forward.protocol, forward.guest))
+            .collect()
+    }
+
+    /// Serves a guest together with others from now on; the flows there are stay here.
+    pub fn join(&mut self, share: Share) {
+        for id in self.flows.ids() {
+            if let (Some(key), Some(flow)) = (self.flows.key(id), self.flows.get(id)) {
+                share.opened(&key, flow.is_of_group());
+            }
+        }
+        self.share = Some(share);
+    }
+
+    /// Serves the guest alone from now on.
+    pub fn part(&mut self) -> Option<Share> {
+        let share = self.share.take()?;
+        for id in self.flows.ids() {
+            if let (Some(key), Some(flow)) = (self.flows.key(id), self.flows.get(id)) {
+                share.closed(&key, flow.is_of_group());
+            }
+        }
+        Some(share)
+    }
+
+    /// Whether new flows may be this relay's, where several share a guest.
+    pub fn set_able(&mut self, able: bool) {
+        if let Some(share) = &mut self.share {
+            share.set_able(able);
+        }
+    }
+
+    /// Whether other relays have handed over frames.
+    pub fn has_handed(&self) -> bool {
+        self.share.as_ref().is_some_and(Share::has_handed)
+    }
+
+    /// The relays that are to be woken by now, a bit each.
+    pub fn wakes(&mut self) -> u32 {
+        let share = self.share.as_mut();
+        share.map_or(0, Share::wakes)
+    }
+
+    /// Takes what other relays have handed over for as long as it fits at once; its frames are in the inbox, which is to be
+    /// given back.
+    pub(super) fn take_held(&mut self) -> Option<Inbox> {
+        self.share.as_mut()?.take()
+    }
+
+    /// What was taken has been looked at.
+    pub(super) fn put_held(&mut self, held: Inbox) {
+        if let Some(share) = &mut self.share {
+            share.put(held);
+        }
+    }
+
+    /// Notes that something is known of the guest that the other relays may not know.
+    pub(super) const fn note_news(&mut self, news: bool) {
+        if let Some(share) = &mut self.share {
+            share.news |= news;
+        }
+    }
+
+    /// What is known of the guest, if that is more than when it was last asked for.
+    pub fn news(&mut self) -> Option<Guest> {
+        let share = self.share.as_mut()?;
+        std::mem::take(&mut share.news).then_some(self.guest)
+    }
+
+    /// Another relay knows this of the guest.
+    pub fn hear_of_guest(&mut self, guest: &Guest) {
+        self.met = true;
+        self.guest.hear_of(guest);
+    }
+
+    /// Takes over what another relay knows of the host.
+    pub fn learn_from(&mut self, other: &Self) {
+        self.set_net(other.net.clone());
+        self.neighbours.clone_from(&other.neighbours);
+    }
+
+    /// Whether there is any flow.
+    pub const fn is_idle(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// Gives away the first flow from a slot on, which is moved on, and what counts on it.
+    pub fn give(&mut self, slot: &mut u32) -> Option<Moved> {
+        let id = self.flows.from(*slot)?;
+        *slot = id.slot + 1;
+        let key = self.flows.key(id)?;
+        let mut held = Vec::new();
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+            forget_all(flow);
+            held.extend(self.pool.pieces(&flow.spill).flatten());
+        }
+        let flow = self.take_out(id)?;
+        Some(Moved { key, flow, held })
+    }
+
+    /// Takes a flow of another relay's over; it goes on here as one does that has come from another machine. One there is no
+    /// room for ends. Nobody else runs meanwhile.
+    pub fn adopt(&mut self, moved: Moved, now: Now) {
+        let raw = moved.socket();
+        let Moved { key, flow, held } = moved;
+        if let Some(share) = &self.share {
+            share.moves(&key);
+        }
+        let due = match flow {
+            Flow::Tcp(flow) => return self.adopt_tcp(key, flow, &held, now),
+            Flow::Udp(ref flow) => flow.last + self.udp_timeout(flow),
+            Flow::Echo(ref flow) => flow.last + ECHO_TIMEOUT,
+            // The first relay has had these from their start.
+            Flow::Group(_) => return,
+        };
+        let bound = matches!(&flow, Flow::Udp(flow) if flow.bound);
+        let Ok(id) = self.insert(key, flow, raw) else {
+            return;
+        };
+        if bound && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port)) {
+            *sharing += 1;
+        }
+        self.wheel.arm(id.slot, due);
+        // What its socket holds is told of when it is watched.
+        match self.flows.get_mut(id) {
+            Some(Flow::Udp(flow)) => flow.starved = false,
+            Some(Flow::Echo(flow)) => flow.starved = false,
+            Some(Flow::Tcp(_) | Flow::Group(_)) | None => {}
+        }
+        self.starve(id);
+    }
+
+    fn adopt_tcp(&mut self, key: Key, flow: TcpFlow, held: &[u8], now: Now) {
+        let TcpFlow {
+            socket,
+            conn,
+            syn,
+            peeks,
+            state: before,
+            ..
+        } = flow;
+        // What came ahead of a gap is forgotten, and sent again.
+        let conn = match conn.save(now) {
+            Some(saved) => Conn::restored(&saved, self.syn_retries, now).unwrap_or(conn),
+            None => conn,
+        };
+        let raw = socket.as_raw_fd();
+        let mut flow = TcpFlow::new(socket, conn, syn, peeks);
+        flow.state = State {
+            readable: true,
+            ended: before.ended,
+            urgent: before.urgent,
+            failed: before.failed,
+            owes_ack: true,
+            ..State::default()
+        };
+        let whole = self.pool.append(&mut flow.spill, held, QUEUE_MAX) == held.len();
+        let spill = std::mem::take(&mut flow.spill);
+        let Ok(id) = self.insert(key, Flow::Tcp(flow), raw) else {
+            return self.pool.release(spill);
+        };
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+            flow.spill = spill;
+        }
+        if !whole {
+            return self.abort(id);
+        }
+        self.drain_spill(id);
+        self.shut_down_if_due(id);
+        self.seek(id);
+        self.space(id);
+        self.starve(id);
+        self.schedule(id);
+    }
+}

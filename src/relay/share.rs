@@ -1,0 +1,432 @@
+//! A guest whose queues several reactors serve, each with a relay of its own: whose flow a frame is of, and its way there.
+//!
+//! A frame that belongs to another relay is copied into a ring to that one. Where the ring is full the frame stays in the
+//! guest's queue, and those behind it. What no relay owns is the first one's: services, groups, fragments, and the guest's
+//! ends of forwarded ports, as connections to those come in there.
+
+use std::sync::Arc;
+
+use super::kinds::{is_error, is_for_service, membership};
+use crate::{
+    config::Net,
+    flow::{
+        self, ClaimSlot, Claims, Key,
+        ring::{Receiver, Sender, ring},
+    },
+    link::{FRAME_MAX, Frame, Inbox},
+    net::{PortSet, Protocol},
+    wire::{
+        self,
+        frame::{Body, Ip, Message},
+        quote::{self, Quoted},
+    },
+};
+
+/// The relay that has what nobody owns.
+const FIRST: usize = 0;
+
+/// Octets of a ring.
+const RING: usize = 512 * 1024;
+
+/// What stands for no slot.
+const NO_SLOT: u32 = u32::MAX;
+
+/// Protocol numbers of quoted packets.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Where a frame is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Here; the slot is counted on until it has been looked at.
+    Here(Option<ClaimSlot>),
+    /// It has gone to another relay.
+    Elsewhere,
+    /// Another relay has no room for it now: it stays where it is.
+    Nowhere,
+}
+
+/// The guest's ends of forwarded ports.
+#[derive(Debug)]
+pub struct Forwarded {
+    tcp: PortSet,
+    udp: PortSet,
+}
+
+/// One relay's part in a guest that several share.
+#[derive(Debug)]
+pub struct Share {
+    me: usize,
+    claims: Arc<Claims>,
+    forwarded: Arc<Forwarded>,
+    /// Rings to and from the others, by their numbers.
+    to: Vec<Option<Sender>>,
+    from: Vec<Option<Receiver>>,
+    /// What came from others and is looked at, and what was said of each frame.
+    handed: Option<Inbox>,
+    labels: Vec<Label>,
+    /// Whether flows can be ours: there is a queue for what they have for the guest.
+    able: bool,
+    /// Others that are to be woken, a bit each.
+    wakes: u32,
+    /// Something was learnt of the guest.
+    pub(super) news: bool,
+}
+
+impl Share {
+    /// Shares for `count` relays (at most 32) that may have `flows` flows in all.
+    pub fn among(count: usize, flows: usize, forwarded: Forwarded) -> Vec<Self> {
+        let (claims, forwarded) = (Arc::new(Claims::new(flows)), Arc::new(forwarded));
+        let mut shares: Vec<Self> = (0..count)
+            .map(|me| Self {
+                me,
+                claims: Arc::clone(&claims),
+                forwarded: Arc::clone(&forwarded),
+                to: (0..count).map(|_| None).collect(),
+                from: (0..count).map(|_| None).collect(),
+                handed: Some(Inbox::new()),
+                labels: Vec::with_capacity(8192),
+                able: me == FIRST,
+                wakes: 0,
+                news: false,
+            })
+            .collect();
+        for from in 0..count {
+            for to in (0..count).filter(|&to| to != from) {
+                let (sender, receiver) = ring(RING);
+                if let Some(place) = shares.get_mut(from).and_then(|s| s.to.get_mut(to)) {
+                    *place = Some(sender);
+                }
+                if let Some(place) = shares.get_mut(to).and_then(|s| s.from.get_mut(from)) {
+                    *place = Some(receiver);
+                }
+            }
+        }
+        shares
+    }
+
+    /// Whether this relay has what nobody owns.
+    pub(super) const fn is_first(&self) -> bool {
+        self.me == FIRST
+    }
+
+    /// Whether there are as many flows as there may be, of all relays.
+    pub(super) fn is_full(&self) -> bool {
+        self.claims.is_full()
+    }
+
+    /// The slot that a flow of this key counts on.
+    fn slot(&self, key: &Key) -> Option<ClaimSlot> {
+        let ports = match key.protocol {
+            Protocol::Tcp => &self.forwarded.tcp,
+            Protocol::Udp => &self.forwarded.udp,
+            Protocol::Echo => return Some(self.claims.slot(key)),
+        };
+        (!ports.contains(key.guest.port)).then(|| self.claims.slot(key))
+    }
+
+    /// A flow begins here; one of groups has no slot.
+    pub(super) fn opened(&self, key: &Key, of_group: bool) {
+        self.claims.opened();
+        if let Some(slot) = self.slot(key).filter(|_| !of_group) {
+            let owner = self.claims.claim(slot, self.me);
+            debug_assert_eq!(owner, self.me, "a flow of another's slot");
+        }
+    }
+
+    /// It has ended.
+    pub(super) fn closed(&self, key: &Key, of_group: bool) {
+        self.claims.closed();
+        if let Some(slot) = self.slot(key).filter(|_| !of_group) {
+            self.claims.release(slot);
+        }
+    }
+
+    /// A flow of another's comes here, with all of its slot; nobody else runs meanwhile.
+    pub(super) fn moves(&self, key: &Key) {
+        if let Some(slot) = self.slot(key) {
+            self.claims.give(slot, self.me);
+        }
+    }
+
+    /// A frame that was looked at counts on its slot no more.
+    pub(super) fn looked_at(&self, slot: ClaimSlot) {
+        self.claims.release(slot);
+    }
+
+    /// Sees whose a frame is, and hands it over if it is another's.
+    pub(super) fn place(
+        &mut self,
+        net: &Net,
+        read: &wire::frame::Frame,
+        frame: Frame<'_>,
+        inbox: &Inbox,
+    ) -> Place {
+        let is_fragment = matches!(read.body, Body::Fragment(..));
+        let slot = key_of(net, &read.body, frame, inbox).and_then(|key| self.slot(&key));
+        let owner = slot.map_or(FIRST, |slot| {
+            let owner = if self.able { self.me } else { FIRST };
+            self.claims.claim(slot, owner)
+        });
+        if owner == self.me {
+            // The packet it completes may be another's.
+            if is_fragment && !self.has_room_everywhere(1) {
+                return Place::Nowhere;
+            }
+            return Place::Here(slot);
+        }
+        let label = Label {
+            slot,
+            is_fragment,
+            in_parts: may_be_cut(&read.body),
+            segment: frame.segment,
+            checksum: frame.checksum,
+        };
+        if self.hand(owner, label, frame, inbox) {
+            return Place::Elsewhere;
+        }
+        if let Some(slot) = slot {
+            self.claims.release(slot);
+        }
+        Place::Nowhere
+    }
+
+    /// Copies a frame into the ring to its owner. `false` if that has no room.
+    fn hand(&mut self, owner: usize, label: Label, frame: Frame<'_>, inbox: &Inbox) -> bool {
+        let Some(Some(sender)) = self.to.get_mut(owner) else {
+            return false;
+        };
+        let len = frame.payload.len();
+        if !sender.has_room(len) {
+            return false;
+        }
+        let rest = frame.payload.part(&(frame.head.len()..len));
+        let wake = sender.send(len, label.pack(), |put| {
+            // What was read of it stays what it was, whatever the guest writes meanwhile.
+            put(frame.head);
+            inbox.copy(rest, |octets| put(octets));
+        });
+        self.wakes |= u32::from(wake) << owner;
+        true
+    }
+
+    /// Whether each of the others has room for `count` frames of any length.
+    fn has_room_everywhere(&mut self, count: usize) -> bool {
+        // Headers of the ring's own come on top.
+        let octets = count * (FRAME_MAX + 64);
+        self.to
+            .iter_mut()
+            .flatten()
+            .all(|sender| sender.has_room(octets))
+    }
+
+    /// Whether others have handed over frames.
+    pub fn has_handed(&self) -> bool {
+        let mut rings = self.from.iter().flatten();
+        rings.any(|ring| ring.next().is_some())
+    }
+
+    /// Takes what others have handed over; its frames are in the inbox, which is to be given back.
+    pub(super) fn take(&mut self) -> Option<Inbox> {
+        if !self.has_handed() {
+            return None;
+        }
+        let mut held = self.handed.take()?;
+        self.fill(&mut held);
+        Some(held)
+    }
+
+    /// What was taken has been looked at.
+    pub(super) fn put(&mut self, held: Inbox) {
+        self.handed = Some(held);
+        for slot in self.labels.drain(..).filter_map(|label| label.slot) {
+            self.claims.release(slot);
+        }
+    }
+
+    /// Whether one of the frames that were taken was in parts, or may be.
+    pub(super) fn came_in_parts(&self, index: usize) -> bool {
+        self.labels.get(index).is_some_and(|label| label.in_parts)
+    }
+
+    /// Whether new flows may be this relay's.
+    pub(super) const fn set_able(&mut self, able: bool) {
+        self.able = able || self.is_first();
+    }
+
+    /// The relays that are to be woken by now, a bit each.
+    pub(super) const fn wakes(&mut self) -> u32 {
+        std::mem::replace(&mut self.wakes, 0)
+    }
+
+    /// Takes frames that others have handed over, in the order of each, as many as `held` has room for.
+    fn fill(&mut self, held: &mut Inbox) {
+        held.hold_none();
+        let mut fragments = 0;
+        for from in 0..self.from.len() {
+            let Some(mut ring) = self.from.get_mut(from).and_then(Option::take) else {
+                continue;
+            };
+            while let Some(frame) = ring.next().filter(|frame| held.can_hold(frame.len)) {
+                let label = Label::unpack(frame.words);
+                if label.is_fragment {
+                    fragments += 1;
+                    if !self.has_room_everywhere(fragments) {
+                        break;
+                    }
+                }
+                held.hold_next(frame.len, label.segment, label.checksum, |out| {
+                    ring.take(frame, out);
+                });
+                self.labels.push(label);
+            }
+            self.wakes |= u32::from(ring.release()) << from;
+            if let Some(place) = self.from.get_mut(from) {
+                *place = Some(ring);
+            }
+        }
+    }
+}
+
+/// What the guest's ends of these forwarded ports are.
+impl FromIterator<(Protocol, u16)> for Forwarded {
+    fn from_iter<T: IntoIterator<Item = (Protocol, u16)>>(ports: T) -> Self {
+        let mut forwarded = Self {
+            tcp: PortSet::new(),
+            udp: PortSet::new(),
+        };
+        for (protocol, port) in ports {
+            match protocol {
+                Protocol::Tcp => forwarded.tcp.insert(port),
+                Protocol::Udp => forwarded.udp.insert(port),
+                Protocol::Echo => {}
+            }
+        }
+        forwarded
+    }
+}
+
+/// What is said of a frame in a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Label {
+    slot: Option<ClaimSlot>,
+    is_fragment: bool,
+    /// Who sent it does not mind that it is cut: it came in parts, which it does not show.
+    in_parts: bool,
+    segment: Option<u16>,
+    checksum: Option<(u16, u16)>,
+}
+
+impl Label {
+    fn pack(self) -> [u64; 2] {
+        let slot = self.slot.map_or(NO_SLOT, ClaimSlot::to_bits);
+        let first =
+            u64::from(slot) | u64::from(self.is_fragment) << 32 | u64::from(self.in_parts) << 33;
+        let (start, offset) = self.checksum.unwrap_or_default();
+        let second = u64::from(self.segment.unwrap_or_default())
+            | u64::from(self.segment.is_some()) << 16
+            | u64::from(self.checksum.is_some()) << 17
+            | u64::from(start) << 32
+            | u64::from(offset) << 48;
+        [first, second]
+    }
+
+    fn unpack([first, second]: [u64; 2]) -> Self {
+        let slot = first as u32;
+        Self {
+            slot: (slot != NO_SLOT).then(|| ClaimSlot::from_bits(slot)),
+            is_fragment: first >> 32 & 1 == 1,
+            in_parts: first >> 33 & 1 == 1,
+            segment: (second >> 16 & 1 == 1).then_some(second as u16),
+            checksum: (second >> 17 & 1 == 1)
+                .then_some(((second >> 32) as u16, (second >> 48) as u16)),
+        }
+    }
+}
+
+const fn may_be_cut(body: &Body) -> bool {
+    match body {
+        Body::Tcp(ip, _) | Body::Udp(ip, _) | Body::Icmp(ip, _) => !ip.whole,
+        Body::Arp | Body::Igmp(..) | Body::Fragment(..) => false,
+    }
+}
+
+/// The flow a frame is of, if it is of one that can be anywhere.
+fn key_of(net: &Net, body: &Body, frame: Frame<'_>, inbox: &Inbox) -> Option<Key> {
+    if is_for_service(body) || membership(body).is_some() {
+        return None;
+    }
+    let key = |protocol, ip: &Ip, src, dst| Key {
+        protocol,
+        guest: ip.source(src),
+        remote: ip.destination(dst),
+    };
+    match body {
+        Body::Tcp(ip, segment) => Some(key(Protocol::Tcp, ip, segment.src_port, segment.dst_port)),
+        Body::Udp(ip, _) if flow::is_group(net, ip.dst) => None,
+        Body::Udp(ip, datagram) => {
+            Some(key(Protocol::Udp, ip, datagram.src_port, datagram.dst_port))
+        }
+        Body::Icmp(ip, message) => {
+            let mut start = [0; quote::START];
+            let len = inbox.copy_start(frame.payload.part(&message.octets), &mut start);
+            let start = start.get(..len).unwrap_or_default();
+            icmp_key(ip, message, start)
+        }
+        Body::Arp | Body::Igmp(..) | Body::Fragment(..) => None,
+    }
+}
+
+/// The flow of an echo request, or the one that an error is about; `start` is the message's.
+fn icmp_key(ip: &Ip, message: &Message, start: &[u8]) -> Option<Key> {
+    let v4 = ip.src.is_ipv4();
+    if is_error(v4, message.kind) {
+        let quoted = Quoted::read(start, v4)?;
+        let protocol = match quoted.protocol {
+            TCP => Protocol::Tcp,
+            UDP => Protocol::Udp,
+            _ => return None,
+        };
+        return Some(Key {
+            protocol,
+            guest: quoted.dst,
+            remote: quoted.src,
+        });
+    }
+    let identifier = u16::from_be_bytes(*start.get(4..)?.first_chunk()?);
+    Some(Key {
+        protocol: Protocol::Echo,
+        guest: ip.source(identifier),
+        remote: ip.destination(identifier),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_survive_the_ring() {
+        let slot = Claims::new(1).slot(&Key {
+            protocol: Protocol::Udp,
+            guest: crate::net::Endpoint::new([10, 0, 0, 1].into(), 1),
+            remote: crate::net::Endpoint::new([10, 0, 0, 2].into(), 2),
+        });
+        for slot in [None, Some(slot)] {
+            for (is_fragment, segment, checksum) in [
+                (false, None, None),
+                (true, Some(0), Some((0, 0))),
+                (false, Some(u16::MAX), Some((u16::MAX, 6))),
+            ] {
+                let label = Label {
+                    slot,
+                    is_fragment,
+                    in_parts: !is_fragment,
+                    segment,
+                    checksum,
+                };
+                assert_eq!(Label::unpack(label.pack()), label);
+            }
+        }
+    }
+}

@@ -187,14 +187,11 @@ impl Relay {
     fn echo_open(&mut self, key: Key, now: Now) -> Result<Result<Id, Fault>, Why> {
         self.check_source(key.guest.addr)?;
         let target = flow::outbound(&self.net, Protocol::Echo, key.remote)?;
-        let endpoint = Endpoint::new(target.addr.addr, 0);
-        let socket = match socket::echo(
-            Peer {
-                endpoint,
-                scope: target.scope,
-            },
-            &self.net.outbound,
-        ) {
+        let peer = Peer {
+            endpoint: Endpoint::new(target.addr.addr, 0),
+            scope: target.scope,
+        };
+        let socket = match self.open_socket(|net| socket::echo(peer, &net.outbound)) {
             Ok(socket) => socket,
             Err(error) => {
                 self.make_do(&error);

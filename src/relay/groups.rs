@@ -10,8 +10,9 @@ use std::{
 
 use super::{
     audience::{ASK, MEMBERS, SENDERS},
-    flow::{Flow, GroupFlow, Packet},
+    flow::{Flow, GroupFlow},
     request::Ready,
+    run::Piece,
     state::{FAILURES, Relay, is_shortage},
     udp::HEADER,
     udp_in,
@@ -22,7 +23,7 @@ use crate::{
         group,
         socket::{self, Manner, Peer},
     },
-    link::{Inbox, Outbox, Slot},
+    link::{Inbox, Outbox},
     net::{Endpoint, Mac, Now, Protocol, Span, Why},
     service::multicast::{self, Change},
     sys::msg::{self, Received},
@@ -163,8 +164,7 @@ impl Relay {
         &mut self,
         source: Endpoint,
         group: Endpoint,
-        packet: Packet,
-        payload: Slot,
+        datagram: Piece,
         inbox: &Inbox,
         now: Now,
     ) -> Result<(), Why> {
@@ -191,9 +191,9 @@ impl Relay {
         };
         flow.last = now;
         let message = &mut self.message;
-        let len = inbox.copy_start(payload, message);
+        let len = inbox.copy_start(datagram.payload, message);
         let octets = message.get(..len).unwrap_or_default();
-        prepare(flow, peer, packet.manner);
+        prepare(flow, peer, datagram.packet.manner);
         if flow.seen_as.is_none_or(|(to, _)| to != group.addr) {
             flow.seen_as = group::seen_as(&flow.socket, peer, &self.net.outbound)
                 .map(|from| (group.addr, from));
@@ -225,7 +225,11 @@ impl Relay {
         } else {
             source.port
         };
-        let socket = group::sender(peer, &self.net.outbound, port).map_err(|_| Why::Socket)?;
+        let socket = self.open_socket(|net| group::sender(peer, &net.outbound, port));
+        let socket = socket.map_err(|error| {
+            self.make_do(&error);
+            Why::Socket
+        })?;
         let id = self.add_group(unconnected(source), socket, false, now);
         let id = id.ok_or(Why::NoFlow)?;
         self.groups.senders.push(id);

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     flow::{self, Id, Key},
     host::socket::{self, Manner},
-    link::{Frame, Inbox, Outbox},
+    link::{Frame, Inbox, Outbox, Slot},
     net::{Now, Protocol, Why},
     sys::{Part, msg, sockopt},
     wire::frame::{Datagram, Ip},
@@ -25,6 +25,28 @@ const HEADERS6: u32 = 48;
 
 /// The most datagrams one frame of the guest's may stand for (UDP_MAX_SEGMENTS, linux/udp.h).
 const SEGMENTS: usize = 128;
+
+/// Cuts a payload into the datagrams it stands for, of `size` octets each but for the last: at least one.
+fn cut(
+    inbox: &Inbox,
+    payload: Slot,
+    size: usize,
+    whole: Packet,
+) -> impl Iterator<Item = Piece> + use<'_> {
+    let count = payload.len().div_ceil(size).max(1);
+    (0..count).map(move |n| {
+        let (mut packet, one) = (whole, payload.part(&(n * size..(n + 1) * size)));
+        if count > 1 {
+            // Each has a checksum of its own, which nobody has computed.
+            (packet.len, packet.checksum) = ((HEADER + one.len()) as u16, 0);
+        }
+        inbox.copy_start(one, &mut packet.start);
+        Piece {
+            payload: one,
+            packet,
+        }
+    })
+}
 
 /// The first message of a row could not be sent.
 struct Refused {
@@ -54,17 +76,19 @@ impl Relay {
         if payload.len() > size * SEGMENTS {
             return Err(Why::Malformed);
         }
-        let manner = Manner::of(ip);
         let mut packet = Packet {
             id: ip.id,
-            manner,
+            manner: Manner::of(ip),
             len: datagram.len,
             checksum: datagram.checksum,
             start: [0; 4],
         };
         inbox.copy_start(payload, &mut packet.start);
+        let mut pieces = cut(inbox, payload, size, packet);
         if flow::is_group(&self.net, ip.dst) {
-            return self.group_datagram(key.guest, key.remote, packet, payload, inbox, now);
+            return pieces.try_for_each(|piece| {
+                self.group_datagram(key.guest, key.remote, piece, inbox, now)
+            });
         }
         let id = match self.find(&key) {
             Some(id) => id,
@@ -76,28 +100,10 @@ impl Relay {
         flow.last = now;
         flow.seen.0 = flow.seen.0.saturating_add(1).min(2);
         self.census.touch(id.slot);
-        let mut at = 0;
-        loop {
-            let one = payload.part(&(at..at + size));
-            if frame.segment.is_some() {
-                // Each has a checksum of its own, which nobody has computed.
-                (packet.len, packet.checksum) = ((HEADER + one.len()) as u16, 0);
-                inbox.copy_start(one, &mut packet.start);
-            }
-            self.udp_line_up(
-                id,
-                Piece {
-                    payload: one,
-                    packet,
-                },
-                inbox,
-                outbox,
-            );
-            at += size;
-            if at >= payload.len() {
-                return Ok(());
-            }
+        for piece in pieces {
+            self.udp_line_up(id, piece, inbox, outbox);
         }
+        Ok(())
     }
 
     /// Puts a datagram behind those it may leave with.

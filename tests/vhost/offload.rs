@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
 };
 
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
@@ -21,7 +21,7 @@ use crate::{
             GUEST_USO6, LINUX, cut,
         },
         servers::{accept, tcp_listener, udp_socket},
-        world::{INTERNET4, INTERNET6},
+        world::{GATEWAY4, INTERNET4, INTERNET6},
     },
 };
 
@@ -185,6 +185,23 @@ fn a_datagram_that_stands_for_many_leaves_as_many() {
         guest.transmit(&[0; 12], &one.frame(), 1);
         let mut octets = [0; 2000];
         assert_eq!(server.recv(&mut octets).unwrap(), 3);
+    }
+}
+
+#[test]
+fn a_datagram_to_a_group_that_stands_for_many_leaves_as_many() {
+    let Some(scene) = scene() else { return };
+    let mut guest = scene.guest(Driver::new(LINUX));
+    let group = Ipv4Addr::new(239, 1, 2, 3);
+    let member = udp_socket(&scene.world.outside, (Ipv4Addr::UNSPECIFIED, 4000));
+    member.join_multicast_v4(&group, &GATEWAY4).unwrap();
+    let remote = SocketAddr::from((group, 4000));
+    let udp = Udp::new(guest_addr(remote, 40_000), remote, &pattern(0, 2500));
+    post_large(&mut guest, udp.frame(), GSO_UDP_L4, 1000, 42);
+    for (at, size) in [(0, 1000), (1000, 1000), (2000, 500)] {
+        let mut octets = [0; 4000];
+        assert_eq!(member.recv(&mut octets).unwrap(), size);
+        assert_pattern(at, &octets[..size]);
     }
 }
 

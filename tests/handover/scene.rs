@@ -129,15 +129,15 @@ impl Scene {
 
     /// The guest's state is taken, but it goes on where it was: nobody took it over.
     pub fn stay(&mut self) {
-        let helper = Repair::start(&self.nodes.source, &self.source, our_helper());
+        let mut helper = Repair::start(&self.nodes.source, &self.source, our_helper());
         let mut bridge = self.card.take().unwrap().halt();
         assert!(bridge.front_end.save().0.is_some());
         // What a migration is found to have failed by takes its time.
         std::thread::sleep(crate::lab::QUIET);
-        let bridge = bridge.again();
+        self.card = Some(bridge.again());
+        // It is sent away when all is done.
+        assert!(wait_until(LONG, || helper.0.try_wait().unwrap().is_some()));
         self.source.expect_log("Guest stays");
-        self.card = Some(bridge);
-        drop(helper);
     }
 
     /// A listener of the peer's in each family.

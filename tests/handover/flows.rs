@@ -360,3 +360,35 @@ fn connections_that_find_no_place_are_reset_counted_and_named() {
         }
     }
 }
+
+/// Another host has another address, as pods have: flows are bound to the one they had, the guest is not.
+#[test]
+fn a_target_without_the_address_serves_the_guest_from_its_own() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    scene.nodes.withdraw(&scene.nodes.target);
+    let listeners = scene.listeners();
+    let old = listeners.each_ref().map(|listener| scene.connect(listener));
+    scene.hand_over();
+    let line = "2 of 2 TCP connections of the guest are reset: ";
+    scene.target.expect_log(line);
+    let log = scene.target.log();
+    let line = log.lines().find(|said| said.contains(line)).unwrap();
+    assert_eq!(
+        line.matches("Cannot assign requested address").count(),
+        2,
+        "{line}"
+    );
+    scene.guest.until("resets", |sockets| {
+        let state = |handle| sockets.get::<tcp::Socket<'_>>(handle).state();
+        old.iter()
+            .all(|(handle, _)| state(*handle) == tcp::State::Closed)
+    });
+    let own = ["192.0.2.8", "2001:db8:7::8"].map(|addr| addr.parse::<IpAddr>().unwrap());
+    for (listener, own) in listeners.iter().zip(own) {
+        let (handle, theirs) = scene.connect(listener);
+        assert_eq!(theirs.peer_addr().unwrap().ip(), own);
+        exchange(&mut scene.guest, handle, &theirs);
+    }
+}

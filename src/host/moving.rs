@@ -54,17 +54,11 @@ pub fn listen(socket: &impl AsFd) {
 /// Those of getsockopt(2) and recv(2); `InvalidData` if a queue is too long.
 pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
     let fd = socket.as_fd();
+    // A peek starts at the front now.
+    let _ = sockopt::set_peek_offset(fd, -1);
     let info = repair::info(fd)?;
     if info.state == CLOSE {
-        repair::choose(fd, Queue::Receive)?;
-        let received = peek(fd, 1)?;
-        repair::choose(fd, Queue::None)?;
-        let rest = !received.is_empty() || !held.is_empty();
-        return if rest {
-            Err(io::ErrorKind::NotConnected.into())
-        } else {
-            Ok(HostSide::Over)
-        };
+        return over(socket, held);
     }
     let address = |address: io::Result<SockAddr>| {
         let address = address?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
@@ -74,8 +68,6 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
         address(SockRef::from(socket).local_addr())?,
         address(SockRef::from(socket).peer_addr())?,
     );
-    // A peek starts at the front now.
-    let _ = sockopt::set_peek_offset(fd, -1);
     let taken = queues(fd, info);
     repair::choose(fd, Queue::None)?;
     let (receive_seq, received, send_seq, unacked, mut unsent) = taken?;
@@ -99,6 +91,24 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
         unsent,
         received,
     })))
+}
+
+/// What is left of a connection that the kernel is done with.
+fn over(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
+    let fd = socket.as_fd();
+    let options = SockRef::from(socket);
+    if let Some(error) = options.take_error()? {
+        return Err(error);
+    }
+    let (incoming, _) = repair::queued(fd)?;
+    repair::choose(fd, Queue::Receive)?;
+    let received = peek(fd, incoming)?;
+    repair::choose(fd, Queue::None)?;
+    if held.is_empty() {
+        Ok(HostSide::Over(received))
+    } else {
+        Err(io::ErrorKind::NotConnected.into())
+    }
 }
 
 /// A timestamp as kernels that can count microseconds tell them: odd if they do. Others tell any, and time goes forward.
@@ -165,6 +175,40 @@ pub fn open(peer: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(peer), kind, Some(Protocol::TCP))?;
     silence(&socket)?;
     Ok(socket.into())
+}
+
+/// A socket from which these octets and the end of the stream can be read, and no more: what is left of a connection whose
+/// peer is gone. It is one of this host's to itself.
+///
+/// # Errors
+/// Those of socket(2), bind(2), connect(2) and send(2): `WouldBlock` if this host does not hold that much.
+pub fn remains(received: &[u8]) -> io::Result<OwnedFd> {
+    let stream = || {
+        let kind = Type::STREAM.nonblocking().cloexec();
+        Socket::new(Domain::IPV4, kind, Some(Protocol::TCP))
+    };
+    let (listener, reader) = (stream()?, stream()?);
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    listener.listen(1)?;
+    if !received.is_empty() {
+        sockopt::set_least_readable(reader.as_fd(), received.len())?;
+        sockopt::set_least_readable(reader.as_fd(), 1)?;
+    }
+    match reader.connect(&listener.local_addr()?) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    // Somebody else may have knocked.
+    let writer = loop {
+        let (writer, from) = listener.accept()?;
+        if from.as_socket() == reader.local_addr()?.as_socket() {
+            break writer;
+        }
+    };
+    writer.set_send_buffer_size((2 * received.len()).max(64 * 1024))?;
+    fill(writer.as_fd(), received)?;
+    writer.shutdown(std::net::Shutdown::Write)?;
+    Ok(reader.into())
 }
 
 /// Has a socket in repair mode stand where the connection stood that was taken elsewhere: from now on the kernel resets no

@@ -158,7 +158,7 @@ impl Relay {
         }
         let (over, open): (Vec<_>, Vec<_>) = open
             .into_iter()
-            .partition(|(tcp, _)| tcp.host == HostSide::Over);
+            .partition(|(tcp, _)| matches!(tcp.host, HostSide::Over(_)));
         let open = self.ordered(Command::On, open, helper, lost, now);
         // All of them first have their place: whoever sends already is not to meet a reset.
         let claimed = self.each(open, lost, now, |socket, carried| {
@@ -184,7 +184,7 @@ impl Relay {
         list.retain(|(tcp, socket)| {
             let done = match &tcp.host {
                 HostSide::Open(carried) => work(socket, carried),
-                HostSide::Lost | HostSide::Over => Ok(()),
+                HostSide::Lost | HostSide::Over(_) => Ok(()),
             };
             done.map_err(|error| self.lose(tcp, &reason(&error), lost, now))
                 .is_ok()
@@ -218,7 +218,7 @@ impl Relay {
     fn settle_tcp(&mut self, tcp: &Tcp, socket: OwnedFd, now: Now) -> Result<(), &'static str> {
         let carried = match &tcp.host {
             HostSide::Open(carried) => Some(&**carried),
-            HostSide::Lost | HostSide::Over => None,
+            HostSide::Lost | HostSide::Over(_) => None,
         };
         let mut saved = tcp.conn;
         // The kernel has to be told again that the guest's stream has ended, once all of it is there.
@@ -290,7 +290,7 @@ impl Relay {
 fn socket_for(tcp: &Tcp, helper: Option<&Helper>) -> Result<OwnedFd, String> {
     let opened = match &tcp.host {
         HostSide::Lost => return Err("it could not be taken along".to_owned()),
-        HostSide::Over => moving::open(([127, 0, 0, 1], 0).into()),
+        HostSide::Over(received) => moving::remains(received),
         HostSide::Open(carried) if is_local(carried) => {
             return Err("its peer stays behind".to_owned());
         }

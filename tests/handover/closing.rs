@@ -5,6 +5,8 @@ use std::{
     net::Shutdown,
 };
 
+use smoltcp::socket::tcp;
+
 use crate::{
     guest::{assert_pattern, pattern},
     lab::{LONG, wait_until},
@@ -69,6 +71,44 @@ fn half_closed_connections_stay_half_closed() {
         scene.guest.close(hears);
         drop((heard, told));
         scene.guest.close(tells);
+        let none = || scene.target.flows().starts_with("0 TCP");
+        assert!(wait_until(LONG, none), "{}", scene.target.flows());
+    }
+}
+
+/// Both streams have ended and the host's kernel is done with them, but the guest has not heard the end yet.
+#[test]
+fn last_words_of_a_peer_that_is_gone_are_heard() {
+    for family in [0, 1] {
+        let Some(mut scene) = Scene::new() else {
+            return;
+        };
+        let listener = &scene.listeners()[family];
+        let (handle, mut theirs) = scene.connect(listener);
+        scene.guest.upload(handle, 1000);
+        scene.guest.shutdown(handle);
+        let end = std::thread::spawn(move || (read_to_end(&mut theirs), theirs));
+        scene.guest.run_for(crate::lab::QUIET);
+        let (said, mut theirs) = end.join().unwrap();
+        assert_eq!(said.len(), 1000);
+        // As much as a socket takes that is not read from, and none of it gets to the guest before it moves.
+        scene.halt();
+        theirs.write_all(&pattern(0, 50_000)).unwrap();
+        drop(theirs);
+        let done = || {
+            let tables = ["tcp", "tcp6"].map(|name| scene.nodes.source.proc_net(name));
+            let states = tables.iter().flatten();
+            let mut states = states.filter_map(|line| line.split_whitespace().nth(3));
+            states.any(|state| state == "06")
+        };
+        assert!(wait_until(LONG, done), "no TIME_WAIT");
+        scene.hand_over();
+        scene.target.expect_log("Guest arrived with 1 of 1 TCP");
+        scene.guest.download(handle, 50_000);
+        scene.guest.expect_eof(handle);
+        let state = scene.guest.tcp_state(handle);
+        assert_eq!(state, tcp::State::TimeWait, "no reset");
+        scene.guest.run_for(crate::lab::QUIET);
         let none = || scene.target.flows().starts_with("0 TCP");
         assert!(wait_until(LONG, none), "{}", scene.target.flows());
     }

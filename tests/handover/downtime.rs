@@ -96,6 +96,7 @@ fn hand_over(binary: &OsStr, helper: &OsStr, count: usize) -> Option<Took> {
     nodes.switch("p1", "p2");
     front_end.share_memory();
     front_end.start_rings(0, 0);
+    bridge.receive(usize::MAX);
     let _card = bridge.go_on(front_end);
     for (ours, _) in &mut all {
         ours.send_data(b"hello");

@@ -76,6 +76,16 @@ impl Streams {
     }
 }
 
+/// A connection in each family.
+fn streams(scene: &mut Scene) -> Vec<Streams> {
+    let listeners = scene.listeners();
+    let connect = |listener| {
+        let (handle, theirs) = scene.connect(listener);
+        Streams::new(handle, theirs)
+    };
+    listeners.iter().map(connect).collect()
+}
+
 /// Sends until nothing goes on any more, in any direction.
 fn stuff(scene: &mut Scene, all: &mut [Streams]) {
     let mut quiet = 0;
@@ -99,7 +109,26 @@ fn drain(scene: &mut Scene, all: &mut [Streams]) {
         scene.guest.run_for(Duration::from_millis(2));
         let ways: Vec<_> = all.iter().map(|one| (one.up, one.down)).collect();
         let late = std::time::Instant::now() >= deadline;
-        assert!(!late, "{ways:?}\n{}", scene.target.log());
+        assert!(
+            !late,
+            "{ways:?}\n{}{}",
+            scene.source.log(),
+            scene.target.log()
+        );
+    }
+}
+
+/// The same streams, of a guest that does not leave after all.
+#[test]
+fn streams_of_a_guest_that_stays_go_on() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let mut all = streams(&mut scene);
+    for _ in 0..3 {
+        stuff(&mut scene, &mut all);
+        scene.stay();
+        drain(&mut scene, &mut all);
     }
 }
 
@@ -109,14 +138,7 @@ fn streams_that_stand_still_go_on() {
     let Some(mut scene) = Scene::new() else {
         return;
     };
-    let mut all: Vec<Streams> = scene
-        .listeners()
-        .iter()
-        .map(|listener| {
-            let (handle, theirs) = scene.connect(listener);
-            Streams::new(handle, theirs)
-        })
-        .collect();
+    let mut all = streams(&mut scene);
     stuff(&mut scene, &mut all);
     let full = all.iter().map(|one| (one.up.sent, one.down.sent));
     assert!(
@@ -138,14 +160,7 @@ fn streams_that_run_go_on() {
     let Some(mut scene) = Scene::new() else {
         return;
     };
-    let mut all: Vec<Streams> = scene
-        .listeners()
-        .iter()
-        .map(|listener| {
-            let (handle, theirs) = scene.connect(listener);
-            Streams::new(handle, theirs)
-        })
-        .collect();
+    let mut all = streams(&mut scene);
     for _ in 0..20 {
         for one in &mut all {
             one.push(&mut scene.guest);
@@ -343,5 +358,37 @@ fn connections_that_find_no_place_are_reset_counted_and_named() {
         if scene.guest.tcp_state(*handle) == tcp::State::Established {
             exchange(&mut scene.guest, *handle, theirs);
         }
+    }
+}
+
+/// Another host has another address, as pods have: flows are bound to the one they had, the guest is not.
+#[test]
+fn a_target_without_the_address_serves_the_guest_from_its_own() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    scene.nodes.withdraw(&scene.nodes.target);
+    let listeners = scene.listeners();
+    let old = listeners.each_ref().map(|listener| scene.connect(listener));
+    scene.hand_over();
+    let line = "2 of 2 TCP connections of the guest are reset: ";
+    scene.target.expect_log(line);
+    let log = scene.target.log();
+    let line = log.lines().find(|said| said.contains(line)).unwrap();
+    assert_eq!(
+        line.matches("Cannot assign requested address").count(),
+        2,
+        "{line}"
+    );
+    scene.guest.until("resets", |sockets| {
+        let state = |handle| sockets.get::<tcp::Socket<'_>>(handle).state();
+        old.iter()
+            .all(|(handle, _)| state(*handle) == tcp::State::Closed)
+    });
+    let own = ["192.0.2.8", "2001:db8:7::8"].map(|addr| addr.parse::<IpAddr>().unwrap());
+    for (listener, own) in listeners.iter().zip(own) {
+        let (handle, theirs) = scene.connect(listener);
+        assert_eq!(theirs.peer_addr().unwrap().ip(), own);
+        exchange(&mut scene.guest, handle, &theirs);
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     guest::Guest,
     lab::{
         Host, LONG, Nodes, Setup, Translator,
-        front_end::{Driver, FrontEnd, LINUX, Movable},
+        front_end::{Bridge, Driver, FrontEnd, LINUX, Movable},
         janitor,
         nodes::{PEER, SERVICE},
         wait_until,
@@ -66,6 +66,8 @@ pub fn our_helper() -> &'static OsStr {
 pub struct Scene {
     pub guest: Guest,
     card: Option<Movable>,
+    /// The guest stands still, and what comes for it from now on is lost on its way.
+    still: Option<Bridge>,
     pub source: Translator,
     pub target: Translator,
     pub nodes: Nodes,
@@ -91,6 +93,7 @@ impl Scene {
         Some(Self {
             guest,
             card: Some(card),
+            still: None,
             source,
             target,
             nodes,
@@ -113,7 +116,11 @@ impl Scene {
         &mut self,
         change: impl FnOnce(Vec<u8>) -> Vec<u8>,
     ) -> (Duration, Duration) {
-        let mut bridge = self.card.take().unwrap().halt();
+        let loses = self.still.is_some();
+        if !loses {
+            self.halt();
+        }
+        let mut bridge = self.still.take().unwrap();
         let (state, leaving) = bridge.front_end.save();
         let state = change(state.unwrap());
         let mut front_end = FrontEnd::greet(self.target.connect(), Driver::new(LINUX));
@@ -122,22 +129,30 @@ impl Scene {
         self.nodes.switch("p1", "p2");
         front_end.share_memory();
         front_end.start_rings(0, 0);
+        if !loses {
+            bridge.receive(usize::MAX);
+        }
         self.card = Some(bridge.go_on(front_end));
         self.source.expect_log("Client connection closed");
         (leaving, arriving)
     }
 
+    /// Has the guest stand still before it leaves; what comes for it until then is lost on its way.
+    pub fn halt(&mut self) {
+        self.still = self.card.take().map(Movable::halt);
+    }
+
     /// The guest's state is taken, but it goes on where it was: nobody took it over.
     pub fn stay(&mut self) {
-        let helper = Repair::start(&self.nodes.source, &self.source, our_helper());
+        let mut helper = Repair::start(&self.nodes.source, &self.source, our_helper());
         let mut bridge = self.card.take().unwrap().halt();
         assert!(bridge.front_end.save().0.is_some());
         // What a migration is found to have failed by takes its time.
         std::thread::sleep(crate::lab::QUIET);
-        let bridge = bridge.again();
+        self.card = Some(bridge.again());
+        // It is sent away when all is done.
+        assert!(wait_until(LONG, || helper.0.try_wait().unwrap().is_some()));
         self.source.expect_log("Guest stays");
-        self.card = Some(bridge);
-        drop(helper);
     }
 
     /// A listener of the peer's in each family.

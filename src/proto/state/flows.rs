@@ -33,8 +33,8 @@ pub struct Tcp {
 pub enum HostSide {
     /// It could not be taken along: the guest is to be told by a reset.
     Lost,
-    /// Both its streams have ended, and all of them is delivered.
-    Over,
+    /// Both its streams have ended, and the peer is done: these octets are left, which the guest has not acknowledged.
+    Over(Vec<u8>),
     Open(Box<Carried>),
 }
 
@@ -105,7 +105,10 @@ pub fn write_tcp(to: &mut Writer, tcp: &Tcp) {
     write_saved(to, &tcp.conn);
     match &tcp.host {
         HostSide::Lost => to.u8(0),
-        HostSide::Over => to.u8(1),
+        HostSide::Over(received) => {
+            to.u8(1);
+            to.list(received);
+        }
         HostSide::Open(carried) => {
             to.u8(2);
             write_carried(to, carried);
@@ -118,7 +121,7 @@ pub fn read_tcp(from: &mut Reader<'_>) -> Option<Tcp> {
     let conn = read_saved(from)?;
     let host = match from.u8()? {
         0 => HostSide::Lost,
-        1 => HostSide::Over,
+        1 => HostSide::Over(from.list(QUEUE_MAX)?.to_vec()),
         2 => HostSide::Open(Box::new(read_carried(from)?)),
         _ => return None,
     };

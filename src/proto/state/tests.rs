@@ -107,7 +107,7 @@ prop_compose! {
 fn tcp() -> impl Strategy<Value = Tcp> {
     let host = prop_oneof![
         Just(HostSide::Lost),
-        Just(HostSide::Over),
+        octets().prop_map(HostSide::Over),
         carried().prop_map(|carried| HostSide::Open(Box::new(carried))),
     ];
     (key(Protocol::Tcp), saved(), host).prop_map(|(key, conn, host)| Tcp { key, conn, host })

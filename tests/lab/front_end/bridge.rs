@@ -95,9 +95,8 @@ impl Bridge {
         }
     }
 
-    /// The guest goes on behind another front-end; what came from the one before and was not taken is.
+    /// The guest goes on behind another front-end.
     pub fn go_on(mut self, front_end: FrontEnd) -> Movable {
-        self.receive(usize::MAX);
         self.front_end = front_end;
         Movable::run(self)
     }
@@ -119,7 +118,8 @@ impl Bridge {
         }
     }
 
-    fn receive(&mut self, most: usize) {
+    /// Takes what the device has for the guest, as long as no more than that waits.
+    pub fn receive(&mut self, most: usize) {
         while self.to.len() < most
             && let Some(arrival) = self.front_end.try_receive()
         {

@@ -23,7 +23,7 @@ use crate::{
     flow::{Guest, Id, Key, Lru, Neighbours, Pool, Spare, Table, Wheel},
     host::{listen::Ports, socket::Features},
     net::{Drops, Mac, Now, Protocol, Span, Why},
-    proto::tcp::{Disorder, SynRetries},
+    proto::tcp::{Disorder, Phase, SynRetries},
     service::Note,
     sys::Iovecs,
     wire::headers::Template,
@@ -96,6 +96,8 @@ pub struct Relay {
     last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
     pub(super) starved: VecDeque<Id>,
+    /// Connections whose acknowledgements wait for an answer, and since when, the earliest first.
+    pub(super) postponed: VecDeque<(Id, Now)>,
     /// The host's ports that are forwarded; those with something to take, first come first; those that rest. Flows that
     /// rest, and until when.
     pub(super) ports: Ports,
@@ -165,6 +167,7 @@ impl Relay {
             fragment_id: 0,
             last: None,
             starved: VecDeque::with_capacity(limits.flows),
+            postponed: VecDeque::with_capacity(limits.flows),
             ports: Ports::default(),
             knocks: VecDeque::new(),
             resting: Vec::new(),
@@ -273,12 +276,12 @@ impl Relay {
         if self.flows.len() == self.flows.capacity() {
             self.make_room();
         }
-        let streams = matches!(flow, Flow::Tcp(_));
+        let connects = matches!(&flow, Flow::Tcp(flow) if flow.conn.phase() == Phase::Connecting);
         match self.flows.insert(key, flow) {
             Ok(id) => {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
                 self.idle.touch(id.slot);
-                self.requests.push(if streams {
+                self.requests.push(if connects {
                     Request::Watch(raw, id)
                 } else {
                     Request::Hear(raw, id)

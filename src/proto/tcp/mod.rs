@@ -21,6 +21,8 @@ mod ranges;
 
 mod flight;
 
+mod delay;
+
 mod disorder;
 
 mod idle;
@@ -34,6 +36,7 @@ mod send;
 mod conn;
 
 pub use conn::Conn;
+pub use delay::DELAY;
 pub use disorder::Disorder;
 pub use phase::{Half, Phase};
 pub use saved::{Saved, SavedReceiver, SavedSender, Stage};
@@ -48,6 +51,7 @@ use crate::{
         tcp::{Flags, Timestamps},
     },
 };
+use delay::Delay;
 use idle::Idle;
 use receive::{Receiver, Text};
 use send::{Sender, Timeout};
@@ -73,6 +77,7 @@ impl Conn {
             terms,
             clock: Clock::new(iss, syn.options.timestamps),
             idle: Idle::default(),
+            delay: Delay::default(),
         }
     }
 
@@ -90,6 +95,7 @@ impl Conn {
             terms: Terms::ours(mss),
             clock: Clock::new(iss, None),
             idle: Idle::default(),
+            delay: Delay::default(),
         }
     }
 
@@ -483,6 +489,7 @@ impl Conn {
             self.receive.came_twice(segment.seq, skip.min(len));
         }
         if take > 0 {
+            self.delay.took(take, !self.receive.ack_due());
             self.receive.take(take);
             todo.take = Some((skip, take));
             todo.ack = Ack::Burst;
@@ -504,6 +511,7 @@ impl Conn {
         }
         if self.receive.at_end() {
             *guest = Half::FinSeen;
+            self.delay.took(1, !self.receive.ack_due());
             self.receive.take(1);
             todo.ack = todo.ack.or_burst();
         }

@@ -18,5 +18,3 @@ mod accept;
 mod segment;
 
 mod ready;
-
-pub(super) use pull::forget_all;

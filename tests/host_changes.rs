@@ -68,8 +68,17 @@ fn assert_online(world: &World, wire: &Wire, port: u16) {
 }
 
 fn lease(wire: &Wire) -> Dhcp {
-    wire.send(&Dhcp::new(REQUEST).frame());
-    let (_, reply) = wire.expect("DHCP message", Dhcp::of_frame);
+    // While the host has no router yet nobody answers, and clients ask again.
+    let mut found = None;
+    let answered = wait_until(LONG, || {
+        wire.send(&Dhcp::new(REQUEST).frame());
+        while let (None, Some(frame)) = (&found, wire.recv(Duration::from_secs(1))) {
+            found = Dhcp::of_frame(&frame);
+        }
+        found.is_some()
+    });
+    assert!(answered, "no lease");
+    let (_, reply) = found.unwrap();
     assert_eq!(reply.kind(), Some(ACK));
     reply
 }

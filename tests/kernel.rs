@@ -130,6 +130,23 @@ fn a_peek_offset_goes_forward_with_peeks_and_back_with_reads() {
     }
 }
 
+/// So it is set when there is something to step over for the first time.
+#[test]
+fn a_peek_offset_may_be_set_behind_what_was_peeked_without_one() {
+    for addr in LOOPBACKS {
+        let (mut near, far) = tcp_pair(addr);
+        near.write_all(b"0123456789").unwrap();
+        let peek = |len| receive(&far, len, libc::MSG_PEEK).unwrap();
+        assert_eq!((peek(4), peek(4)), (b"0123".to_vec(), b"0123".to_vec()));
+        if let Err(e) = set_option(&far, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 4) {
+            assert_eq!(e.raw_os_error(), Some(libc::EOPNOTSUPP));
+            println!("skipped: no SO_PEEK_OFF for {addr} before Linux 6.9 or 6.11");
+            continue;
+        }
+        assert_eq!((peek(4), peek(4)), (b"4567".to_vec(), b"89".to_vec()));
+    }
+}
+
 #[test]
 fn msg_trunc_takes_octets_without_copying_them() {
     for addr in LOOPBACKS {

@@ -13,10 +13,11 @@ use crate::relay::Request;
 /// Of epoll_ctl(2), and whose socket it is that nothing will be heard of.
 pub fn carry_out(registry: &Registry, request: Request) -> Result<(), (Source, io::Error)> {
     // Reads stop at urgent data, so it has to be told of.
-    let all = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+    let readable = Interest::READABLE | Interest::PRIORITY;
+    let all = readable | Interest::WRITABLE;
     let (fd, source, interest) = match request {
         Request::Watch(fd, id) => (fd, Source::Flow(id), all),
-        Request::Hear(fd, id) => (fd, Source::Flow(id), Interest::READABLE),
+        Request::Hear(fd, id) => (fd, Source::Flow(id), readable),
         Request::Listen(fd, place) => (fd, Source::Port(place), Interest::READABLE),
         Request::Rewatch(fd, id) => {
             let source = Source::Flow(id);

@@ -111,52 +111,63 @@ impl Peer {
     }
 }
 
-/// Opens a TCP socket and begins to connect it. The flag tells whether it is connected already.
+/// Opens a TCP socket and begins to connect it. The flag tells whether it is connected already. Errors that pass will end it
+/// until [`ignore_passing_errors`] says otherwise.
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2), but for EINPROGRESS.
-pub fn tcp(
-    peer: Peer,
-    outbound: &Outbound,
-    peek_offset: bool,
-    manner: Manner,
-) -> io::Result<(OwnedFd, bool)> {
+pub fn tcp(peer: Peer, outbound: &Outbound, manner: Manner) -> io::Result<(OwnedFd, bool)> {
     let socket = open(peer, Type::STREAM, Protocol::TCP)?;
-    let v6 = peer.endpoint.addr.is_ipv6();
-    sockopt::set_ttl(socket.as_fd(), v6, manner.ttl)?;
+    let (v6, local) = (peer.endpoint.addr.is_ipv6(), is_local(peer));
     if manner.tos != 0 {
         sockopt::set_tos(socket.as_fd(), v6, manner.tos)?;
     }
-    socket.set_tcp_nodelay(true)?;
     // Urgent data stays in the stream; the guest's URG is not reproduced.
     socket.set_out_of_band_inline(true)?;
-    if peek_offset {
-        sockopt::set_peek_offset(socket.as_fd(), 0)?;
+    // There are no routers on the way to oneself.
+    if !local {
+        sockopt::set_ttl(socket.as_fd(), v6, manner.ttl)?;
+        // Until it is connected: afterwards every error would end it, those that pass too (ip(7)).
+        sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
     }
-    // Until it is connected: afterwards every error would end it, those that pass too (ip(7)).
-    sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
     bind(&socket, peer, outbound, 0)?;
-    match socket.connect(&SockAddr::from(peer.address())) {
+    let address = SockAddr::from(peer.address());
+    let connected = match socket.connect(&address) {
+        // Who talks to oneself has the answer by now.
+        Err(error) if local && error.raw_os_error() == Some(libc::EINPROGRESS) => {
+            socket.connect(&address)
+        }
+        connected => connected,
+    };
+    match connected {
         Ok(()) => Ok((socket.into(), true)),
-        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket.into(), false)),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EINPROGRESS | libc::EALREADY)
+            ) =>
+        {
+            Ok((socket.into(), false))
+        }
         Err(error) => Err(error),
     }
 }
 
-/// Takes the next connection that waits at a listening socket, with its peer. The flag tells whether its peek offset is on.
+/// Whether a peer is reached without any network.
+fn is_local(peer: Peer) -> bool {
+    peer.endpoint.addr.is_loopback()
+}
+
+/// Takes the next connection that waits at a listening socket, with its peer.
 ///
 /// # Errors
 /// Those of accept(2); `WouldBlock` when none waits.
-pub fn accept(listener: &impl AsFd, features: Features) -> io::Result<(OwnedFd, SocketAddr, bool)> {
+pub fn accept(listener: &impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
     let (socket, peer) = SockRef::from(listener).accept()?;
     let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
     socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
     socket.set_out_of_band_inline(true)?;
-    let peer = canonical(peer);
-    let peeks =
-        features.peek_offset(peer.ip()) && sockopt::set_peek_offset(socket.as_fd(), 0).is_ok();
-    Ok((socket.into(), peer, peeks))
+    Ok((socket.into(), canonical(peer)))
 }
 
 /// Opens a UDP socket for what `peer` sent to one of our ports: bound to that very address, so that what goes back comes from
@@ -397,7 +408,7 @@ pub(super) fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) 
         ),
     };
     // What is mapped to the host itself is reached over no other interface than its own.
-    let local = peer.endpoint.addr.is_loopback();
+    let local = is_local(peer);
     if let Some(name) = interface
         && !local
     {
@@ -500,12 +511,11 @@ mod tests {
     fn a_listening_port_connects_and_a_closed_one_refuses() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let open = listener.local_addr().unwrap();
-        let (socket, connected) =
-            tcp(peer(open), &Outbound::default(), false, Manner::default()).unwrap();
+        let (socket, connected) = tcp(peer(open), &Outbound::default(), Manner::default()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         assert!(connected || outcome(&socket).is_ok());
         drop((listener, accepted));
-        let refused = tcp(peer(open), &Outbound::default(), false, Manner::default());
+        let refused = tcp(peer(open), &Outbound::default(), Manner::default());
         let error = refused
             .and_then(|(socket, _)| outcome(&socket))
             .unwrap_err();

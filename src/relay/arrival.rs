@@ -140,10 +140,8 @@ impl Relay {
             return Taken::Empty;
         };
         let taken = match forward.protocol {
-            Protocol::Tcp => match socket::accept(socket, self.features) {
-                Ok((socket, peer, peeks)) => {
-                    Ok(self.tcp_accepted(socket, peer, peeks, forward, outbox, now))
-                }
+            Protocol::Tcp => match socket::accept(socket) {
+                Ok((socket, peer)) => Ok(self.tcp_accepted(socket, peer, forward, outbox, now)),
                 Err(error) => Err(error),
             },
             Protocol::Udp => match socket::receive_from(socket, &mut self.message) {

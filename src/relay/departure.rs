@@ -3,7 +3,10 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use super::{flow::Flow, state::Relay, tcp::forget_all};
+use super::{
+    flow::{Flow, Peeks},
+    state::Relay,
+};
 use crate::{
     flow::Id,
     host::{helper::Helper, moving, socket},
@@ -163,7 +166,7 @@ impl Relay {
         for &id in flows {
             self.drain_spill(id);
             if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
-                forget_all(flow);
+                flow.forget_all();
                 moving::silence(&flow.socket).map_err(|error| error.to_string())?;
             }
         }
@@ -196,7 +199,7 @@ impl Relay {
                 Err(error) => log::warn!("Connection {key} is left behind: {error}"),
             }
             // Should it stay, peeks start where they did.
-            if flow.peeks {
+            if flow.peeks == Peeks::AtOffset {
                 let _ = sockopt::set_peek_offset(flow.socket.as_fd(), 0);
             }
         }

@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     num::{NonZeroU32, NonZeroU64},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
 };
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     link::Slot,
     net::{Now, Seq, Span},
     proto::tcp::Conn,
+    sys::{msg, sockopt},
 };
 
 /// One flow of the guest, and the host's socket behind it.
@@ -44,8 +45,7 @@ pub struct TcpFlow {
     pub socket: OwnedFd,
     pub conn: Conn,
     pub syn: Syn,
-    /// Whether the socket has a peek offset.
-    pub peeks: bool,
+    pub peeks: Peeks,
     /// Octets taken from the guest that the kernel would not take yet, and those that came before others.
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
@@ -60,8 +60,9 @@ pub struct TcpFlow {
 }
 
 impl TcpFlow {
-    /// A flow over this socket, of which nothing was heard yet.
+    /// A flow over this socket, of which nothing was heard yet; `peeks` tells whether it has a peek offset.
     pub fn new(socket: OwnedFd, conn: Conn, syn: Syn, peeks: bool) -> Self {
+        let peeks = if peeks { Peeks::AtStart } else { Peeks::All };
         Self {
             socket,
             conn,
@@ -75,18 +76,99 @@ impl TcpFlow {
             state: State::default(),
         }
     }
+
+    /// Readies the socket for a write. The first needs no TCP_NODELAY: nothing small is on its way before it.
+    pub fn ready_to_write(&mut self) {
+        if self.state.writes == 1 {
+            // No error a stream socket could have.
+            let _ = sockopt::set_no_delay(self.socket.as_fd());
+        }
+        self.state.writes = match self.state.writes {
+            OFTEN_LAST => OFTEN,
+            writes => writes + 1,
+        };
+    }
+
+    /// What is left of the space at least after a write of so many octets, if these are so few, and it was asked for so lately,
+    /// that it need not be asked for again.
+    pub fn space_after(&self, written: usize, space: Space) -> Option<Space> {
+        let left = space.octets().saturating_sub(SMALL_COST);
+        let known = written <= SMALL && left >= AMPLE && self.state.writes != OFTEN;
+        known.then(|| Space::new(left))
+    }
+
+    /// Sets the peek offset so many octets behind those the guest has acknowledged. One that was never needed stands at none.
+    pub fn seek(&mut self, octets: u32) {
+        let offset = self.forget + octets;
+        if self.peeks == Peeks::AtStart && offset > 0 || self.peeks == Peeks::AtOffset {
+            let set = sockopt::set_peek_offset(self.socket.as_fd(), offset.cast_signed());
+            // Sockets of IPv6 that carry IPv4 learnt it later than those of IPv4.
+            self.peeks = match (self.peeks, set) {
+                (Peeks::AtStart, Err(_)) => Peeks::All,
+                _ => Peeks::AtOffset,
+            };
+        }
+    }
+
+    /// Throws away what the guest has acknowledged.
+    pub fn forget_all(&mut self) {
+        while self.forget > 0 {
+            match msg::discard(self.socket.as_fd(), self.forget as usize) {
+                Ok(0) | Err(_) => break,
+                Ok(octets) => self.forget -= (octets as u32).min(self.forget),
+            }
+        }
+    }
+
+    /// Throws it away when it is enough to be worth a call, or all there is. Little is left for a while where the guest writes
+    /// often.
+    pub fn forget(&mut self) {
+        let all = self.conn.unacknowledged() < self.forget;
+        let little = self.forget <= LITTLE && self.peeks != Peeks::All;
+        let stays = little && self.state.writes > OFTEN;
+        if self.forget >= FORGET || all && !stays {
+            self.forget_all();
+        }
+    }
 }
+
+/// What a look into a socket begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peeks {
+    /// The first octet: there is no peek offset.
+    All,
+    /// The first octet, as the peek offset was not needed yet.
+    AtStart,
+    AtOffset,
+}
+
+/// Acknowledged octets that wait in the socket before they are thrown away, unless all are acknowledged.
+const FORGET: u32 = 128 * 1024;
+
+/// Acknowledged octets that may stay though nothing else is in the socket.
+const LITTLE: u32 = 1024;
+
+/// Writes that are often. From then on they are counted in rounds.
+const OFTEN: u8 = 8;
+const OFTEN_LAST: u8 = 2 * OFTEN - 1;
+
+/// Octets of a small write, and what it takes of the socket's space at most, with the buffer's own cost.
+const SMALL: usize = 512;
+const SMALL_COST: u32 = 2048;
+
+/// Where less is free the socket has to know that more is wanted.
+const AMPLE: u32 = 32 * 1024;
 
 /// Octets a socket can take, in a form that leaves room to say that they are not known.
 #[derive(Debug, Clone, Copy)]
 pub struct Space(NonZeroU32);
 
 impl Space {
-    pub fn new(octets: u32) -> Self {
+    pub const fn new(octets: u32) -> Self {
         Self(NonZeroU32::MIN.saturating_add(octets))
     }
 
-    pub fn octets(self) -> u32 {
+    pub const fn octets(self) -> u32 {
         self.0.get() - 1
     }
 }
@@ -123,6 +205,8 @@ pub struct State {
     pub starved: bool,
     /// An acknowledgement found no room on the link.
     pub owes_ack: bool,
+    /// Writes to the socket so far, up to a few.
+    pub writes: u8,
     /// What is known of gaps in its streams.
     pub disorder: Option<Lent>,
     /// The flow is listed in the burst.

@@ -74,6 +74,7 @@ use crate::{
     flow::Id,
     link::{Flushed, Frame, Inbox, Outbox},
     net::{Mac, Now, Protocol, Span, Why},
+    proto::tcp::DELAY,
     wire::{
         self,
         frame::{Body, classify},
@@ -303,6 +304,7 @@ impl Relay {
         self.wake_rested(now);
         self.ask_for_groups(outbox, now);
         self.ask_for_guest(outbox, now);
+        self.acknowledge_postponed(outbox, now);
         while let Some(slot) = self.wheel.expired(now) {
             let Some(id) = self.flows.at(slot) else {
                 continue;
@@ -333,7 +335,14 @@ impl Relay {
             return None;
         }
         let fragments = self.reassembly.deadline();
-        let others = [self.waiting.ask, self.rested, fragments, self.groups.ask];
+        let postponed = self.postponed.front().map(|&(_, asked)| asked + DELAY);
+        let others = [
+            self.waiting.ask,
+            self.rested,
+            fragments,
+            self.groups.ask,
+            postponed,
+        ];
         let others = others.into_iter().flatten().min();
         let others = others.map(|at| at.since(now));
         self.wheel.next(now).into_iter().chain(others).min()
@@ -348,6 +357,7 @@ impl Relay {
             self.abort(id);
         }
         self.starved.clear();
+        self.postponed.clear();
         self.weary.clear();
         self.reassembly.clear(&mut self.pool);
         self.groups.clear();

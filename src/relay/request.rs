@@ -10,7 +10,8 @@ use crate::flow::Id;
 pub enum Request {
     /// Tell of every change of this flow's socket.
     Watch(RawFd, Id),
-    /// Tell when this flow's socket has something to read: whoever takes what it sent is no news.
+    /// Tell when this flow's socket has something to read: that somebody takes what it sent is no news, unless asked for by
+    /// [`Request::Rewatch`].
     Hear(RawFd, Id),
     /// Tell when something waits at this forwarded port.
     Listen(RawFd, u32),

@@ -23,7 +23,7 @@ use crate::{
         state::{Carried, HostSide, QUEUE_MAX, State, Tcp, Udp, Visitor},
         tcp::{Conn, Half, Stage},
     },
-    sys::{reason, sockopt},
+    sys::reason,
 };
 
 /// Connections that are named in a warning.
@@ -229,9 +229,6 @@ impl Relay {
         }
         let conn = Conn::restored(&saved, self.syn_retries, now).ok_or("it contradicts itself")?;
         let peeks = self.features.peek_offset(tcp.key.remote.addr);
-        if peeks {
-            let _ = sockopt::set_peek_offset(std::os::fd::AsFd::as_fd(&socket), 0);
-        }
         let mut spill = Chain::default();
         let unsent = carried.map_or(&[][..], |carried| &carried.unsent);
         if self.pool.append(&mut spill, unsent, QUEUE_MAX) < unsent.len() {

@@ -26,7 +26,7 @@ use crate::{
     host::{listen::Ports, socket::Features},
     link::Passed,
     net::{Drops, Mac, Now, Protocol, Span, Why},
-    proto::tcp::{Disorder, SynRetries},
+    proto::tcp::{Disorder, Phase, SynRetries},
     service::Note,
     sys::Iovecs,
     wire::headers::Template,
@@ -102,6 +102,8 @@ pub struct Relay {
     last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
     pub(super) starved: VecDeque<Id>,
+    /// Connections whose acknowledgements wait for an answer, and since when, the earliest first.
+    pub(super) postponed: VecDeque<(Id, Now)>,
     /// The host's ports that are forwarded; those with something to take, first come first; those that rest. Flows that
     /// rest, and until when.
     pub(super) ports: Ports,
@@ -175,6 +177,7 @@ impl Relay {
             fragment_id: 0,
             last: None,
             starved: VecDeque::with_capacity(limits.flows),
+            postponed: VecDeque::with_capacity(limits.flows),
             ports: Ports::default(),
             knocks: VecDeque::new(),
             resting: Vec::new(),
@@ -302,7 +305,8 @@ impl Relay {
         if self.flows.len() == self.flows.capacity() || shared_full(self) {
             self.make_room();
         }
-        let (streams, of_group) = (matches!(flow, Flow::Tcp(_)), flow.is_of_group());
+        let connects = matches!(&flow, Flow::Tcp(flow) if flow.conn.phase() == Phase::Connecting);
+        let of_group = flow.is_of_group();
         let inserted = if shared_full(self) {
             Err(flow)
         } else {
@@ -315,7 +319,7 @@ impl Relay {
                 }
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
                 self.census.enter(id.slot, peer);
-                self.requests.push(if streams {
+                self.requests.push(if connects {
                     Request::Watch(raw, id)
                 } else {
                     Request::Hear(raw, id)

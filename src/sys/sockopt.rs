@@ -56,6 +56,14 @@ pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
 }
 
+/// Has small segments leave though others are on their way (TCP_NODELAY, tcp(7)).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_no_delay(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)
+}
+
 /// Sets the interface that IPv4 multicast and broadcast leave through, by index or, where that is 0, by address
 /// (IP_MULTICAST_IF, IP_UNICAST_IF, ip(7)); neither leaves it to the routes.
 ///

@@ -12,7 +12,7 @@ use crate::{
     BULK,
     guest::{
         Guest, Peer, Scene, Tcp, assert_pattern, both,
-        frame::{ACK, PSH, RST, URG},
+        frame::{ACK, FIN, PSH, RST, URG},
         guest_addr, pattern,
     },
     lab::{
@@ -58,7 +58,7 @@ fn downloads_arrive_whole_and_once() {
             peer.repeated, 0,
             "segments were sent twice although none was lost"
         );
-        peer.expect("FIN", |s| s.has(crate::guest::frame::FIN));
+        peer.expect("FIN", |s| s.has(FIN));
     }
 }
 
@@ -254,6 +254,52 @@ fn small_messages_do_not_wait_for_each_other() {
         peer.send(ACK | PSH, &n.to_be_bytes());
         assert_eq!(peer.read(4), n.to_be_bytes());
     }
+}
+
+/// One segment, not two, as long as answers come soon.
+#[test]
+fn an_answer_brings_the_acknowledgement_of_its_question() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 7).into();
+    let _server = TcpServer::echo(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut together = 0;
+    for n in 0..500_u32 {
+        peer.send(ACK | PSH, &n.to_be_bytes());
+        let mut got = peer.recv();
+        if got.payload.is_empty() {
+            got = peer.recv();
+        } else {
+            together += 1;
+        }
+        assert_eq!(
+            (&got.payload[..], got.ack),
+            (&n.to_be_bytes()[..], peer.snd_nxt)
+        );
+        peer.rcv_nxt = peer.rcv_nxt.wrapping_add(4);
+    }
+    // A busy machine answers late now and then.
+    assert!(together >= 20, "{together} of 500");
+}
+
+#[test]
+fn a_question_that_nobody_answers_is_acknowledged() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut server = accept(&listener);
+    for n in 0..20_u32 {
+        peer.send(ACK | PSH, &n.to_be_bytes());
+        let got = peer.recv();
+        assert_eq!((got.payload.len(), got.ack), (0, peer.snd_nxt));
+        let mut octets = [0; 4];
+        server.read_exact(&mut octets).unwrap();
+        assert_eq!(octets, n.to_be_bytes());
+    }
+    // The end is no different.
+    peer.send(FIN | ACK, &[]);
+    assert_eq!(peer.recv().ack, peer.snd_nxt);
 }
 
 /// Urgent octets come where they stand in the stream, both ways; the mark is not reproduced (RFC 6093).

@@ -1,6 +1,7 @@
 //! The state of a connection, and what may be asked of it and told to it at any time.
 
 use super::{
+    delay::Delay,
     disorder::Disorder,
     idle::Idle,
     phase::{Half, Phase},
@@ -28,6 +29,7 @@ pub struct Conn {
     pub(super) terms: Terms,
     pub(super) clock: Clock,
     pub(super) idle: Idle,
+    pub(super) delay: Delay,
 }
 
 impl Conn {
@@ -77,6 +79,7 @@ impl Conn {
             terms: saved.terms,
             clock: Clock::showing(saved.clock, saved.recent, now),
             idle,
+            delay: Delay::default(),
         })
     }
 
@@ -132,6 +135,11 @@ impl Conn {
                 ..
             }
         )
+    }
+
+    /// Whether the guest has acknowledged all the host said, up to its FIN.
+    pub fn host_is_done(&self) -> bool {
+        self.send.ends_at(self.send.una - 1)
     }
 
     /// The largest payload of a segment from the guest, in octets.
@@ -249,6 +257,22 @@ impl Conn {
         self.receive.ack_due()
     }
 
+    /// Whether the outstanding acknowledgement may wait, for [`DELAY`](super::DELAY), as the host may have something to send
+    /// with it.
+    pub fn ack_may_wait(&mut self, now: Now) -> bool {
+        self.wants_host() && self.delay.may_wait(now)
+    }
+
+    /// Whether it waits, and has since then.
+    pub fn ack_waits_since(&self, asked: Now) -> bool {
+        self.ack_due() && self.delay.is_since(asked)
+    }
+
+    /// No answer came in time: none is waited for until several have.
+    pub const fn waited_in_vain(&mut self) {
+        self.delay.in_vain();
+    }
+
     /// Whether the guest should hear that `free` octets can be taken.
     pub fn window_would_open(&self, free: u32) -> bool {
         matches!(
@@ -330,6 +354,7 @@ impl Conn {
 
     /// Notes octets of payload sent.
     pub fn sent(&mut self, octets: u32, now: Now) {
+        self.delay.answered(now);
         self.send.sent(octets, now);
     }
 
@@ -383,6 +408,7 @@ impl Conn {
 
     /// Notes our FIN sent.
     pub fn fin_sent(&mut self, now: Now) {
+        self.delay.answered(now);
         if let Phase::Open { host, .. } = &mut self.phase {
             *host = Half::FinSent;
             self.send.sent(1, now);

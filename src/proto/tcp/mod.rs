@@ -26,6 +26,8 @@ mod ranges;
 
 mod flight;
 
+mod delay;
+
 mod disorder;
 
 mod idle;
@@ -39,6 +41,7 @@ mod send;
 mod conn;
 
 pub use conn::Conn;
+pub use delay::DELAY;
 pub use disorder::Disorder;
 pub use phase::{Half, Phase};
 pub use saved::{Saved, SavedReceiver, SavedSender, Stage};
@@ -53,6 +56,7 @@ use crate::{
         tcp::{Flags, Timestamps},
     },
 };
+use delay::Delay;
 use idle::Idle;
 use receive::{Receiver, Text};
 use send::{Sender, Timeout};
@@ -78,6 +82,7 @@ impl Conn {
             terms,
             clock: Clock::new(iss, syn.options.timestamps),
             idle: Idle::default(),
+            delay: Delay::default(),
         }
     }
 
@@ -95,6 +100,7 @@ impl Conn {
             terms: Terms::ours(mss),
             clock: Clock::new(iss, None),
             idle: Idle::default(),
+            delay: Delay::default(),
         }
     }
 
@@ -488,6 +494,7 @@ impl Conn {
             self.receive.came_twice(segment.seq, skip.min(len));
         }
         if take > 0 {
+            self.delay.took(take, !self.receive.ack_due());
             self.receive.take(take);
             todo.take = Some((skip, take));
             todo.ack = Ack::Burst;
@@ -509,6 +516,7 @@ impl Conn {
         }
         if self.receive.at_end() {
             *guest = Half::FinSeen;
+            self.delay.took(1, !self.receive.ack_due());
             self.receive.take(1);
             todo.ack = todo.ack.or_burst();
         }

@@ -29,7 +29,6 @@ impl Relay {
         &mut self,
         socket: OwnedFd,
         peer: SocketAddr,
-        peeks: bool,
         forward: Forward,
         outbox: &mut Outbox,
         now: Now,
@@ -44,6 +43,7 @@ impl Relay {
         let iss = Seq(self.initial_sequence(&key, now));
         socket::close_in_order(&socket);
         let raw = socket.as_raw_fd();
+        let peeks = self.features.peek_offset(peer.ip());
         let conn = Conn::toward_guest(iss, mss, self.syn_retries, now);
         let syn = Syn {
             seq: iss,

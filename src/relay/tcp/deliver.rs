@@ -15,6 +15,7 @@ use crate::{
     host::socket,
     link::{Inbox, Outbox, Slot},
     net::{Now, Why},
+    proto::tcp::DELAY,
     sys::{
         Iovecs, msg,
         sockopt::{self, SendMemory},
@@ -76,7 +77,11 @@ impl Relay {
         };
         let over = flow.state.over;
         if ack && flow.conn.ack_due() {
-            self.acknowledge(id, outbox, now);
+            if self.postponed.len() < self.limits.flows && flow.conn.ack_may_wait(now) {
+                self.postponed.push_back((id, now));
+            } else {
+                self.acknowledge(id, outbox, now);
+            }
         }
         if over {
             self.finish(id);
@@ -94,7 +99,7 @@ impl Relay {
         let Some(chain) = flow.pieces.take() else {
             return;
         };
-        flow.space = None;
+        let mut space = flow.space.take();
         let mut slots = self.burst.chain(Some(chain)).peekable();
         while slots.peek().is_some() {
             let mut octets = 0;
@@ -112,6 +117,7 @@ impl Relay {
                 // Nothing follows what was lost: the host's side is gone.
                 written = octets;
             } else if flow.spill.is_empty() {
+                flow.ready_to_write();
                 written = match msg::send(flow.socket.as_fd(), &batch) {
                     Ok(written) => written,
                     Err(error) if passes(&error) => 0,
@@ -133,6 +139,10 @@ impl Relay {
                     self.drops.count(Why::PromiseBroken);
                     break;
                 }
+            } else {
+                flow.space = space
+                    .take()
+                    .and_then(|space| flow.space_after(written, space));
             }
         }
     }
@@ -181,6 +191,7 @@ impl Relay {
         };
         flow.space = None;
         while !flow.spill.is_empty() {
+            flow.ready_to_write();
             match send_front(&mut self.iovecs, &self.pool, flow) {
                 Ok(octets) => self.pool.consume(&mut flow.spill, octets),
                 Err(error) if passes(&error) => return,
@@ -222,6 +233,22 @@ impl Relay {
         self.say(id, fields, outbox);
     }
 
+    /// Sends acknowledgements that have waited for an answer in vain, and forgets those that went with one.
+    pub(in super::super) fn acknowledge_postponed(&mut self, outbox: &mut Outbox, now: Now) {
+        while let Some(&(id, asked)) = self.postponed.front() {
+            if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
+                && flow.conn.ack_waits_since(asked)
+            {
+                if asked + DELAY > now {
+                    return;
+                }
+                flow.conn.waited_in_vain();
+                self.acknowledge(id, outbox, now);
+            }
+            self.postponed.pop_front();
+        }
+    }
+
     /// Has the socket asked anew what it can take: the guest may be waiting for just that.
     pub(in super::super) fn ask_space(&mut self, id: Id) {
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
@@ -257,6 +284,8 @@ pub(in super::super) fn window_space(
     let blocked = memory.is_low() || !flow.spill.is_empty();
     if blocked && !flow.state.wants_space {
         flow.state.wants_space = true;
+        // What is left in the socket would be told of anew.
+        flow.forget_all();
         requests.push(Request::Rewatch(flow.socket.as_raw_fd(), id));
     }
     let segment = flow.conn.largest_segment();

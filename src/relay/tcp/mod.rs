@@ -1,8 +1,9 @@
 //! TCP, carried: the guest's segments become writes to a host socket, what the socket holds becomes segments.
 //!
 //! Guest to host: payloads are not copied. Each flow collects where its payloads lie in the burst, and when the burst is done
-//! one write hands them on and one acknowledgement goes back ([`deliver`]). The window we announce is what the socket can
-//! still take; what it refuses all the same goes to the pool and is acknowledged all the same, as we hold it.
+//! one write hands them on and one acknowledgement goes back ([`deliver`]), with the host's answer where one came soon before.
+//! The window we announce is what the socket can still take; what it refuses all the same goes to the pool and is
+//! acknowledged all the same, as we hold it.
 //!
 //! Host to guest: octets are looked at in the socket (MSG_PEEK) and stay there until the guest acknowledges them ([`pull`]).
 //! The socket's peek offset stands behind what was sent; loss moves it back.
@@ -18,5 +19,3 @@ mod accept;
 mod segment;
 
 mod ready;
-
-pub(super) use pull::forget_all;

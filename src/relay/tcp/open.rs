@@ -108,8 +108,7 @@ impl Relay {
             id: ip.id,
             manner: Manner::of(ip),
         };
-        let peeks = self.features.peek_offset(key.remote.addr);
-        let opened = self.open_socket(|net| socket::tcp(peer, &net.outbound, peeks, syn.manner));
+        let opened = self.open_socket(|net| socket::tcp(peer, &net.outbound, syn.manner));
         let (socket, connected) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -119,8 +118,12 @@ impl Relay {
             }
         };
         let mss = self.segment_size(key.remote.addr);
-        let conn = Conn::new(segment, Seq(self.initial_sequence(&key, now)), mss);
+        let mut conn = Conn::new(segment, Seq(self.initial_sequence(&key, now)), mss);
+        if connected {
+            conn.connected(now);
+        }
         let raw = socket.as_raw_fd();
+        let peeks = self.features.peek_offset(key.remote.addr);
         let flow = TcpFlow::new(socket, conn, syn, peeks);
         let id = match self.insert(key, Flow::Tcp(flow), raw) {
             Ok(id) => id,
@@ -130,7 +133,8 @@ impl Relay {
             }
         };
         if connected {
-            self.tcp_connected(id, outbox, now);
+            self.send_syn_ack(id, outbox, now);
+            self.schedule(id);
         }
         Ok(())
     }
@@ -155,7 +159,12 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
             return;
         };
-        match socket::outcome(&flow.socket) {
+        let outcome = if ready.error || ready.ended {
+            socket::outcome(&flow.socket)
+        } else {
+            Ok(())
+        };
+        match outcome {
             Ok(()) if ready.writable => self.tcp_connected(id, outbox, now),
             // An error that passes.
             Ok(()) => {}

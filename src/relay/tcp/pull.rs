@@ -3,7 +3,7 @@
 use std::{io, os::fd::AsFd};
 
 use super::super::{
-    flow::{Flow, TcpFlow},
+    flow::{Flow, Peeks, TcpFlow},
     request::Request,
     state::Relay,
 };
@@ -13,15 +13,12 @@ use crate::{
     host::socket,
     link::{Flushed, Outbox},
     net::{Now, Seq},
-    sys::{msg, sockopt},
+    sys::msg,
     wire::{headers::TcpFields, tcp::Flags},
 };
 
 /// Octets one flow may send to the guest before it is another's turn.
 const TURN: usize = 256 * 1024;
-
-/// Acknowledged octets that wait in the socket before they are thrown away, unless all are acknowledged.
-const FORGET: u32 = 128 * 1024;
 
 /// More octets than any socket holds unread.
 const UNREAD: usize = 1 << 30;
@@ -49,7 +46,7 @@ impl Relay {
             let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
                 return;
             };
-            forget(flow);
+            flow.forget();
             if flow.conn.fin_due() {
                 self.send_fin(id, outbox, now);
                 break;
@@ -205,7 +202,10 @@ impl Relay {
             None => return self.starved(id),
         };
         let behind = (flow.forget + flow.conn.behind(seq)) as usize;
-        let peeks = flow.peeks;
+        if flow.peeks == Peeks::AtStart {
+            flow.seek(flow.conn.behind(seq));
+        }
+        let peeks = flow.peeks != Peeks::All;
         let mut scatter = self.iovecs.scatter();
         let skip = if peeks {
             0
@@ -326,14 +326,13 @@ impl Relay {
             return;
         };
         flow.state.readable = true;
-        let behind = flow.conn.unacknowledged();
-        seek_behind(flow, behind);
+        flow.seek(flow.conn.unacknowledged());
     }
 
     /// Sets the peek offset to an octet that was sent before.
-    fn seek_to(&self, id: Id, seq: Seq) {
-        if let Some(Flow::Tcp(flow)) = self.flows.get(id) {
-            seek_behind(flow, flow.conn.behind(seq));
+    fn seek_to(&mut self, id: Id, seq: Seq) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+            flow.seek(flow.conn.behind(seq));
         }
     }
 
@@ -355,7 +354,9 @@ impl Relay {
 
     /// Ends a flow whose streams have both ended: the kernel does the rest.
     pub(in super::super) fn finish(&mut self, id: Id) {
-        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
+            && (flow.forget > 0 || !flow.conn.host_is_done())
+        {
             // Octets left unread would turn the close into a reset, and take with it what the host has yet to send.
             for _ in 0..TRIES {
                 if !matches!(msg::discard(flow.socket.as_fd(), UNREAD), Ok(1..)) {
@@ -419,32 +420,7 @@ impl Relay {
     }
 }
 
-/// Sets the peek offset so many octets behind those the guest has acknowledged.
-fn seek_behind(flow: &TcpFlow, octets: u32) {
-    if flow.peeks {
-        let offset = flow.forget + octets;
-        // It could be set when the socket was opened.
-        let _ = sockopt::set_peek_offset(flow.socket.as_fd(), offset.cast_signed());
-    }
-}
-
 fn nothing(flow: &mut TcpFlow) -> Look {
     flow.state.readable = false;
     Look::Nothing
-}
-
-/// Throws away what the guest has acknowledged, when it is enough to be worth a call or all there is.
-fn forget(flow: &mut TcpFlow) {
-    if flow.forget >= FORGET || flow.conn.unacknowledged() < flow.forget {
-        forget_all(flow);
-    }
-}
-
-pub(in super::super) fn forget_all(flow: &mut TcpFlow) {
-    while flow.forget > 0 {
-        match msg::discard(flow.socket.as_fd(), flow.forget as usize) {
-            Ok(0) | Err(_) => break,
-            Ok(octets) => flow.forget -= (octets as u32).min(flow.forget),
-        }
-    }
 }

@@ -61,6 +61,8 @@ reasons! {
     NoFlow,
     /// Peers have as many flows as they may: the rest is kept for the guest's own, and for other peers.
     Share,
+    /// More new flows at once than can have their turn soon.
+    Backlog,
     /// The socket could not be opened, bound or connected.
     Socket,
     /// The host's socket would not take a datagram.

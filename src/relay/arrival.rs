@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Connections or datagrams taken from one port before it is another's turn.
-const TURN: usize = 32;
+const TURN: usize = 16;
 
 /// How long a port rests whose next connection the system has no descriptor for.
 const REST: Span = Span::millis(500);
@@ -77,9 +77,10 @@ impl Relay {
     /// Answers the knocks, each port for one turn. `true` if some still wait.
     pub(super) fn answer_knocks(&mut self, outbox: &mut Outbox, now: Now) -> bool {
         for _ in 0..self.knocks.len() {
-            if !outbox.has_room() {
+            if self.looks == 0 || !outbox.has_room() {
                 break;
             }
+            self.looks -= 1;
             let Some(place) = self.knocks.pop_front() else {
                 break;
             };

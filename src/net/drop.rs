@@ -57,6 +57,9 @@ reasons! {
     IcmpType,
     /// An ICMP error of the guest, which no socket passes on.
     GuestError,
+    /// An ICMP error about a TCP connection beyond its handshake, which the host's kernel rode out in vain; counted when the
+    /// connection ends.
+    HostError,
     /// The flow table or the descriptors are exhausted.
     NoFlow,
     /// Peers have as many flows as they may: the rest is kept for the guest's own, and for other peers.

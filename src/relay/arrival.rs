@@ -9,7 +9,7 @@ use std::{
 use super::{
     flow::{FRESH, Flow, UdpFlow},
     request::Request,
-    state::{Relay, STRAYS, is_shortage},
+    state::{FAILURES, Relay, STRAYS, is_shortage},
     udp_in,
 };
 use crate::{
@@ -315,6 +315,7 @@ impl Relay {
             Flow::Udp(flow) => socket::ends(&flow.socket)?,
             Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_) => return None,
         };
+        let mut failures = 0;
         for _ in 0..STRAYS {
             if !self.deliver_held(id, outbox) {
                 return None;
@@ -363,11 +364,14 @@ impl Relay {
                     }
                     return None;
                 }
-                Err(error) if is_shortage(&error) => {
+                Err(error) if is_shortage(&error) || failures == FAILURES => {
                     self.rest(id, now);
                     return None;
                 }
-                Err(_) => self.udp_errors(id, outbox),
+                Err(_) => {
+                    failures += 1;
+                    self.udp_errors(id, outbox);
+                }
             }
         }
         self.starve(id);

@@ -13,12 +13,12 @@ repair := $(target)/release/passt-repair
 # What the longer variants ask for: frames of nonsense, rounds of it over virtqueues, MiB through the scripted guest, MiB
 # through each guest of the matrix, connections held and connections made, MiB through the QEMU guest; how long guests come
 # and go (1800 s for a soak in earnest) and each attack is watched; MiB past the counting allocator; moves of a guest in a row.
-# FAULTS=all, DELAY_LAB=1, MATRIX_MIB=256, CHURN_FLOWS=1000000, STOP_SECONDS=60 and MIGRATIONS=100 take
+# FAULTS=all, DELAY_LAB=1, MATRIX_MIB=256, CHURN_FLOWS=1000000, UDP_FLOWS=1000000, STOP_SECONDS=60 and MIGRATIONS=100 take
 # more patience than two processors have.
 long_sizes := HOSTILE_FRAMES=1000000 VHOST_ROUNDS=2000 TRANSFER_MIB=1024 MATRIX_MIB=32 HELD_FLOWS=19000 CHURN_FLOWS=100000 \
-  GUEST_MIB=64 SOAK_SECONDS=120 ABUSE_MS=2000 MEMORY_MIB=1024 MIGRATIONS=20
+  GUEST_MIB=64 SOAK_SECONDS=120 ABUSE_MS=2000 UDP_FLOWS=200000 MEMORY_MIB=1024 MIGRATIONS=20
 # The integration tests that read one of these in their own files, and so have a longer variant.
-long_vars := HOSTILE_FRAMES|VHOST_ROUNDS|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB|SOAK_SECONDS|ABUSE_MS|MEMORY_MIB|STOP_SECONDS|MIGRATIONS
+long_vars := HOSTILE_FRAMES|VHOST_ROUNDS|TRANSFER_MIB|MATRIX_MIB|CHURN_FLOWS|GUEST_MIB|SOAK_SECONDS|ABUSE_MS|UDP_FLOWS|MEMORY_MIB|STOP_SECONDS|MIGRATIONS
 long_tests = $(shell grep -lE '$(long_vars)' tests/*.rs $$(dirname tests/*/main.rs) -rs | \
   sed -E 's,^tests/([^/.]+).*,\1,' | sort -u)
 

@@ -246,6 +246,59 @@ fn flows_that_lose_their_interface_end_with_an_error() {
     translator.assert_alive();
 }
 
+/// The kernel tries on, as the path may come back; who gave up in between finds the error counted.
+#[test]
+fn an_icmp_error_about_an_established_connection_is_counted_when_it_ends() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let outside = &scene.world.outside;
+    for (n, (remote, layer, kind, counter)) in [
+        (
+            SocketAddr::from((INTERNET4, 9)),
+            "ip",
+            "icmp type host-unreachable",
+            "snmp",
+        ),
+        (
+            SocketAddr::from((INTERNET6, 9)),
+            "ip6",
+            "icmpv6 type addr-unreachable",
+            "snmp6",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let _listener = tcp_listener(outside, remote);
+        let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 5000), remote);
+        peer.send_data(b"hello");
+        peer.expect_acked();
+        let errors = || {
+            let counters = scene.world.pod.run(|| {
+                std::fs::read_to_string(format!("/proc/thread-self/net/{counter}")).unwrap()
+            });
+            let icmp = counters
+                .lines()
+                .filter(|line| line.starts_with("Icmp"))
+                .filter(|line| !line.contains("Msg"));
+            icmp.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = errors();
+        outside.nft(&format!(
+            "table inet filter{n} {{\nchain input {{\ntype filter hook input priority 0\n\
+             {layer} daddr {} tcp dport 9 reject with {kind}\n}}\n}}",
+            remote.ip()
+        ));
+        peer.send_data(b"lost");
+        assert!(wait_until(LONG, || errors() != before));
+        let idle = scene.translator.fd_count();
+        peer.rst();
+        assert!(wait_until(LONG, || scene.translator.fd_count() < idle));
+        scene.translator.signal(Signal::SIGUSR1);
+        let counted = format!("\n    HostError: {}", n + 1);
+        scene.translator.expect_log(&counted);
+    }
+}
+
 /// Not more often than asked for, and only when there is something to say.
 #[test]
 fn stats_are_logged_when_they_changed() {

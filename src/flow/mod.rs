@@ -1,13 +1,15 @@
 //! Memory: what is remembered of guest and flows, without knowing any protocol.
 
-mod claims;
 #[cfg(test)]
 mod fixture;
 mod guest;
 mod key;
+
+mod claims;
 mod lru;
 
 mod census;
+
 mod nat;
 mod neighbours;
 mod pool;

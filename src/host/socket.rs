@@ -458,6 +458,25 @@ pub fn outcome(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).take_error()?.map_or(Ok(()), Err)
 }
 
+/// Whether the last that a TCP connection heard was an ICMP error. No event tells of one, but it is kept until the next
+/// acknowledgement (icmp_err_convert of the kernel has these numbers of them).
+pub fn heard_icmp_error(socket: &impl AsFd) -> bool {
+    let error = outcome(socket).err().and_then(|e| e.raw_os_error());
+    matches!(
+        error,
+        Some(
+            libc::ENETUNREACH
+                | libc::EHOSTUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::ENOPROTOOPT
+                | libc::ECONNREFUSED
+                | libc::EPROTO
+                | libc::EACCES
+        )
+    )
+}
+
 /// Lets a connected TCP socket ride out errors that may pass; those that end it are reported all the same.
 pub fn ignore_passing_errors(socket: &OwnedFd, v6: bool) {
     // It could be set, so it can be unset.

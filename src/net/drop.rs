@@ -57,10 +57,15 @@ reasons! {
     IcmpType,
     /// An ICMP error of the guest, which no socket passes on.
     GuestError,
+    /// An ICMP error about a TCP connection beyond its handshake, which the host's kernel rode out in vain; counted when the
+    /// connection ends.
+    HostError,
     /// The flow table or the descriptors are exhausted.
     NoFlow,
     /// Peers have as many flows as they may: the rest is kept for the guest's own, and for other peers.
     Share,
+    /// More new flows at once than can have their turn soon.
+    Backlog,
     /// The socket could not be opened, bound or connected.
     Socket,
     /// The host's socket would not take a datagram.

@@ -9,7 +9,7 @@ use std::{
 use super::{
     flow::{FRESH, Flow, UdpFlow},
     request::Request,
-    state::{Relay, STRAYS, is_shortage},
+    state::{FAILURES, Relay, STRAYS, is_shortage},
     udp_in,
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Connections or datagrams taken from one port before it is another's turn.
-const TURN: usize = 32;
+const TURN: usize = 16;
 
 /// How long a port rests whose next connection the system has no descriptor for.
 const REST: Span = Span::millis(500);
@@ -77,9 +77,10 @@ impl Relay {
     /// Answers the knocks, each port for one turn. `true` if some still wait.
     pub(super) fn answer_knocks(&mut self, outbox: &mut Outbox, now: Now) -> bool {
         for _ in 0..self.knocks.len() {
-            if !outbox.has_room() {
+            if self.looks == 0 || !outbox.has_room() {
                 break;
             }
+            self.looks -= 1;
             let Some(place) = self.knocks.pop_front() else {
                 break;
             };
@@ -312,6 +313,7 @@ impl Relay {
             Flow::Udp(flow) => socket::ends(&flow.socket)?,
             Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_) => return None,
         };
+        let mut failures = 0;
         for _ in 0..STRAYS {
             if !self.deliver_held(id, outbox) {
                 return None;
@@ -360,11 +362,14 @@ impl Relay {
                     }
                     return None;
                 }
-                Err(error) if is_shortage(&error) => {
+                Err(error) if is_shortage(&error) || failures == FAILURES => {
                     self.rest(id, now);
                     return None;
                 }
-                Err(_) => self.udp_errors(id, outbox),
+                Err(_) => {
+                    failures += 1;
+                    self.udp_errors(id, outbox);
+                }
             }
         }
         self.starve(id);

@@ -93,6 +93,7 @@ impl Relay {
         };
         let id = match self.find(&key) {
             Some(id) => id,
+            None if self.begin().is_err() => return Err(Why::Backlog),
             None => match self.echo_open(key, now)? {
                 Ok(id) => id,
                 Err(fault) => {

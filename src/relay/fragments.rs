@@ -94,7 +94,11 @@ impl Relay {
         // Nothing of the burst may wait for memory that is about to be another's.
         self.send_run(inbox, outbox);
         self.end_burst(inbox, outbox, now);
+        // The parts are forgotten, so that it cannot wait.
+        self.beginnings = self.beginnings.max(1);
+        let line = self.backlog.held.take();
         let result = self.whole(&held, outbox, now);
+        self.backlog.held = line;
         self.send_run(&held, outbox);
         self.end_burst(&held, outbox, now);
         self.reassembly.held = Some(held);

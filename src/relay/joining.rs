@@ -6,7 +6,6 @@ use super::{
     flow::{ECHO_TIMEOUT, Flow, State, TcpFlow},
     share::{Forwarded, Share},
     state::Relay,
-    tcp::forget_all,
 };
 use crate::{
     flow::{Guest, Key},
@@ -137,7 +136,7 @@ impl Relay {
         let key = self.flows.key(id)?;
         let mut held = Vec::new();
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
-            forget_all(flow);
+            flow.forget_all();
             held.extend(self.pool.pieces(&flow.spill).flatten());
         }
         let flow = self.take_out(id)?;
@@ -191,7 +190,8 @@ impl Relay {
             None => conn,
         };
         let raw = socket.as_raw_fd();
-        let mut flow = TcpFlow::new(socket, conn, syn, peeks);
+        let mut flow = TcpFlow::new(socket, conn, syn, false);
+        flow.peeks = peeks;
         flow.state = State {
             readable: true,
             ended: before.ended,

@@ -17,6 +17,8 @@ mod reassembly;
 
 mod waiting;
 
+mod backlog;
+
 mod away;
 
 mod share;
@@ -185,7 +187,10 @@ impl Relay {
                 log::debug!("{said}");
             }
         }
-        self.packet(read, frame, inbox, outbox, now)
+        match self.packet(read, frame, inbox, outbox, now) {
+            Err(Why::Backlog) if self.backlog.push(inbox, frame.payload) => Ok(()),
+            done => done,
+        }
     }
 
     /// What a frame carries, or several that were parts of a packet.
@@ -245,6 +250,7 @@ impl Relay {
         }
         self.say_farewells(outbox);
         let knocks = self.answer_knocks(outbox, now);
+        self.work_off(outbox, now);
         for _ in 0..self.starved.len() {
             if self.budget == 0 {
                 break;
@@ -279,7 +285,26 @@ impl Relay {
                 break;
             }
         }
-        knocks || !self.starved.is_empty()
+        knocks || !self.starved.is_empty() || !self.backlog.is_empty()
+    }
+
+    /// Begins flows that wait for their turn.
+    fn work_off(&mut self, outbox: &mut Outbox, now: Now) {
+        while self.beginnings > 0 && !self.backlog.is_empty() && outbox.has_room() {
+            let Some(mut held) = self.backlog.held.take() else {
+                return;
+            };
+            self.backlog.pop(&mut held);
+            if let Some(frame) = held.frame(0) {
+                let read = classify(frame.head, frame.payload.len());
+                if let Err(why) = read.and_then(|r| self.frame(&r, frame, &held, outbox, now)) {
+                    self.drop_frame(frame, why);
+                }
+            }
+            self.send_run(&held, outbox);
+            self.end_burst(&held, outbox, now);
+            self.backlog.held = Some(held);
+        }
     }
 
     /// A flow's socket cannot be watched: nothing would ever be heard of it, so the flow ends.
@@ -361,6 +386,7 @@ impl Relay {
         self.weary.clear();
         self.reassembly.clear(&mut self.pool);
         self.groups.clear();
+        self.backlog.clear();
         self.waiting.flows.clear();
         self.waiting.ask = None;
         self.guest.left();

@@ -12,6 +12,7 @@ use std::{
 use super::{
     audience::Groups,
     away::Away,
+    backlog::Backlog,
     flow::{Burst, Flow, UdpFlow},
     limit::RateLimit,
     reassembly::Reassembly,
@@ -43,6 +44,10 @@ const DISORDERS: usize = 1024;
 
 /// Octets all connections together may send to the guest in a turn of the loop, before frames, timers and services have theirs.
 const BUDGET: usize = 1 << 20;
+
+/// Flows the guest may begin in a turn, and looks at forwarded ports: a dozen system calls each.
+const BEGINNINGS: usize = 32;
+const LOOKS: usize = 4;
 
 /// How long nothing is said of what was warned of.
 const QUIET: Span = Span::secs(60);
@@ -96,6 +101,7 @@ pub struct Relay {
     pub(super) run: Run,
     pub(super) groups: Groups,
     pub(super) reassembly: Reassembly,
+    pub(super) backlog: Backlog,
     /// Tells packets apart that we fragment.
     pub(super) fragment_id: u32,
     /// The flow found last: frames of one flow come in rows.
@@ -144,6 +150,9 @@ pub struct Relay {
     pub(super) turn: Now,
     /// Octets that connections may send to the guest in what is left of it.
     pub(super) budget: usize,
+    /// Flows the guest may begin in it, and looks at forwarded ports.
+    pub(super) beginnings: usize,
+    pub(super) looks: usize,
     /// What services say, by [`Note::kind`](crate::service::Note::kind).
     pub(super) said: [RateLimit; Note::KINDS],
     /// This relay's part, where several serve the guest.
@@ -174,6 +183,7 @@ impl Relay {
             run: Run::new(),
             groups: Groups::new(),
             reassembly: Reassembly::new(),
+            backlog: Backlog::new(),
             fragment_id: 0,
             last: None,
             starved: VecDeque::with_capacity(limits.flows),
@@ -203,6 +213,8 @@ impl Relay {
             sighted: RateLimit::default(),
             turn: Now(0),
             budget: BUDGET,
+            beginnings: BEGINNINGS,
+            looks: LOOKS,
             said: [RateLimit::default(); Note::KINDS],
             share: None,
         }
@@ -462,6 +474,25 @@ impl Relay {
     /// Begins a turn of the loop.
     pub(super) const fn begin_turn(&mut self, now: Now) {
         (self.turn, self.budget) = (now, BUDGET);
+        (self.beginnings, self.looks) = (BEGINNINGS, LOOKS);
+    }
+
+    /// Whether the guest may begin a flow now, for which it has one beginning less.
+    ///
+    /// # Errors
+    /// [`Why::Backlog`] where the packet is to wait for its turn.
+    pub(super) fn begin(&mut self) -> Result<(), Why> {
+        if self.share.is_some() {
+            // A frame counts on its slot while it is looked at, and cannot wait.
+            return Ok(());
+        }
+        // What is worked off was here before what is in line.
+        let in_line = self.backlog.held.is_some() && !self.backlog.is_empty();
+        if in_line || self.beginnings == 0 {
+            return Err(Why::Backlog);
+        }
+        self.beginnings -= 1;
+        Ok(())
     }
 }
 

@@ -164,7 +164,7 @@ fn span() -> Duration {
     Duration::from_millis(number("ABUSE_MS", 400))
 }
 
-fn number(name: &str, default: u64) -> u64 {
+pub fn number(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
 

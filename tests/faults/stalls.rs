@@ -30,7 +30,10 @@ const BULK: usize = 64 << 20;
 fn a_process_stopped_for_long_goes_on_where_it_was() {
     let seconds = env::var("STOP_SECONDS").map_or(3, |text| text.parse().expect("STOP_SECONDS"));
     let Some(world) = World::pod() else { return };
-    let server = TcpServer::start(&world.outside, (INTERNET4, 7), |mut stream| {
+    let server = TcpServer::start(&world.outside, (INTERNET4, 7), move |mut stream| {
+        // It waits for as long.
+        let patience = Some(LONG + Duration::from_secs(seconds));
+        stream.set_write_timeout(patience).unwrap();
         let mut go = [0];
         let _ = stream.read_exact(&mut go);
         let _ = stream.write_all(&vec![7; BULK]);

@@ -7,6 +7,7 @@ mod guest;
 mod lab;
 
 mod discovery;
+mod link_local;
 mod ports;
 mod share;
 mod tcp;

@@ -13,6 +13,7 @@ mod handshake;
 mod quiet;
 mod refusal;
 mod scarce;
+mod turns;
 mod validity;
 
 /// Octets of a bulk transfer.

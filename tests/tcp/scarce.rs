@@ -48,6 +48,8 @@ fn a_connection_whose_socket_cannot_be_watched_is_reset_and_leaves_nothing() {
                 peer.snd_nxt = 7;
                 peer.send(SYN, &[]);
                 inbox.receive();
+                // Each has a turn of its own.
+                relay.expire(&mut outbox, Now(1));
                 relay.from_guest(&inbox, &mut outbox, Now(1));
                 let watched = relay
                     .requests()

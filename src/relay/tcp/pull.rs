@@ -12,7 +12,7 @@ use crate::{
     flow::Id,
     host::socket,
     link::{Flushed, Outbox},
-    net::{Now, Seq},
+    net::{Now, Seq, Why},
     sys::msg,
     wire::{headers::TcpFields, tcp::Flags},
 };
@@ -401,6 +401,12 @@ impl Relay {
             *sharing = sharing.saturating_sub(1);
         }
         self.wheel.disarm(id.slot);
+        if let Flow::Tcp(flow) = &flow
+            && !flow.conn.phase().is_handshake()
+            && socket::heard_icmp_error(&flow.socket)
+        {
+            self.count(Why::HostError);
+        }
         if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
             self.pool.release(std::mem::take(spill));
             if let Some(lent) = state.disorder {

@@ -1,8 +1,9 @@
 //! Memory: what is remembered of guest and flows, without knowing any protocol.
 
-mod claims;
 mod guest;
 mod key;
+
+mod claims;
 mod lru;
 mod nat;
 mod neighbours;

@@ -10,6 +10,9 @@
 //! counted reason ([`net::Why`]). We are not a TCP/IP stack, the host kernel is: what one side tells us (window,
 //! acknowledgement, close, error) we reflect to the other, and stream data stays in the kernel until it is acknowledged.
 //!
+//! One thread does it all, unless a guest uses several queue pairs: then each further pair has a thread with a relay of its
+//! own, and a flow belongs to the one its first frame came to ([`relay::Share`]).
+//!
 //! The modules below are layers, lowest first. A module names only modules declared above it; `tests/layers.rs` reads
 //! this file and holds everybody to it. `net`, `config`, `wire`, `flow`, `proto` and `service` are pure: no descriptor,
 //! no clock, no logging.

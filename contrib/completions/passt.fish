@@ -1,7 +1,7 @@
 complete -c passt -s s -l socket -l socket-path -d 'Listen on this UNIX domain socket (default: first free of /tmp/passt_1.socket to _64)' -r
 complete -c passt -s F -l fd -d 'Use this inherited, connected socket; implies --one-off' -r
 complete -c passt -l vhost-features -d 'Offer these virtio features only, or all but those behind a ~ (default: all)' -r
-complete -c passt -l queues -d 'Serve up to this many queue pairs, 1 to 16, each by a thread (default: as many as processors)' -r
+complete -c passt -l queues -d 'Serve up to this many queue pairs, 1 to 16, each by a thread (default: the processors, up to 4)' -r
 complete -c passt -l busy-poll -d 'Look for more for so many microseconds before sleeping, up to 1000000 (default: 0)' -r
 complete -c passt -l repair-path -d 'Where passt-repair connects; \'none\' for nowhere (default: the socket\'s path with .repair)' -r
 complete -c passt -l stats -d 'Show counters of events, at most every so many seconds' -r

@@ -121,7 +121,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         None,
         "NUM",
         set!(values::queues, queues),
-        "Serve up to this many queue pairs, 1 to 16, each by a thread (default: as many as processors)",
+        "Serve up to this many queue pairs, 1 to 16, each by a thread (default: the processors, up to 4)",
     ),
     text(
         "busy-poll",

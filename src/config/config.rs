@@ -19,8 +19,9 @@ pub const DEFAULT_MTU: u16 = 65_520;
 /// What finds services: mDNS (RFC 6762), SSDP (UPnP), LLMNR (RFC 4795), WS-Discovery.
 pub const MULTICAST_PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
 
-/// The most queue pairs a guest may have.
+/// The most queue pairs a guest may have, and the most unless asked for: each takes most of a MiB, used or not.
 pub const QUEUES_MAX: usize = 16;
+pub const QUEUES_DEFAULT: usize = 4;
 
 /// Everything the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub struct Config {
     pub vhost_user: bool,
     /// What such a back end offers to the guest's driver.
     pub vhost_features: VhostFeatures,
-    /// The most queue pairs of its guest that are served; none: one for each processor.
+    /// The most queue pairs of its guest that are served; none: one for each processor, up to [`QUEUES_DEFAULT`].
     pub queues: Option<usize>,
     /// How long to look for more after there was something, before sleeping.
     pub busy_poll: Span,

@@ -21,7 +21,7 @@ mod renew;
 
 pub use config::{
     Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MULTICAST_PORTS, MapChoice, OUR_MAC,
-    Outbound, QUEUES_MAX, RepairPath, SearchList, Serve, Verbosity,
+    Outbound, QUEUES_DEFAULT, QUEUES_MAX, RepairPath, SearchList, Serve, Verbosity,
 };
 pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;

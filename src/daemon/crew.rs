@@ -119,7 +119,11 @@ impl Crew {
         for word in self.words.iter().flat_map(Receiver::try_iter) {
             match word {
                 Word::Ready => {}
-                Word::News(guest) => first.relay.hear_of_guest(&guest),
+                Word::News(guest) => {
+                    let now = first.now();
+                    first.relay.hear_of_guest(&guest, &mut first.outbox, now);
+                    first.register();
+                }
                 Word::Stopped => stopped = true,
                 Word::Ended(error) => return Err(error),
             }

@@ -76,7 +76,7 @@ use log::Destinations;
 use sandbox::Sandbox;
 
 use crate::{
-    config::{Config, LinkChoice, Net, QUEUES_MAX, Resolved, resolve},
+    config::{Config, LinkChoice, Net, QUEUES_DEFAULT, Resolved, resolve},
     host::{
         conntrack, facts,
         listen::{self as ports, Ports},
@@ -316,7 +316,7 @@ fn queue_pairs(config: &Config) -> usize {
     let processors = || thread::available_parallelism().map_or(1, usize::from);
     config
         .queues
-        .unwrap_or_else(|| processors().min(QUEUES_MAX))
+        .unwrap_or_else(|| processors().min(QUEUES_DEFAULT))
 }
 
 impl Prepared {

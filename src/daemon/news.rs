@@ -2,8 +2,8 @@
 
 use nix::sys::signal::Signal;
 
-use super::reactor::Reactor;
-use crate::net::Now;
+use super::{event::Counts, reactor::Reactor};
+use crate::{net::Now, relay::Report};
 
 impl Reactor {
     /// Takes the signals that came; `true` for one that ends us.
@@ -71,8 +71,13 @@ impl Reactor {
         }
     }
 
-    /// Counters and flows as they are.
+    /// Counters and flows as they are, of all threads.
     pub(super) fn report(&self) -> String {
+        let (counts, report) = self.totals();
+        format!("{counts}\n{report}")
+    }
+
+    pub(super) fn totals(&self) -> (Counts, Report) {
         let (mut counts, mut report) = (
             self.core.counts.clone(),
             self.core.relay.report(&self.core.outbox),
@@ -83,7 +88,7 @@ impl Reactor {
             report.add(&worker.core.relay.report(&worker.core.outbox));
         }
         self.crew.dismiss(workers);
-        format!("{counts}\n{report}")
+        (counts, report)
     }
 
     /// Has the workers know of the host what we do.

@@ -231,7 +231,7 @@ impl Reactor {
     /// Loss of the poll itself; nothing else ends the loop.
     pub fn run(mut self) -> io::Result<Ending> {
         let ending = self.serve();
-        for (why, count) in self.core.relay.drops().seen() {
+        for (why, count) in self.totals().1.drops {
             log::debug!("dropped: {count} times {why:?}");
         }
         ending

@@ -32,8 +32,11 @@ impl Reactor {
 
     fn save(&mut self, pipe: &OwnedFd) -> Result<(), String> {
         let now = self.now();
-        // All of the guest's flows leave from here.
+        // All of the guest's flows leave from here, with all it has sent.
         self.absorb(now);
+        while self.core.relay.has_handed() {
+            self.core.take_handed();
+        }
         self.core.outbox.flush();
         // Nobody is waited for in vain.
         let helper = if self.core.relay.has_connections() {

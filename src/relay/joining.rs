@@ -9,8 +9,8 @@ use super::{
 };
 use crate::{
     flow::{Guest, Key},
-    link::Inbox,
-    net::Now,
+    link::{Inbox, Outbox},
+    net::{Mac, Now},
     proto::{state::QUEUE_MAX, tcp::Conn},
 };
 
@@ -113,9 +113,13 @@ impl Relay {
     }
 
     /// Another relay knows this of the guest.
-    pub fn hear_of_guest(&mut self, guest: &Guest) {
+    pub fn hear_of_guest(&mut self, guest: &Guest, outbox: &mut Outbox, now: Now) {
+        if self.guest.mac == Mac::BROADCAST {
+            self.expect_groups(now);
+        }
         self.met = true;
         self.guest.hear_of(guest);
+        self.release_waiting(outbox, now);
     }
 
     /// Takes over what another relay knows of the host.

@@ -1,4 +1,4 @@
-//! A machine of QEMU's whose only card is behind vhost-user, and which can migrate.
+//! A machine of QEMU's whose only card, of two queue pairs, is behind vhost-user, and which can migrate.
 
 use std::{
     env,
@@ -66,7 +66,17 @@ impl Machine {
         let image = image.path().join("image");
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-accel", "tcg", "-cpu", "max", "-m", "160", "-nodefaults"])
+            .args([
+                "-accel",
+                "tcg",
+                "-cpu",
+                "max",
+                "-smp",
+                "2",
+                "-m",
+                "160",
+                "-nodefaults",
+            ])
             .args(["-no-user-config", "-no-reboot", "-display", "none"])
             .args(["-serial", "stdio"])
             .args([
@@ -84,10 +94,10 @@ impl Machine {
             ])
             .arg("-chardev")
             .arg(format!("socket,id=link,path={}", socket.display()))
-            .args(["-netdev", "vhost-user,id=net0,chardev=link"])
+            .args(["-netdev", "vhost-user,id=net0,chardev=link,queues=2"])
             .args([
                 "-device",
-                "virtio-net-pci,netdev=net0,romfile=,mac=02:00:00:00:00:07",
+                "virtio-net-pci,netdev=net0,romfile=,mac=02:00:00:00:00:07,mq=on,vectors=6",
             ])
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", qmp.display()));

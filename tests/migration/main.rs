@@ -48,12 +48,29 @@ fn translator(host: &Host) -> Translator {
 }
 
 fn translator_with(host: &Host, more: &[&str]) -> Translator {
-    let mut args = vec!["--vhost-user", "--no-map-gw", "-t", "8080"];
+    let mut args = vec!["--vhost-user", "--queues", "2", "--no-map-gw", "-t", "8080"];
     args.extend(more);
     if env::var_os("PASST_TRACE").is_some() {
         args.push("--debug");
     }
     Setup::new(&args).start(host)
+}
+
+/// How often each of a translator's threads has slept and was woken.
+fn wakes(of: &Translator) -> Vec<u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", of.pid())).unwrap();
+    let statuses = tasks.map(|task| task.unwrap().path().join("status"));
+    let switches = statuses.map(|path| {
+        let status = std::fs::read_to_string(path).unwrap();
+        let count = status.lines().find_map(|line| {
+            line.strip_prefix("voluntary_ctxt_switches:")?
+                .trim()
+                .parse()
+                .ok()
+        });
+        count.unwrap()
+    });
+    switches.collect()
 }
 
 fn path(of: &Translator) -> String {
@@ -95,6 +112,10 @@ fn connections_survive(helpers: &[[Option<OsString>; 2]]) {
     peer.connect_to_guest();
     let before = peer.progress();
     assert!(wait_until(PATIENCE, || peer.progress().all_beyond(&before)));
+    // Both queue pairs carry some of it.
+    assert!(wait_until(PATIENCE, || wakes(&from)
+        .iter()
+        .all(|&n| n > 50)));
     let mut sides = [(&nodes.source, "p1"), (&nodes.target, "p2")];
     for [of_source, of_target] in helpers.iter().cloned() {
         let to = translator(sides[1].0);

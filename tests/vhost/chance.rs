@@ -5,7 +5,15 @@ use std::{env, os::fd::AsRawFd, time::Duration};
 
 use crate::{
     Scene, arp_request, assert_works,
-    lab::front_end::{Driver, FrontEnd, INDIRECT_DESC, LINUX, MEMORY, RX, TX, USER, request},
+    guest::{
+        Tcp, Udp,
+        frame::{ACK, RST, SYN},
+        guest_addr, pattern,
+    },
+    lab::{
+        front_end::{Driver, FrontEnd, INDIRECT_DESC, LINUX, MEMORY, RX, TX, USER, request},
+        world::INTERNET4,
+    },
 };
 
 /// xorshift64*: the same numbers in every run.
@@ -31,7 +39,7 @@ impl Dice {
             2 => USER + self.below(2 * MEMORY),
             3 => self.below(2 * MEMORY),
             4 => 1 << self.below(64),
-            5 => self.below(3) | self.below(2048) << 32,
+            5 => self.below(5) | self.below(2048) << 32,
             6 => (1 << 32) + self.below(MEMORY),
             _ => self.roll(),
         }
@@ -61,6 +69,7 @@ fn any_message(guest: &FrontEnd, dice: &mut Dice) {
 /// Any descriptors, in chains and loops and tables, and any indices.
 fn any_ring(guest: &mut FrontEnd, dice: &mut Dice) {
     let queue = if dice.below(3) == 0 { RX } else { TX };
+    let queue = queue + 2 * dice.below(guest.driver.pairs as u64) as usize;
     let [table, available, used] = guest.places(queue);
     match dice.below(6) {
         0 => {
@@ -90,21 +99,37 @@ fn any_ring(guest: &mut FrontEnd, dice: &mut Dice) {
     guest.kick(queue);
 }
 
+/// A frame of one of a few flows, by any queue.
+fn any_flow(guest: &mut FrontEnd, dice: &mut Dice) {
+    let pair = dice.below(guest.driver.pairs as u64) as usize;
+    let remote = (INTERNET4, 7 + dice.below(2) as u16).into();
+    let local = guest_addr(remote, 40_000 + dice.below(4) as u16);
+    let frame = match dice.below(3) {
+        0 => Tcp::new(local, remote, [SYN, ACK, RST][dice.below(3) as usize]).frame(),
+        _ => Udp::new(local, remote, &pattern(0, dice.below(1400) as usize)).frame(),
+    };
+    guest.post_by(pair, &[0; 12], &frame, 1);
+}
+
 #[test]
 fn whatever_is_said_and_written_nobody_else_suffers() {
     let rounds = env::var("VHOST_ROUNDS").map_or(300, |n| n.parse().unwrap());
-    let Some(mut scene) = Scene::new(&[]) else {
+    let Some(mut scene) = Scene::new(&["--queues", "2"]) else {
         return;
     };
     let mut dice = Dice(0x5eed_0f7a_11d1_ce55);
     let idle = scene.translator.idle_fd_count();
     for round in 0..rounds {
         let features = LINUX & !if round % 2 == 0 { INDIRECT_DESC } else { 0 };
-        let mut guest = scene.guest(Driver::new(features));
+        let mut guest = scene.guest(match round % 3 {
+            0 => Driver::new(features),
+            _ => Driver::twice(features),
+        });
         for _ in 0..dice.below(20) {
             match dice.below(8) {
                 0 => any_message(&guest, &mut dice),
                 1 => guest.post(&[0; 12], &arp_request(), 1),
+                2 => any_flow(&mut guest, &mut dice),
                 _ => any_ring(&mut guest, &mut dice),
             }
         }

@@ -72,7 +72,10 @@ fn lease(wire: &Wire) -> Dhcp {
     let mut found = None;
     let answered = wait_until(LONG, || {
         wire.send(&Dhcp::new(REQUEST).frame());
-        while let (None, Some(frame)) = (&found, wire.recv(Duration::from_secs(1))) {
+        while found.is_none() {
+            let Some(frame) = wire.recv(Duration::from_secs(1)) else {
+                break;
+            };
             found = Dhcp::of_frame(&frame);
         }
         found.is_some()

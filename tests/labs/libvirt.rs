@@ -299,7 +299,8 @@ impl Lab {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
         self.assert_nothing_left();
-        for line in self.log().lines() {
+        // That the machine cannot look up its own name is no affair of ours.
+        for line in self.log().lines().filter(|l| !l.contains("virGetHostname")) {
             assert!(!line.contains("warning :"), "{line}");
         }
     }

@@ -152,7 +152,8 @@ fn the_watching_process_goes_by_another_name_and_ends_with_the_translator() {
     assert!(wait_until(LONG, confined));
     assert!(read("status").contains("CapEff:\t0000000000000000"));
     // Its own line, inotify, the list of mounts, and /dev/null three times.
-    assert!(fs::read_dir(format!("/proc/{watcher}/fd")).unwrap().count() <= 6);
+    let held = || fs::read_dir(format!("/proc/{watcher}/fd")).unwrap().count();
+    assert!(wait_until(LONG, || held() <= 6), "{}", held());
     drop(translator);
     let gone = || {
         fs::read_to_string(format!("/proc/{watcher}/stat"))

@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io::{self, IoSlice, Read},
+    net::Shutdown,
     ops::Range,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
@@ -62,6 +63,13 @@ pub struct FrontEnd {
     pub driver: Driver,
     rings: Vec<Ring>,
     pub offered: u64,
+}
+
+impl Drop for FrontEnd {
+    fn drop(&mut self) {
+        // The close alone says nothing while a program that another test is about to start has the socket too.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
 }
 
 impl FrontEnd {

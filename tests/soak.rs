@@ -18,6 +18,7 @@ use std::{
 use kernel_guest::KernelGuest;
 use lab::{
     LONG, Translator, World,
+    path::said,
     servers::{TcpServer, UdpEcho, reset},
     traffic::ping,
     wait_until,
@@ -99,7 +100,7 @@ fn guests_that_come_and_go_leave_nothing_behind() {
 fn work(world: &World, guest: &KernelGuest, servers: &Outside) {
     thread::scope(|scope| {
         for server in &servers.echo {
-            scope.spawn(|| transfer(guest, server.addr()));
+            scope.spawn(|| transfer(world, guest, server.addr()));
         }
         for server in &servers.udp {
             scope.spawn(|| datagrams(guest, server.addr()));
@@ -114,7 +115,7 @@ fn work(world: &World, guest: &KernelGuest, servers: &Outside) {
 }
 
 /// There and back.
-fn transfer(guest: &KernelGuest, server: SocketAddr) {
+fn transfer(world: &World, guest: &KernelGuest, server: SocketAddr) {
     let stream = guest.host().run(|| TcpStream::connect(server)).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     thread::scope(|scope| {
@@ -123,7 +124,15 @@ fn transfer(guest: &KernelGuest, server: SocketAddr) {
             stream.shutdown(Shutdown::Write).unwrap();
         });
         let mut got = Vec::new();
-        (&stream).read_to_end(&mut got).unwrap();
+        let read = (&stream).read_to_end(&mut got);
+        assert!(
+            read.is_ok(),
+            "{read:?} after {} octets from {server}\nthe guest:\n{}the host:\n{}the world:\n{}",
+            got.len(),
+            said(guest.host(), "ss", &["-tinom"]),
+            said(&world.pod, "ss", &["-tinom"]),
+            said(&world.outside, "ss", &["-tinom"])
+        );
         assert_eq!(got.len(), BULK);
     });
 }

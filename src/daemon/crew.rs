@@ -52,6 +52,9 @@ impl Crew {
     /// # Errors
     /// Those of epoll_create(2), eventfd(2) and pthread_create(3).
     pub(super) fn start(first: &mut Core, relays: Vec<Relay>, flows: usize) -> io::Result<Self> {
+        if relays.is_empty() {
+            return Ok(Self::default());
+        }
         let count = relays.len() + 1;
         let mut shares = Share::among(count, flows, first.relay.forwarded_ports()).into_iter();
         let share = shares.next();
@@ -110,12 +113,12 @@ impl Crew {
         }
     }
 
-    /// Takes what workers have to say. `true` if a queue pair is not served any more.
+    /// Takes what workers have to say, and returns why a queue pair is not served any more, if one is not.
     ///
     /// # Errors
     /// What a worker's thread has ended by.
-    pub(super) fn hear(&self, first: &mut Core) -> io::Result<bool> {
-        let mut stopped = false;
+    pub(super) fn hear(&self, first: &mut Core) -> io::Result<Option<String>> {
+        let mut stopped = None;
         for word in self.words.iter().flat_map(Receiver::try_iter) {
             match word {
                 Word::Ready => {}
@@ -124,7 +127,7 @@ impl Crew {
                     first.relay.hear_of_guest(&guest, &mut first.outbox, now);
                     first.register();
                 }
-                Word::Stopped => stopped = true,
+                Word::Stopped(why) => stopped = Some(why),
                 Word::Ended(error) => return Err(error),
             }
         }
@@ -180,6 +183,11 @@ impl Crew {
                 first.relay.adopt(moved, now);
             }
             core.register();
+            // What waited for its queue is of flows that are not here any more.
+            core.outbox.attach_queue(true);
+            if let Some(guest) = core.relay.news() {
+                first.relay.hear_of_guest(&guest, &mut first.outbox, now);
+            }
         }
         first.register();
         self.arrange(first, workers, now);

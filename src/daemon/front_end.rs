@@ -86,11 +86,10 @@ impl Reactor {
     pub(super) fn hear_crew(&mut self) -> io::Result<()> {
         // Who was waited for may have room.
         self.core.link_readable = true;
-        if self.crew.hear(&mut self.core)? {
-            let now = self.core.now();
-            let mut workers = self.crew.call(&self.core.wakers);
-            self.crew.arrange(&mut self.core, &mut workers, now);
-            self.crew.dismiss(workers);
+        if let Some(why) = self.crew.hear(&mut self.core)?
+            && self.session.is_some()
+        {
+            self.refuse(&why);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mio::{Events, Interest, unix::SourceFd};
+use mio::{Events, Interest, event::Event, unix::SourceFd};
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
@@ -86,6 +86,8 @@ pub struct Reactor {
     vhost: Option<VhostFeatures>,
     pub(super) session: Option<Session>,
     listener: Option<OwnedFd>,
+    /// A client that was there from the start, until it is served: only then is it known how many threads there are.
+    connected: Option<OwnedFd>,
     client: Option<RawFd>,
     one_off: bool,
     pub(super) signals: SignalFd,
@@ -135,6 +137,7 @@ impl Reactor {
             vhost,
             session: None,
             listener: None,
+            connected: None,
             client: None,
             one_off,
             signals,
@@ -162,7 +165,7 @@ impl Reactor {
                     .watch(socket.as_raw_fd(), Source::Listener, Interest::READABLE)?;
                 reactor.listener = Some(socket);
             }
-            Entrance::Connected(socket) => reactor.attach(socket)?,
+            Entrance::Connected(socket) => reactor.connected = Some(socket),
         }
         for (place, fd) in reactor.core.relay.forwarded() {
             reactor
@@ -239,46 +242,16 @@ impl Reactor {
 
     fn serve(&mut self) -> io::Result<Ending> {
         let mut events = Events::with_capacity(EVENTS);
+        if let Some(socket) = self.connected.take() {
+            self.attach(socket)?;
+        }
         loop {
             let more = self.turn();
             let idle = if more { None } else { self.sleep() };
             self.core.wait(&mut events, more, idle)?;
             for event in &events {
-                let source = Source::of(event.token());
-                self.core.counts.count(source);
-                match source {
-                    Source::Flow(id) => self.core.flow_event(id, event),
-                    Source::Link if self.session.is_some() => self.session_readable = true,
-                    Source::Kick(queue) => self.kicked(usize::from(queue)),
-                    Source::Peers => self.hear_crew()?,
-                    Source::Link => {
-                        self.link_ended |= event.is_read_closed() || event.is_error();
-                        self.core.link_readable |= event.is_readable() || self.link_ended;
-                        self.core.outbox.stirred();
-                        if event.is_writable() {
-                            self.link_room.told(self.core.poll.registry(), self.client);
-                        }
-                    }
-                    Source::Port(place) => self.core.relay.knock(place),
-                    Source::Listener => self.accept()?,
-                    Source::Signal => {
-                        if self.signalled() {
-                            return Ok(Ending::Signal);
-                        }
-                    }
-                    Source::Monitor => {
-                        let now = self.now();
-                        if let Some(changes) = &mut self.changes {
-                            changes.network_changed(now);
-                        }
-                    }
-                    Source::Neighbours => self.hear_of_neighbours(),
-                    Source::Resolver => {
-                        let now = self.now();
-                        if let Some(changes) = &mut self.changes {
-                            changes.resolver_changed(now);
-                        }
-                    }
+                if let Some(ending) = self.happened(event)? {
+                    return Ok(ending);
                 }
             }
             self.talk();
@@ -293,6 +266,44 @@ impl Reactor {
                 return Ok(Ending::ClientLeft);
             }
         }
+    }
+
+    /// Something happened. Returns the ending if this is it.
+    fn happened(&mut self, event: &Event) -> io::Result<Option<Ending>> {
+        let source = Source::of(event.token());
+        self.core.counts.count(source);
+        match source {
+            Source::Flow(id) => self.core.flow_event(id, event),
+            Source::Link if self.session.is_some() => self.session_readable = true,
+            Source::Kick(queue) => self.kicked(usize::from(queue)),
+            Source::Peers => self.hear_crew()?,
+            Source::Link => {
+                self.link_ended |= event.is_read_closed() || event.is_error();
+                self.core.link_readable |= event.is_readable() || self.link_ended;
+                self.core.outbox.stirred();
+                if event.is_writable() {
+                    self.link_room.told(self.core.poll.registry(), self.client);
+                }
+            }
+            Source::Port(place) => self.core.relay.knock(place),
+            Source::Listener => self.accept()?,
+            Source::Signal if self.signalled() => return Ok(Some(Ending::Signal)),
+            Source::Signal => {}
+            Source::Monitor => {
+                let now = self.now();
+                if let Some(changes) = &mut self.changes {
+                    changes.network_changed(now);
+                }
+            }
+            Source::Neighbours => self.hear_of_neighbours(),
+            Source::Resolver => {
+                let now = self.now();
+                if let Some(changes) = &mut self.changes {
+                    changes.resolver_changed(now);
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Timers, flows in line, and what waits for the link. `true` if there is more to do at once.

@@ -33,8 +33,8 @@ pub(super) enum Word {
     Ready,
     /// Something new is known of the guest.
     News(Box<Guest>),
-    /// The queues of this pair are not served any more.
-    Stopped,
+    /// The queues of this pair are not served any more, and why.
+    Stopped(String),
     /// The poll broke down.
     Ended(io::Error),
 }
@@ -142,6 +142,7 @@ impl Worker {
         more |= core.link_readable || core.relay.has_handed();
         let idle = if more { None } else { core.sleep(now) };
         core.wait(events, more, idle)?;
+        let woken = core.now();
         for event in &*events {
             let source = Source::of(event.token());
             self.core.counts.count(source);
@@ -155,10 +156,10 @@ impl Worker {
         self.core.take_handed();
         self.take_bursts();
         self.end_broken();
-        if self.quiet_until <= now
+        if self.quiet_until <= woken
             && let Some(guest) = self.core.relay.news()
         {
-            self.quiet_until = now + QUIET;
+            self.quiet_until = woken + QUIET;
             self.say(Word::News(Box::new(guest)));
         }
         Ok(())
@@ -179,35 +180,28 @@ impl Worker {
             }
             match self.core.take_burst() {
                 Some(Received::Burst) => {}
-                Some(Received::Broken(broken)) => self.stop(&broken),
+                Some(Received::Broken(broken)) => self.leave_queues(&broken),
                 _ => self.core.link_readable = false,
             }
         }
     }
 
-    /// Serves queues no more that the driver has broken, or whose memory is gone. The other pairs go on.
+    /// Serves queues no more that the driver has broken, or whose memory is gone.
     fn end_broken(&mut self) {
         if let Some(broken) = self.core.outbox.broken() {
-            self.stop(&broken);
+            self.leave_queues(&broken);
         }
         if self.core.inbox.has_vanished() || self.core.outbox.has_vanished() {
-            self.leave_queues();
+            self.leave_queues(&"the guest's memory is gone");
         }
     }
 
-    fn stop(&mut self, why: &dyn fmt::Display) {
-        log::warn!(
-            "vhost-user: {why}, queue pair {} is not served any more",
-            self.number
-        );
-        self.leave_queues();
-    }
-
-    fn leave_queues(&mut self) {
+    /// Lets go of both queues; the first reactor ends the connection.
+    fn leave_queues(&mut self, why: &dyn fmt::Display) {
         *self.core.inbox.intake() = None;
         *self.core.outbox.outlet() = None;
         self.core.link_readable = false;
-        self.say(Word::Stopped);
+        self.say(Word::Stopped(format!("queue pair {}: {why}", self.number)));
     }
 
     fn say(&self, word: Word) {

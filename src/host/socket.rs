@@ -208,12 +208,7 @@ pub fn udp_reply(
 /// Those of socket(2), bind(2) and connect(2).
 pub fn udp_again(local: SocketAddr, remote: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
     let peer = remote.address();
-    udp_reply(local, peer, None, false)
-        .or_else(|_| udp(remote, outbound, local.port()))
-        .inspect(|socket| {
-            discard_strays(socket);
-            receive_segments(socket);
-        })
+    udp_reply(local, peer, None, false).or_else(|_| udp(remote, outbound, local.port()))
 }
 
 /// The two ends of a connected socket.
@@ -419,19 +414,6 @@ pub(super) fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) 
         socket.bind(&SockAddr::from(SocketAddr::new(addr.unwrap_or(any), port)))?;
     }
     Ok(())
-}
-
-/// Between bind() and connect() a socket hears everybody; where that is nobody's, it is thrown away.
-fn discard_strays(socket: &impl AsFd) {
-    const MOST: usize = 64;
-    for _ in 0..MOST {
-        if SockRef::from(socket)
-            .recv(&mut [MaybeUninit::uninit(); 1])
-            .is_err()
-        {
-            break;
-        }
-    }
 }
 
 /// Who sent the datagram that waits in front, if one does.

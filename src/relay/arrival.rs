@@ -18,7 +18,7 @@ use crate::{
         listen::{Forward, Ports},
         socket::{self, Arrival},
     },
-    link::Outbox,
+    link::{Flushed, Outbox},
     net::{Endpoint, Now, Protocol, Span, Why},
     proto::tcp::SynRetries,
     sys::Marks,
@@ -314,9 +314,16 @@ impl Relay {
             Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_) => return None,
         };
         let mut failures = 0;
+        if outbox.flush() == Flushed::Blocked {
+            self.starve(id);
+            return None;
+        }
         for _ in 0..STRAYS {
             if !self.deliver_held(id, outbox) {
                 return None;
+            }
+            if !outbox.has_room() {
+                break;
             }
             let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
                 return None;

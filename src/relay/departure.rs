@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use super::{
     flow::{Flow, Peeks},
+    request::Request,
     state::Relay,
 };
 use crate::{
@@ -38,8 +39,12 @@ impl Relay {
             guest: self.visitor(),
             ..State::default()
         };
+        let mut left = Vec::new();
         for (at, id) in flows.into_iter().enumerate() {
-            state.tcp.extend(self.take(id, at < moving, now));
+            state.tcp.extend(self.take(id, at < moving, &mut left, now));
+        }
+        if let Some(helper) = helper {
+            self.speak(&left, helper);
         }
         for id in self.flows.ids() {
             if let (Some(key), Some(Flow::Udp(flow))) = (self.flows.key(id), self.flows.get(id))
@@ -99,11 +104,32 @@ impl Relay {
             moving::listen(&flow.socket);
             flow.state.failed |= at >= back;
             flow.state.owes_ack = true;
-            flow.space = None;
             self.seek(id);
             self.starve(id);
         }
+        self.look_at_all();
         self.expire_soon(now);
+    }
+
+    /// What sockets told of while the guest was leaving was not heard.
+    fn look_at_all(&mut self) {
+        let flows: Vec<Id> = self.flows.ids().collect();
+        for id in flows {
+            match self.flows.get_mut(id) {
+                Some(Flow::Tcp(flow)) => {
+                    flow.forget_all();
+                    flow.space = None;
+                    let socket = flow.socket.as_raw_fd();
+                    self.requests.push(Request::Rewatch(socket, id));
+                    continue;
+                }
+                Some(Flow::Udp(flow)) => flow.readable = true,
+                Some(Flow::Echo(flow)) => flow.readable = true,
+                Some(Flow::Group(flow)) => flow.readable = true,
+                None => continue,
+            }
+            self.starve(id);
+        }
     }
 
     /// Has every flow looked at whose deadline passed while nothing happened.
@@ -163,6 +189,18 @@ impl Relay {
             return Ok(());
         }
         let helper = helper.ok_or("no passt-repair is connected")?;
+        let done = self.silence(flows).and_then(|()| {
+            let ordered = helper.order(Command::On, &self.sockets(flows));
+            ordered.map_err(|(_, error)| format!("passt-repair: {error}"))
+        });
+        if done.is_err() {
+            self.speak(flows, helper);
+        }
+        done
+    }
+
+    /// Has the peers of these connections hear nothing.
+    fn silence(&mut self, flows: &[Id]) -> Result<(), String> {
         for &id in flows {
             self.drain_spill(id);
             if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
@@ -170,33 +208,44 @@ impl Relay {
                 moving::silence(&flow.socket).map_err(|error| error.to_string())?;
             }
         }
-        let sockets = self.sockets(flows);
-        let ordered = helper.order(Command::On, &sockets);
-        ordered.map_err(|(done, error)| {
-            let _ = helper.order(Command::Off, sockets.get(..done).unwrap_or_default());
-            for id in flows {
-                if let Some(Flow::Tcp(flow)) = self.flows.get(*id) {
-                    moving::listen(&flow.socket);
-                }
-            }
-            format!("passt-repair: {error}")
-        })
+        Ok(())
     }
 
-    /// What is known of a connection; `whole` if it is in repair mode.
-    fn take(&mut self, id: Id, whole: bool, now: Now) -> Option<Tcp> {
+    /// Has these connections out of repair mode, if they are in it, and their peers hear of them again.
+    fn speak(&self, flows: &[Id], helper: &Helper) {
+        if flows.is_empty() {
+            return;
+        }
+        // A helper that fails here may have done it all the same.
+        let _ = helper.order(Command::Off, &self.sockets(flows));
+        for &id in flows {
+            if let Some(Flow::Tcp(flow)) = self.flows.get(id) {
+                moving::listen(&flow.socket);
+            }
+        }
+    }
+
+    /// What is known of a connection; `whole` if it is in repair mode. What cannot move all the same is one of those `left`.
+    fn take(&mut self, id: Id, whole: bool, left: &mut Vec<Id>, now: Now) -> Option<Tcp> {
         let key = self.flows.key(id)?;
-        let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
+        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return None;
         };
         let conn = flow.conn.save(now)?;
         let mut host = HostSide::Lost;
         if whole {
-            self.away.flows.push(id);
             let held: Vec<u8> = self.pool.pieces(&flow.spill).flatten().copied().collect();
             match moving::take(&flow.socket, &held) {
-                Ok(taken) => host = taken,
-                Err(error) => log::warn!("Connection {key} is left behind: {error}"),
+                Ok(taken) => {
+                    self.away.flows.push(id);
+                    host = taken;
+                }
+                Err(error) => {
+                    log::warn!("Connection {key} is left behind: {error}");
+                    // The socket was asked for it, and tells nobody else.
+                    flow.state.failed |= error.raw_os_error().is_some();
+                    left.push(id);
+                }
             }
             // Should it stay, peeks start where they did.
             if flow.peeks == Peeks::AtOffset {

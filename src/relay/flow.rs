@@ -120,13 +120,10 @@ impl TcpFlow {
         }
     }
 
-    /// Throws it away when it is enough to be worth a call, or all there is. Little is left for a while where the guest writes
-    /// often.
+    /// Throws it away when it is enough to be worth a call, or most of what there is. Even a little that stayed could hold the
+    /// memory of a large buffer, so that the peer's window stays shut.
     pub fn forget(&mut self) {
-        let all = self.conn.unacknowledged() < self.forget;
-        let little = self.forget <= LITTLE && self.peeks != Peeks::All;
-        let stays = little && self.state.writes > OFTEN;
-        if self.forget >= FORGET || all && !stays {
+        if self.forget >= FORGET || self.conn.unacknowledged() < self.forget {
             self.forget_all();
         }
     }
@@ -144,9 +141,6 @@ pub enum Peeks {
 
 /// Acknowledged octets that wait in the socket before they are thrown away, unless all are acknowledged.
 const FORGET: u32 = 128 * 1024;
-
-/// Acknowledged octets that may stay though nothing else is in the socket.
-const LITTLE: u32 = 1024;
 
 /// Writes that are often. From then on they are counted in rounds.
 const OFTEN: u8 = 8;

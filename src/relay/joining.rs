@@ -43,7 +43,10 @@ impl Relay {
             .forwarded()
             .filter_map(|(place, _)| self.ports.get(place));
         places
-            .map(|(_, forward)| (forward.protocol, forward.guest))
+            // The host's end as well: a socket of the guest's own flow there hears strangers for a moment.
+            .flat_map(|(_, forward)| {
+                [forward.guest, forward.host].map(|port| (forward.protocol, port))
+            })
             .collect()
     }
 
@@ -201,7 +204,8 @@ impl Relay {
             ended: before.ended,
             urgent: before.urgent,
             failed: before.failed,
-            owes_ack: true,
+            owes_ack: !conn.phase().is_handshake(),
+            writes: before.writes,
             ..State::default()
         };
         let whole = self.pool.append(&mut flow.spill, held, QUEUE_MAX) == held.len();

@@ -9,8 +9,8 @@ use crate::{
 };
 
 /// Ports of DHCP and DHCPv6 servers (RFC 2131, section 4.1; RFC 8415, section 7.2).
-const DHCP: u16 = 67;
-const DHCPV6: u16 = 547;
+pub const DHCP: u16 = 67;
+pub const DHCPV6: u16 = 547;
 
 /// ICMPv6 types of neighbour discovery (RFC 4861, section 4).
 const ROUTER_SOLICITATION: u8 = 133;

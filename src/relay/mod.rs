@@ -296,8 +296,17 @@ impl Relay {
             };
             self.backlog.pop(&mut held);
             if let Some(frame) = held.frame(0) {
-                let read = classify(frame.head, frame.payload.len());
-                if let Err(why) = read.and_then(|r| self.frame(&r, frame, &held, outbox, now)) {
+                let done = match classify(frame.head, frame.payload.len()) {
+                    Err(why) => Err(why),
+                    Ok(read) if self.share.is_none() => {
+                        self.frame(&read, frame, &held, outbox, now)
+                    }
+                    // Others have come to serve the guest too since it stands in line.
+                    Ok(read) => self
+                        .place(&read, frame, &held, outbox, now)
+                        .unwrap_or(Err(Why::Backlog)),
+                };
+                if let Err(why) = done {
                     self.drop_frame(frame, why);
                 }
             }

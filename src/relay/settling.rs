@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    flow::{Flow, Syn, TcpFlow, UdpFlow},
+    flow::{FRESH, Flow, Syn, TcpFlow, UdpFlow},
     state::Relay,
 };
 use crate::{
@@ -131,6 +131,7 @@ impl Relay {
                 let raw = socket.as_raw_fd();
                 let mut flow = UdpFlow::new(socket, now);
                 flow.seen = udp.seen;
+                flow.fresh = Some(now + FRESH);
                 let timeout = self.udp_timeout(&flow);
                 if let Ok(id) = self.insert(udp.key, Flow::Udp(flow), raw) {
                     self.wheel.arm(id.slot, now + timeout);
@@ -207,7 +208,8 @@ impl Relay {
         };
         if let Err((done, error)) = helper.order(command, &sockets) {
             let why = format!("passt-repair: {}", reason(&error));
-            for (tcp, _) in list.split_off(done.min(list.len())) {
+            for (tcp, socket) in list.split_off(done.min(list.len())) {
+                socket::reset_on_close(&socket);
                 self.lose(&tcp, &why, lost, now);
             }
         }
@@ -216,6 +218,8 @@ impl Relay {
 
     /// A flow again.
     fn settle_tcp(&mut self, tcp: &Tcp, socket: OwnedFd, now: Now) -> Result<(), &'static str> {
+        // Until there is a flow behind it.
+        socket::reset_on_close(&socket);
         let carried = match &tcp.host {
             HostSide::Open(carried) => Some(&**carried),
             HostSide::Lost | HostSide::Over(_) => None,
@@ -235,12 +239,13 @@ impl Relay {
             self.pool.release(spill);
             return Err("no room for what the peer was not sent");
         }
+        socket::close_in_order(&socket);
         let raw = socket.as_raw_fd();
         let mut flow = TcpFlow::new(socket, conn, Syn::default(), peeks);
         flow.spill = spill;
         flow.state.readable = true;
         flow.state.ended = carried.is_some_and(|carried| carried.ended);
-        flow.state.owes_ack = true;
+        flow.state.owes_ack = !flow.conn.phase().is_handshake();
         let id = self
             .insert(tcp.key, Flow::Tcp(flow), raw)
             .map_err(|_| "no room for another flow")?;
@@ -261,6 +266,9 @@ impl Relay {
         };
         if due {
             self.shut_down(id);
+            if matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.over) {
+                self.finish(id);
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::kinds::{is_error, is_for_service, membership};
+use super::kinds::{DHCP, DHCPV6, is_error, is_for_service, membership};
 use crate::{
     config::Net,
     flow::{
@@ -69,6 +69,8 @@ pub struct Share {
     able: bool,
     /// Others that are to be woken, a bit each.
     wakes: u32,
+    /// Whose ring is looked at first, each in turn: one that is always full is not to keep the others out.
+    turn: usize,
     /// Something was learnt of the guest.
     pub(super) news: bool,
 }
@@ -88,6 +90,7 @@ impl Share {
                 labels: Vec::with_capacity(8192),
                 able: me == FIRST,
                 wakes: 0,
+                turn: 0,
                 news: false,
             })
             .collect();
@@ -119,6 +122,8 @@ impl Share {
     fn slot(&self, key: &Key) -> Option<ClaimSlot> {
         let ports = match key.protocol {
             Protocol::Tcp => &self.forwarded.tcp,
+            // Where these services are off, they are datagrams like others.
+            Protocol::Udp if matches!(key.remote.port, DHCP | DHCPV6) => return None,
             Protocol::Udp => &self.forwarded.udp,
             Protocol::Echo => return Some(self.claims.slot(key)),
         };
@@ -163,7 +168,7 @@ impl Share {
         inbox: &Inbox,
     ) -> Place {
         let is_fragment = matches!(read.body, Body::Fragment(..));
-        let slot = key_of(net, &read.body, frame, inbox).and_then(|key| self.slot(&key));
+        let slot = key_of(net, &read.body, frame.head).and_then(|key| self.slot(&key));
         let owner = slot.map_or(FIRST, |slot| {
             let owner = if self.able { self.me } else { FIRST };
             self.claims.claim(slot, owner)
@@ -263,7 +268,9 @@ impl Share {
     fn fill(&mut self, held: &mut Inbox) {
         held.hold_none();
         let mut fragments = 0;
-        for from in 0..self.from.len() {
+        let count = self.from.len();
+        self.turn = (self.turn + 1) % count.max(1);
+        for from in (self.turn..count).chain(0..self.turn) {
             let Some(mut ring) = self.from.get_mut(from).and_then(Option::take) else {
                 continue;
             };
@@ -352,7 +359,7 @@ const fn may_be_cut(body: &Body) -> bool {
 }
 
 /// The flow a frame is of, if it is of one that can be anywhere.
-fn key_of(net: &Net, body: &Body, frame: Frame<'_>, inbox: &Inbox) -> Option<Key> {
+fn key_of(net: &Net, body: &Body, head: &[u8]) -> Option<Key> {
     if is_for_service(body) || membership(body).is_some() {
         return None;
     }
@@ -368,10 +375,9 @@ fn key_of(net: &Net, body: &Body, frame: Frame<'_>, inbox: &Inbox) -> Option<Key
             Some(key(Protocol::Udp, ip, datagram.src_port, datagram.dst_port))
         }
         Body::Icmp(ip, message) => {
-            let mut start = [0; quote::START];
-            let len = inbox.copy_start(frame.payload.part(&message.octets), &mut start);
-            let start = start.get(..len).unwrap_or_default();
-            icmp_key(ip, message, start)
+            // Of memory that the guest cannot change any more.
+            let octets = head.get(message.octets.clone()).unwrap_or_default();
+            icmp_key(ip, message, octets.get(..quote::START).unwrap_or(octets))
         }
         Body::Arp | Body::Igmp(..) | Body::Fragment(..) => None,
     }

@@ -24,7 +24,10 @@ use super::{
 use crate::{
     config::Net,
     flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Wheel},
-    host::{listen::Ports, socket::Features},
+    host::{
+        listen::Ports,
+        socket::{self, Features},
+    },
     link::Passed,
     net::{Drops, Mac, Now, Protocol, Span, Why},
     proto::tcp::{Disorder, Phase, SynRetries},
@@ -338,7 +341,12 @@ impl Relay {
                 });
                 Ok(id)
             }
-            Err(flow) => {
+            Err(mut flow) => {
+                if let Flow::Tcp(flow) = &mut flow {
+                    // In order, its peer would take what it has for all there is.
+                    socket::reset_on_close(&flow.socket);
+                    self.pool.release(std::mem::take(&mut flow.spill));
+                }
                 self.requests.push(Request::Close(flow.into_socket()));
                 Err(Why::NoFlow)
             }

@@ -378,6 +378,12 @@ impl Relay {
     /// Forgets a flow and closes its socket.
     pub(in super::super) fn remove(&mut self, id: Id) {
         if let Some(flow) = self.take_out(id) {
+            if let Flow::Tcp(flow) = &flow
+                && !flow.conn.phase().is_handshake()
+                && socket::heard_icmp_error(&flow.socket)
+            {
+                self.count(Why::HostError);
+            }
             self.requests.push(Request::Close(flow.into_socket()));
         }
     }
@@ -401,12 +407,6 @@ impl Relay {
             *sharing = sharing.saturating_sub(1);
         }
         self.wheel.disarm(id.slot);
-        if let Flow::Tcp(flow) = &flow
-            && !flow.conn.phase().is_handshake()
-            && socket::heard_icmp_error(&flow.socket)
-        {
-            self.count(Why::HostError);
-        }
         if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
             self.pool.release(std::mem::take(spill));
             if let Some(lent) = state.disorder {

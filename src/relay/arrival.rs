@@ -18,7 +18,7 @@ use crate::{
         listen::{Forward, Ports},
         socket::{self, Arrival},
     },
-    link::{Flushed, Outbox},
+    link::Outbox,
     net::{Endpoint, Now, Protocol, Span, Why},
     proto::tcp::SynRetries,
     sys::Marks,
@@ -314,14 +314,11 @@ impl Relay {
             Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_) => return None,
         };
         let mut failures = 0;
-        if outbox.flush() == Flushed::Blocked {
-            self.starve(id);
-            return None;
-        }
         for _ in 0..STRAYS {
             if !self.deliver_held(id, outbox) {
                 return None;
             }
+            // What the guest has no room for stays in the socket.
             if !outbox.has_room() {
                 break;
             }
@@ -339,10 +336,7 @@ impl Relay {
                     flow.last = now;
                     flow.seen.1 = flow.seen.1.saturating_add(1).min(2);
                     self.census.touch(id.slot);
-                    let payload = self.message.get(..arrival.len).unwrap_or_default();
-                    self.scratch.clear();
-                    self.scratch.extend_from_slice(payload);
-                    self.udp_scratch(&key, arrival.marks, outbox);
+                    self.pass_on(&key, arrival, outbox);
                 }
                 Ok(mut arrival) => {
                     let mut to = arrival.to.unwrap_or(ends.0);
@@ -381,6 +375,14 @@ impl Relay {
         }
         self.starve(id);
         None
+    }
+
+    /// Hands the guest a datagram of the flow in whose socket it was.
+    fn pass_on(&mut self, key: &Key, arrival: Arrival, outbox: &mut Outbox) {
+        let payload = self.message.get(..arrival.len).unwrap_or_default();
+        self.scratch.clear();
+        self.scratch.extend_from_slice(payload);
+        self.udp_scratch(key, arrival.marks, outbox);
     }
 
     /// The flow of a datagram that another's socket has caught.

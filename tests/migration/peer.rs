@@ -97,7 +97,13 @@ impl<'a> Peer<'a> {
         let mut stream = None;
         assert!(wait_until(PATIENCE, || {
             let service: IpAddr = crate::lab::nodes::SERVICE[0].parse().unwrap();
-            stream = self.host.run(|| TcpStream::connect((service, 8080))).ok();
+            let connected = self.host.run(|| TcpStream::connect((service, 8080)));
+            // Where the guest does not listen yet it is a reset that follows.
+            stream = connected.ok().filter(|stream| {
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let asked = (&mut &*stream).write_all(b"anybody?\n");
+                asked.is_ok() && (&mut &*stream).read_exact(&mut [0; 9]).is_ok()
+            });
             stream.is_some()
         }));
         self.connections.extend(stream);

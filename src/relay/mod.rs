@@ -90,13 +90,8 @@ impl Relay {
     pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) -> usize {
         let mut taken = 0;
         while let Some(frame) = inbox.frame(taken) {
-            let done = match classify(frame.head, frame.payload.len()) {
-                Err(why) => Err(why),
-                Ok(read) if self.share.is_none() => self.frame(&read, frame, inbox, outbox, now),
-                Ok(read) => match self.place(&read, frame, inbox, outbox, now) {
-                    Some(done) => done,
-                    None => break,
-                },
+            let Some(done) = self.take_frame(frame, inbox, outbox, now) else {
+                break;
             };
             if let Err(why) = done {
                 self.drop_frame(frame, why);
@@ -134,6 +129,21 @@ impl Relay {
         self.end_burst(&held, outbox, now);
         self.release_waiting(outbox, now);
         self.put_held(held);
+    }
+
+    /// Reads a frame, and takes it or hands it to the relay it belongs to. `None` if that has no room.
+    fn take_frame(
+        &mut self,
+        frame: Frame<'_>,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Option<Result<(), Why>> {
+        match classify(frame.head, frame.payload.len()) {
+            Err(why) => Some(Err(why)),
+            Ok(read) if self.share.is_none() => Some(self.frame(&read, frame, inbox, outbox, now)),
+            Ok(read) => self.place(&read, frame, inbox, outbox, now),
+        }
     }
 
     /// Takes a frame where several relays serve the guest, or hands it to the one it belongs to. `None` if that has no room.
@@ -296,17 +306,9 @@ impl Relay {
             };
             self.backlog.pop(&mut held);
             if let Some(frame) = held.frame(0) {
-                let done = match classify(frame.head, frame.payload.len()) {
-                    Err(why) => Err(why),
-                    Ok(read) if self.share.is_none() => {
-                        self.frame(&read, frame, &held, outbox, now)
-                    }
-                    // Others have come to serve the guest too since it stands in line.
-                    Ok(read) => self
-                        .place(&read, frame, &held, outbox, now)
-                        .unwrap_or(Err(Why::Backlog)),
-                };
-                if let Err(why) = done {
+                // Others may have come to serve the guest too since it stands in line.
+                let done = self.take_frame(frame, &held, outbox, now);
+                if let Err(why) = done.unwrap_or(Err(Why::Backlog)) {
                     self.drop_frame(frame, why);
                 }
             }

@@ -187,6 +187,19 @@ impl Machine {
         assert!(said, "{text}\n{}", self.console());
     }
 
+    /// The line that begins so, once the guest has ended it.
+    pub fn line(&self, beginning: &str) -> String {
+        let mut line = None;
+        let said = wait_until(PATIENCE, || {
+            let console = self.console();
+            let whole = console.split_inclusive('\n').filter(|l| l.ends_with('\n'));
+            line = whole.map(str::to_owned).find(|l| l.starts_with(beginning));
+            line.is_some()
+        });
+        assert!(said, "{beginning}\n{}", self.console());
+        line.unwrap()
+    }
+
     pub fn type_line(&mut self, line: &str) {
         self.keyboard.write_all(line.as_bytes()).unwrap();
         self.keyboard.write_all(b"\n").unwrap();

@@ -81,16 +81,21 @@ impl Daemon {
         kill(Pid::from_raw(self.pid.cast_signed()), signal).unwrap();
     }
 
+    fn is_gone(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid));
+        stat.map_or(true, |stat| stat.contains(") Z "))
+    }
+
     fn expect_gone(&self) {
-        let stat = || fs::read_to_string(format!("/proc/{}/stat", self.pid));
-        let gone = || stat().map_or(true, |stat| stat.contains(") Z "));
-        assert!(wait_until(LONG, gone));
+        assert!(wait_until(LONG, || self.is_gone()));
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGKILL);
+        // Until then it has its ports.
+        wait_until(LONG, || self.is_gone());
         janitor::gone(self.pid);
     }
 }

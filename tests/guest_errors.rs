@@ -79,7 +79,7 @@ fn counted(scene: &Scene) -> u64 {
     }));
     let last = log.rsplit("Frames from guest").next().unwrap();
     last.lines()
-        .find_map(|line| line.trim().strip_prefix("GuestError: "))
+        .find_map(|line| line.trim().strip_prefix("ICMP error from the guest: "))
         .map_or(0, |count| count.parse().unwrap())
 }
 

@@ -297,7 +297,7 @@ fn an_icmp_error_about_an_established_connection_is_counted_when_it_ends() {
         peer.rst();
         assert!(wait_until(LONG, || scene.translator.fd_count() < idle));
         scene.translator.signal(Signal::SIGUSR1);
-        let counted = format!("\n    HostError: {}", n + 1);
+        let counted = format!("\n    ICMP error from the host: {}", n + 1);
         scene.translator.expect_log(&counted);
     }
 }

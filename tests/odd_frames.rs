@@ -158,64 +158,76 @@ fn what_cannot_be_carried_is_counted_under_its_reason() {
     let spanning_tree = [&[0, 38, 0x42, 0x42, 3, 0, 0][..], &[0; 35]].concat();
     let frames = [
         // Tags of a VLAN, of a priority alone, and of a provider with a VLAN inside.
-        ("Vlan", tagged(&[0x81, 0, 0, 5, 8, 0])),
-        ("Vlan", tagged(&[0x81, 0, 0xe0, 0, 8, 0])),
-        ("Vlan", tagged(&[0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 8, 0])),
-        ("Llc", tagged(&spanning_tree)),
-        ("Llc", tagged(&[5, 0xff, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0])),
-        // LLDP, PPPoE, MPLS, the first there is.
-        ("EtherType", tagged(&[0x88, 0xcc])),
-        ("EtherType", tagged(&[0x88, 0x64])),
-        ("EtherType", tagged(&[0x88, 0x47])),
-        ("EtherType", tagged(&[6, 0])),
-        // SCTP, ESP, an extension header nobody knows.
-        ("IpProtocol", changed(&|frame| frame[23] = 132)),
-        ("IpProtocol", changed(&|frame| frame[23] = 50)),
+        ("VLAN tag", tagged(&[0x81, 0, 0, 5, 8, 0])),
+        ("VLAN tag", tagged(&[0x81, 0, 0xe0, 0, 8, 0])),
+        ("VLAN tag", tagged(&[0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 8, 0])),
+        ("LLC frame", tagged(&spanning_tree)),
         (
-            "IpProtocol",
+            "LLC frame",
+            tagged(&[5, 0xff, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0]),
+        ),
+        // LLDP, PPPoE, MPLS, the first there is.
+        ("EtherType not served", tagged(&[0x88, 0xcc])),
+        ("EtherType not served", tagged(&[0x88, 0x64])),
+        ("EtherType not served", tagged(&[0x88, 0x47])),
+        ("EtherType not served", tagged(&[6, 0])),
+        // SCTP, ESP, an extension header nobody knows.
+        ("IP protocol not served", changed(&|frame| frame[23] = 132)),
+        ("IP protocol not served", changed(&|frame| frame[23] = 50)),
+        (
+            "IP protocol not served",
             with_headers6(&six, 51, &[17, 0, 0, 0, 0, 0, 0, 0]),
         ),
         // Another version than the EtherType says, a header shorter than any, or longer than the packet.
-        ("Malformed", changed(&|frame| frame[14] = 0x65)),
-        ("Malformed", changed(&|frame| frame[14] = 0x44)),
+        ("malformed header", changed(&|frame| frame[14] = 0x65)),
+        ("malformed header", changed(&|frame| frame[14] = 0x44)),
         (
-            "Malformed",
+            "malformed header",
             changed(&|frame| frame[16..18].copy_from_slice(&[0, 19])),
         ),
         (
-            "Truncated",
+            "truncated",
             changed(&|frame| frame[16..18].copy_from_slice(&[0xff, 0xff])),
         ),
         // Options that run over their end, and those that lead elsewhere.
-        ("Malformed", with_options4(&four, &[7, 9, 4, 0])),
-        ("Malformed", with_options4(&four, &[7, 1, 4, 0])),
-        ("Malformed", with_options4(&four, &[1, 1, 1, 7])),
-        ("Extension", with_options4(&four, &[131, 7, 4, 10, 0, 0, 1])),
-        ("Extension", with_options4(&four, &[137, 7, 4, 10, 0, 0, 1])),
+        ("malformed header", with_options4(&four, &[7, 9, 4, 0])),
+        ("malformed header", with_options4(&four, &[7, 1, 4, 0])),
+        ("malformed header", with_options4(&four, &[1, 1, 1, 7])),
+        (
+            "IP option or extension header not served",
+            with_options4(&four, &[131, 7, 4, 10, 0, 0, 1]),
+        ),
+        (
+            "IP option or extension header not served",
+            with_options4(&four, &[137, 7, 4, 10, 0, 0, 1]),
+        ),
         // A routing header with a way to go, a jumbo payload, an option nobody knows, and nothing at all behind.
         (
-            "Extension",
+            "IP option or extension header not served",
             with_headers6(&six, 43, &[17, 0, 0, 1, 0, 0, 0, 0]),
         ),
         (
-            "Extension",
+            "IP option or extension header not served",
             with_headers6(&six, 0, &[17, 0, 0xc2, 4, 0, 1, 0, 0]),
         ),
         (
-            "Extension",
+            "IP option or extension header not served",
             with_headers6(&six, 60, &[17, 0, 0x9e, 4, 0, 0, 0, 0]),
         ),
-        ("Extension", with_headers6(&six, 59, &[])),
         (
-            "Malformed",
+            "IP option or extension header not served",
+            with_headers6(&six, 59, &[]),
+        ),
+        (
+            "malformed header",
             with_headers6(&six, 60, &[17, 0, 1, 5, 0, 0, 0, 0]),
         ),
         (
-            "Malformed",
+            "malformed header",
             with_headers6(&six, 60, &[17, 9, 1, 4, 0, 0, 0, 0]),
         ),
-        ("Truncated", four.frame()[..30].to_vec()),
-        ("Truncated", six.frame()[..50].to_vec()),
+        ("truncated", four.frame()[..30].to_vec()),
+        ("truncated", six.frame()[..50].to_vec()),
     ];
     let mut want = HashMap::new();
     for (why, frame) in &frames {

@@ -18,6 +18,7 @@ use crate::{
     link::{Flushed, Inbox, Outbox, Received},
     net::{Now, Span},
     relay::{Ready, Relay},
+    sys::reason,
 };
 
 /// Events taken from the kernel at a time.
@@ -189,7 +190,7 @@ impl Core {
             if let Some(waker) = self.wakers.get(number as usize)
                 && let Err(error) = waker.wake()
             {
-                log::warn!("Cannot wake thread {number}: {error}");
+                log::warn!("Cannot wake thread {number}: {}", reason(&error));
             }
         }
     }
@@ -210,7 +211,7 @@ impl Core {
                     Ok(()) => {}
                     Err((Source::Flow(id), error)) => failed.push((id, error)),
                     Err((source, error)) => {
-                        log::warn!("Cannot watch the socket of {source:?}: {error}");
+                        log::warn!("Cannot watch the socket of {source:?}: {}", reason(&error));
                     }
                 }
             }

@@ -257,7 +257,10 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
     match Watch::open().and_then(|watch| reactor.follow_neighbours(watch)) {
         Ok(()) => {}
         // Then all are at our own link address.
-        Err(error) => ::log::warn!("Neighbours of the host will not be known: {error}"),
+        Err(error) => ::log::warn!(
+            "Neighbours of the host will not be known: {}",
+            reason(&error)
+        ),
     }
     reactor.set_stats(config.stats);
     reactor.set_busy_poll(config.busy_poll);

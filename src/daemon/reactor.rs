@@ -28,6 +28,7 @@ use crate::{
     link::{Capture, Flushed, Received, Session},
     net::{Now, Span},
     relay::{RateLimit, Relay},
+    sys::reason,
 };
 
 /// Unsolicited router advertisements go out at random within these bounds (RFC 4861, section 6.2.1).
@@ -235,7 +236,7 @@ impl Reactor {
     pub fn run(mut self) -> io::Result<Ending> {
         let ending = self.serve();
         for (why, count) in self.totals().1.drops {
-            log::debug!("dropped: {count} times {why:?}");
+            log::debug!("dropped: {count} times {why}");
         }
         ending
     }
@@ -385,7 +386,10 @@ impl Reactor {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     if !tried_before {
-                        log::warn!("Cannot accept a connection, will try again: {error}");
+                        log::warn!(
+                            "Cannot accept a connection, will try again: {}",
+                            reason(&error)
+                        );
                     }
                     self.accept_again = Some(self.now() + ACCEPT_AGAIN);
                     return Ok(());
@@ -409,7 +413,7 @@ impl Reactor {
                 continue;
             }
             if let Err(error) = self.attach(client) {
-                log::warn!("Cannot serve the connection: {error}");
+                log::warn!("Cannot serve the connection: {}", reason(&error));
                 self.detach();
                 continue;
             }

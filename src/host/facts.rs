@@ -22,6 +22,7 @@ use super::{
 use crate::{
     config::{Address, Facts, Interface, Route},
     net::Mac,
+    sys::reason,
 };
 
 /// Sizes of the fixed headers before the attributes: ifinfomsg, ifaddrmsg, rtmsg (rtnetlink(7)).
@@ -51,8 +52,8 @@ pub fn read_network() -> Result<Facts, String> {
         RouteNetlinkMessage::GetRoute(RouteMessage::default()),
     ];
     for request in requests {
-        let dump =
-            dump(request).map_err(|error| format!("Couldn't read network settings: {error}"))?;
+        let dump = dump(request)
+            .map_err(|error| format!("Couldn't read network settings: {}", reason(&error)))?;
         add_all(&mut facts, &dump);
     }
     Ok(facts)

@@ -1,7 +1,9 @@
 //! Why a frame or datagram was dropped: one list for the whole program, each entry counted.
 
+use std::fmt;
+
 macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal),+ $(,)?) => {
         /// The reason a frame, datagram or segment went no further.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
@@ -13,73 +15,81 @@ macro_rules! reasons {
             /// Every reason, in the order of declaration.
             pub const ALL: &'static [Self] = &[$(Self::$name),+];
         }
+
+        impl fmt::Display for Why {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$name => $text),+
+                })
+            }
+        }
     };
 }
 
 reasons! {
     /// Shorter than the headers it announces.
-    Truncated,
+    Truncated = "truncated",
     /// A header field contradicts itself (version, length, offset).
-    Malformed,
+    Malformed = "malformed header",
     /// The IPv4 header, ICMP, DHCP or ND checksum is wrong.
-    Checksum,
+    Checksum = "wrong checksum",
     /// An EtherType we do not serve.
-    EtherType,
+    EtherType = "EtherType not served",
     /// A frame of a VLAN: the guest's link has none.
-    Vlan,
+    Vlan = "VLAN tag",
     /// A frame with a length where the EtherType is, as spanning tree and old protocols have it (IEEE 802.3, LLC).
-    Llc,
+    Llc = "LLC frame",
     /// An IP protocol we do not serve.
-    IpProtocol,
+    IpProtocol = "IP protocol not served",
     /// A fragment that contradicts others of its packet, or a packet some of which never came.
-    Fragment,
+    Fragment = "fragments that do not fit",
     /// No memory was left to hold it.
-    NoMemory,
+    NoMemory = "no memory",
     /// An IPv4 option or IPv6 extension header that asks for what we cannot do.
-    Extension,
+    Extension = "IP option or extension header not served",
     /// Not addressed to us: another host's MAC, or a port that is not forwarded.
-    NotForUs,
+    NotForUs = "not for us",
     /// The source address may not stand there: loopback, multicast, unspecified, broadcast or our own.
-    Source,
+    Source = "bad source address",
     /// The destination address may not be reached from a guest: loopback, unspecified.
-    Destination,
+    Destination = "bad destination address",
     /// Port 0.
-    PortZero,
+    PortZero = "port 0",
     /// The family or protocol is switched off.
-    Disabled,
+    Disabled = "switched off",
     /// A service has nothing to say to this request.
-    Unanswered,
+    Unanswered = "request without an answer",
     /// A TCP segment outside the receive window, or one that fits no state.
-    OutOfWindow,
+    OutOfWindow = "TCP segment outside the window",
     /// A TCP segment ahead of a gap.
-    OutOfOrder,
+    OutOfOrder = "TCP segment ahead of a gap",
     /// A guest ICMP message that is neither echo request nor error.
-    IcmpType,
+    IcmpType = "ICMP type not served",
     /// An ICMP error of the guest, which no socket passes on.
-    GuestError,
+    GuestError = "ICMP error from the guest",
     /// An ICMP error about a TCP connection beyond its handshake, which the host's kernel rode out in vain; counted when the
     /// connection ends.
-    HostError,
+    HostError = "ICMP error from the host",
     /// The flow table or the descriptors are exhausted.
-    NoFlow,
+    NoFlow = "no flow or descriptor left",
     /// Peers have as many flows as they may: the rest is kept for the guest's own, and for other peers.
-    Share,
+    Share = "share of peers used up",
     /// More new flows at once than can have their turn soon.
-    Backlog,
+    Backlog = "too many new flows at once",
     /// The socket could not be opened, bound or connected.
-    Socket,
+    Socket = "no socket to be had",
     /// The host's socket would not take a datagram.
-    HostFull,
+    HostFull = "socket of the host full",
     /// The link had no room for an answer; the guest will ask again.
-    LinkFull,
+    LinkFull = "link full",
     /// No guest is connected, or nothing is known of where it is.
-    NoGuest,
+    NoGuest = "no guest",
     /// A datagram larger than the guest's link MTU.
-    TooBig,
+    TooBig = "larger than the guest's MTU",
     /// Multicast or broadcast that stays on the guest's link.
-    Multicast,
+    Multicast = "multicast that stays on the link",
     /// Accepted-window data that neither the socket nor the spill pool could take; the guest sends it again.
-    PromiseBroken,
+    PromiseBroken = "window promised and not kept",
 }
 
 /// A counter for each [`Why`].

@@ -16,7 +16,7 @@ use crate::{
         repair::Command,
         state::{HostSide, State, Tcp, Told4, Told6, Udp, Visitor},
     },
-    sys::sockopt,
+    sys::{reason, sockopt},
 };
 
 impl Relay {
@@ -191,7 +191,7 @@ impl Relay {
         let helper = helper.ok_or("no passt-repair is connected")?;
         let done = self.silence(flows).and_then(|()| {
             let ordered = helper.order(Command::On, &self.sockets(flows));
-            ordered.map_err(|(_, error)| format!("passt-repair: {error}"))
+            ordered.map_err(|(_, error)| format!("passt-repair: {}", reason(&error)))
         });
         if done.is_err() {
             self.speak(flows, helper);
@@ -241,7 +241,7 @@ impl Relay {
                     host = taken;
                 }
                 Err(error) => {
-                    log::warn!("Connection {key} is left behind: {error}");
+                    log::warn!("Connection {key} is left behind: {}", reason(&error));
                     // The socket was asked for it, and tells nobody else.
                     flow.state.failed |= error.raw_os_error().is_some();
                     left.push(id);

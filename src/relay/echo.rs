@@ -22,7 +22,7 @@ use crate::{
     sys::{
         errqueue,
         msg::{self, RECEIVE_MANY, Received},
-        sockopt,
+        reason, sockopt,
     },
     wire::{
         frame::{Ip, Message},
@@ -220,8 +220,9 @@ impl Relay {
         if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) && !self.echo_warned {
             self.echo_warned = true;
             log::warn!(
-                "Cannot open \"ping\" socket: {error}. You might need to:\n    sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"\n\
-                 ...echo requests/replies will fail."
+                "Cannot open \"ping\" socket: {}. You might need to:\n    sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"\n\
+                 ...echo requests/replies will fail.",
+                reason(error)
             );
         }
     }

@@ -77,6 +77,7 @@ use crate::{
     link::{Flushed, Frame, Inbox, Outbox},
     net::{Mac, Now, Protocol, Span, Why},
     proto::tcp::DELAY,
+    sys::reason,
     wire::{
         self,
         frame::{Body, classify},
@@ -170,7 +171,7 @@ impl Relay {
     }
 
     fn drop_frame(&mut self, frame: Frame<'_>, why: Why) {
-        log::trace!("frame of {} octets dropped: {why:?}", frame.payload.len());
+        log::trace!("frame of {} octets dropped: {why}", frame.payload.len());
         self.count(why);
     }
 
@@ -321,7 +322,10 @@ impl Relay {
     /// A flow's socket cannot be watched: nothing would ever be heard of it, so the flow ends.
     pub fn unwatched(&mut self, id: Id, error: &io::Error, outbox: &mut Outbox) {
         if is_news(&mut self.unwatched, self.turn) {
-            log::warn!("Cannot watch more sockets, flows are refused: {error}");
+            log::warn!(
+                "Cannot watch more sockets, flows are refused: {}",
+                reason(&error)
+            );
         }
         match self.flows.get(id) {
             Some(Flow::Tcp(_)) => self.reset(id, outbox),

@@ -80,7 +80,7 @@ impl fmt::Display for Report {
         let dropped: u64 = self.drops.iter().map(|(_, count)| count).sum();
         write!(f, "Dropped: {dropped}")?;
         for (why, count) in &self.drops {
-            write!(f, "\n    {why:?}: {count}")?;
+            write!(f, "\n    {why}: {count}")?;
         }
         Ok(())
     }

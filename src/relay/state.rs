@@ -32,7 +32,7 @@ use crate::{
     net::{Drops, Mac, Now, Protocol, Span, Why},
     proto::tcp::{Disorder, Phase, SynRetries},
     service::Note,
-    sys::Iovecs,
+    sys::{Iovecs, reason},
     wire::headers::Template,
 };
 
@@ -437,7 +437,7 @@ impl Relay {
             self.evict();
         }
         if is_news(&mut self.wanted, self.turn) {
-            log::warn!("Cannot open more sockets for flows: {error}");
+            log::warn!("Cannot open more sockets for flows: {}", reason(error));
         }
     }
 

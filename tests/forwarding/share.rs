@@ -103,7 +103,7 @@ fn connections_from_outside_leave_room_for_the_guest_and_for_other_peers() {
     translator.expect_log("Peers have ");
     assert_eq!(translator.log().matches("Peers have ").count(), 1);
     translator.signal(nix::sys::signal::Signal::SIGUSR1);
-    translator.expect_log("\n    Share: 2");
+    translator.expect_log("\n    share of peers used up: 2");
     // Room that was made is given away again.
     reset(others.pop().unwrap());
     let again = || knock(&world.outside, &wire, OTHER);

@@ -393,6 +393,7 @@ impl Relay {
         self.forget_held(id);
         let key = self.flows.key(id);
         let mut flow = self.flows.remove(id)?;
+        log::debug!("flow {}: ends", id.slot);
         if let Some(key) = &key {
             self.census.leave(id.slot, key.remote.addr);
             if let Some(share) = &self.share {

@@ -37,7 +37,7 @@ help:
 	@echo 'make miri              the pure layers under Miri, where a nightly toolchain has it'
 	@echo 'make bench             the comparison bench; BENCH_ARGS="--peer PATH" puts another binary beside ours'
 	@echo 'make build             release build'
-	@echo 'make install           binaries and man pages below PREFIX (/usr/local), staged in DESTDIR'
+	@echo 'make install           binaries, man pages and completions below PREFIX (/usr/local), staged in DESTDIR'
 
 build:
 	$(CARGO) build --release --bin passt --bin passt-repair
@@ -95,6 +95,9 @@ install: build
 	install -D -m 755 $(repair) $(DESTDIR)$(PREFIX)/bin/passt-repair
 	install -D -m 644 man/passt.1 $(DESTDIR)$(PREFIX)/share/man/man1/passt.1
 	install -D -m 644 man/passt-repair.1 $(DESTDIR)$(PREFIX)/share/man/man1/passt-repair.1
+	install -D -m 644 contrib/completions/passt.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/passt
+	install -D -m 644 contrib/completions/_passt $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_passt
+	install -D -m 644 contrib/completions/passt.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/passt.fish
 
 clean:
 	$(CARGO) clean

@@ -193,6 +193,15 @@ fn sigusr1_logs_counters_drops_and_flows() {
     translator.assert_alive();
 }
 
+#[test]
+fn who_asks_for_counters_gets_them_from_a_quiet_translator_too() {
+    let Some(scene) = Scene::new(&["--quiet"]) else {
+        return;
+    };
+    scene.translator.signal(Signal::SIGUSR1);
+    scene.translator.expect_log("Frames from guest: ");
+}
+
 /// Frames and octets, from the Ethernet header on, in each direction.
 #[test]
 fn what_passed_the_link_is_counted_in_both_directions() {

@@ -1,5 +1,6 @@
 //! What the loop hears of the host and of people, and what it tells them.
 
+use log::Level;
 use nix::sys::signal::Signal;
 
 use super::{event::Counts, reactor::Reactor};
@@ -12,7 +13,10 @@ impl Reactor {
             if info.ssi_signo != Signal::SIGUSR1 as u32 {
                 return true;
             }
-            log::info!("{}", self.report());
+            // It was asked for: -q does not silence it.
+            let most = log::max_level().to_level();
+            let level = most.map_or(Level::Warn, |most| most.min(Level::Info));
+            log::log!(level, "{}", self.report());
         }
         false
     }

@@ -2,6 +2,7 @@
 
 mod addr;
 mod drop;
+pub mod number;
 mod ports;
 mod seq;
 mod time;

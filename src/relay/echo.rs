@@ -18,7 +18,10 @@ use crate::{
     flow::{self, Id, Key},
     host::socket::{self, Manner, Peer},
     link::{Inbox, Outbox, Slot},
-    net::{Endpoint, Now, Protocol, Why},
+    net::{
+        Endpoint, Now, Protocol, Why,
+        number::{ICMP, ICMPV6},
+    },
     sys::{
         errqueue,
         msg::{self, RECEIVE_MANY, Received},
@@ -36,10 +39,6 @@ const REQUEST4: u8 = 8;
 const REPLY4: u8 = 0;
 const REQUEST6: u8 = 128;
 const REPLY6: u8 = 129;
-
-/// The protocols' numbers.
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 
 /// Octets of a request at fault that are quoted: the least of an IPv6 error's room.
 const QUOTED: usize = 1280;

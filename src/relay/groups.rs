@@ -24,7 +24,7 @@ use crate::{
         socket::{self, Manner, Peer},
     },
     link::{Inbox, Outbox},
-    net::{Endpoint, Mac, Now, Protocol, Span, Why},
+    net::{Endpoint, Mac, Now, Protocol, Span, Why, number::UDP},
     service::multicast::{self, Change},
     sys::msg::{self, Received},
     wire::build::Ends,
@@ -36,7 +36,6 @@ const TURN: usize = 64;
 /// How long after its first frame a guest is asked for its groups, if there was one before that was in some.
 const SETTLE: Span = Span::secs(1);
 
-const UDP: u8 = 17;
 const MDNS: u16 = 5353;
 const LLMNR: u16 = 5355;
 

@@ -4,13 +4,13 @@
 use super::{flow::Flow, state::Relay};
 use crate::{
     flow::Key,
-    net::{Protocol, Why},
+    net::{
+        Protocol, Why,
+        number::{TCP, UDP},
+    },
     proto::tcp::Phase,
     wire::quote::Quoted,
 };
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 /// Whether it says that nothing gets there: any destination unreachable but the one about the size.
 const fn is_unreachable(v4: bool, kind: u8, code: u8) -> bool {

@@ -14,7 +14,10 @@ use crate::{
         ring::{Receiver, Sender, ring},
     },
     link::{FRAME_MAX, Frame, Inbox},
-    net::{PortSet, Protocol},
+    net::{
+        PortSet, Protocol,
+        number::{TCP, UDP},
+    },
     wire::{
         self,
         frame::{Body, Ip, Message},
@@ -30,10 +33,6 @@ const RING: usize = 512 * 1024;
 
 /// What stands for no slot.
 const NO_SLOT: u32 = u32::MAX;
-
-/// Protocol numbers of quoted packets.
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 /// Where a frame is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     flow::{Id, Key},
     link::{Flushed, Outbox, Rooms},
-    net::Now,
+    net::{Now, number::UDP},
     sys::{
         Marks,
         msg::{self, RECEIVE_MANY, Received},
@@ -27,8 +27,6 @@ const TURN_DATAGRAMS: usize = 256;
 
 /// The smallest MTU at which a datagram's fragments fit the room it was received in.
 const ROOMY_MTU: u16 = 1280;
-
-const UDP: u8 = 17;
 
 impl Relay {
     /// Hands waiting datagrams to the guest.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
     config::Net,
-    net::{Mac, Why},
+    net::{Mac, Why, number::ICMPV6},
     wire::{
         build::{self, Ends},
         checksum::Sum,
@@ -108,7 +108,6 @@ pub fn query4(net: &Net, out: &mut Vec<u8>) -> bool {
 /// Writes a frame that asks for all IPv6 groups (RFC 3810, section 5.1); `false` without IPv6.
 pub fn query6(net: &Net, out: &mut Vec<u8>) -> bool {
     const ALL: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-    const ICMPV6: u8 = 58;
     let Some(v6) = &net.v6 else {
         return false;
     };

@@ -6,7 +6,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::Sum;
-use crate::net::Mac;
+use crate::net::{
+    Mac,
+    number::{ICMPV6, UDP},
+};
 
 /// The shortest frame that Ethernet knows, in octets without the check sequence (IEEE 802.3).
 pub const MIN_FRAME: usize = 60;
@@ -139,9 +142,6 @@ pub fn icmp6(out: &mut Vec<u8>, ends: Ends, ip: Ip6, body: impl FnOnce(&mut Vec<
         set(out, start + 2, checksum);
     });
 }
-
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
 
 fn udp(
     out: &mut Vec<u8>,

@@ -8,6 +8,7 @@ use super::{
     checksum::Sum,
     frame::Ip,
 };
+use crate::net::number::FRAGMENT;
 
 /// A part's place in its packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +19,6 @@ pub struct Place {
     pub offset: u16,
     pub more: bool,
 }
-
-const FRAGMENT: u8 = 44;
 
 /// Appends the IP header of a packet with `len` octets of this protocol, or of its part at `place`. A length that does not
 /// fit is written as the largest that does.

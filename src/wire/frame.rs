@@ -12,7 +12,10 @@ use super::{
     checksum::Sum,
     tcp::{Flags, Options},
 };
-use crate::net::{Endpoint, Mac, Seq, Why};
+use crate::net::{
+    Endpoint, Mac, Seq, Why,
+    number::{DESTINATION, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, IGMP, NO_NEXT, ROUTING, TCP, UDP},
+};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -21,12 +24,6 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
 /// Below this it is a length (IEEE 802.3).
 const ETHERTYPE_LEAST: u16 = 0x0600;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-const IGMP: u8 = 2;
 
 /// A frame from the guest, as far as it concerns us.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -295,11 +292,6 @@ enum Behind {
 
 /// Steps over extension headers (RFC 8200, section 4) to the upper layer.
 fn skip_extensions(head: &[u8], mut next: u8, mut at: usize, end: usize) -> Result<Behind, Why> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const NO_NEXT: u8 = 59;
-    const DESTINATION: u8 = 60;
     let mut atomic = false;
     loop {
         match next {

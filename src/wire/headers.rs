@@ -7,16 +7,16 @@ use super::{
     checksum::Sum,
     tcp::{Flags, OPTIONS_MAX, Options},
 };
-use crate::net::{Endpoint, Mac, Seq};
+use crate::net::{
+    Endpoint, Mac, Seq,
+    number::{TCP, UDP},
+};
 
 /// The longest headers we write: Ethernet, IPv6, TCP with all the options there is room for.
 pub const HEADERS_MAX: usize = ETHERNET + 40 + 20 + OPTIONS_MAX;
 
 /// Hop limit of what we send for a flow whose sender's is not known: what a host would use.
 pub const TTL: u8 = 64;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 /// Ethernet and IP headers with everything in place but lengths and checksums.
 #[derive(Debug, Clone)]

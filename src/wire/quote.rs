@@ -2,16 +2,13 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::net::{Endpoint, Seq};
+use crate::net::{Endpoint, Seq, number::FRAGMENT};
 
 /// Octets of an ICMP error before the packet it quotes (RFC 792; RFC 4443, section 3).
 const ERROR: usize = 8;
 
 /// Octets of upper-layer header that every error quotes.
 const UPPER: usize = 8;
-
-/// IPv6's fragment header (RFC 8200, section 4.5).
-const FRAGMENT: u8 = 44;
 
 /// The longest start of an error that [`Quoted::read`] looks at: an IPv4 header with all the options there is room for.
 pub const START: usize = ERROR + 60 + UPPER;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{build::ETHERNET, checksum::Sum};
+use crate::net::number::{TCP, UDP};
 
 /// Octets of the header; without VERSION_1 and MRG_RXBUF the last field is missing.
 pub const LEN: usize = 12;
@@ -17,9 +18,6 @@ const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 /// What a header says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -11,9 +11,10 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::{
     guest::{Guest, Icmp, Scene, Udp, both, frame::assert_quotes, pattern},
+    kernel_guest::KernelGuest,
     lab::{
         Translator, World,
-        servers::udp_socket,
+        servers::{UdpEcho, udp_socket},
         world::{BLACKHOLE4, BLACKHOLE6, GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
     },
     tcp::introduce,
@@ -46,6 +47,35 @@ fn datagrams_of_any_length_go_in_and_answers_come_back_from_where_they_were_sent
             assert_eq!((&bytes[..n], answered), (answer, to));
         }
     }
+}
+
+/// The largest and the least there is, with a kernel for a guest, whose link takes them in parts.
+#[test]
+fn the_largest_datagrams_and_empty_ones_pass_a_forwarded_port_both_ways() {
+    let Some(world) = World::pod() else { return };
+    let translator = Translator::start(&world.pod, &["-u", "5000"]);
+    let Some(guest) = KernelGuest::plug(&translator, 1500) else {
+        return;
+    };
+    guest.number();
+    let servers = [
+        UdpEcho::start(guest.host(), (Ipv4Addr::UNSPECIFIED, 5000)),
+        UdpEcho::start(guest.host(), (POD6, 5000)),
+    ];
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&world.outside, from);
+        for len in [0, 65_507, 1, 32_768, 0, 65_507] {
+            client.send_to(&pattern(0, len), to).unwrap();
+            let mut bytes = vec![0; 1 << 16];
+            let (n, answered) = client.recv_from(&mut bytes).unwrap();
+            assert!(bytes[..n] == pattern(0, len), "{n} octets for {len}");
+            assert_eq!(answered, to);
+        }
+    }
+    drop(servers);
 }
 
 /// Regression U27.

@@ -363,6 +363,46 @@ fn the_host_and_its_guest_hear_each_other_at_the_same_port() {
     }
 }
 
+/// Two guests of one host, each with a translator, are members like any other: what one says the other hears once, whatever
+/// ports both use, and it goes round no circle.
+#[test]
+fn two_guests_of_one_host_hear_each_other_once() {
+    let Some((world, one, _translator)) = furnish(&[]) else {
+        return;
+    };
+    let other = Translator::start(&world.pod, &[]);
+    let Some(other) = KernelGuest::plug(&other, 1500).map(|guest| (guest, other)) else {
+        return;
+    };
+    other.0.number();
+    for group in [IpAddr::from(MDNS4), MDNS6.into()] {
+        let [first, second] = [&one, &other.0].map(|guest| {
+            let socket = member(guest.host(), "eth0", group, 5353);
+            (socket, to(guest.host(), "eth0", group, 5353))
+        });
+        let outside = member(&world.outside, "pod0", group, 5353);
+        for ((says, there), hears) in [(&first, &second.0), (&second, &first.0)] {
+            heard(|| drop(says.send_to(b"well?", *there)), hears, b"well?");
+            assert_silent(says, b"well?");
+            // Both are members now.
+            for what in [b"1", b"2", b"3"] {
+                says.send_to(what, *there).unwrap();
+            }
+            let count = |socket: &UdpSocket| {
+                let (mut octets, mut count) = ([0; 64], 0);
+                let mut last = std::time::Instant::now();
+                while last.elapsed() < 2 * QUIET {
+                    if let Ok((1, _)) = socket.recv_from(&mut octets) {
+                        (count, last) = (count + 1, std::time::Instant::now());
+                    }
+                }
+                count
+            };
+            assert_eq!([count(hears), count(&outside), count(says)], [3, 3, 0]);
+        }
+    }
+}
+
 #[test]
 fn empty_and_large_datagrams_pass_a_group() {
     let Some((world, guest, _translator)) = furnish(&["--mtu", "1500"]) else {

@@ -9,6 +9,7 @@ use crate::{
     config::Multicast,
     flow::Id,
     net::{Now, Span},
+    service::{membership::Membership, multicast::Record},
 };
 
 /// Groups the guest may be in, ports it may show by using them, and sockets of either kind.
@@ -17,10 +18,8 @@ const PORTS: usize = 8;
 pub const MEMBERS: usize = 128;
 pub const SENDERS: usize = 64;
 
-/// How often the guest is asked for its groups, and how long one lasts of which it says no more (RFC 3376, sections 8.2 and
-/// 8.4; RFC 3810, sections 9.2 and 9.4).
+/// How often the guest is asked for its groups (RFC 3376, section 8.2; RFC 3810, section 9.2).
 pub const ASK: Span = Span::secs(125);
-const PATIENCE: Span = Span::secs(260);
 
 /// How long what was sent may take to come back to us, and how much of that is remembered.
 const ECHO: Span = Span::secs(1);
@@ -29,8 +28,8 @@ const ECHOES: usize = 1024;
 /// Groups, and the sockets for them.
 #[derive(Debug)]
 pub struct Groups {
-    /// The groups the guest is in, and when it last said so.
-    joined: Vec<(IpAddr, Now)>,
+    /// The groups the guest is in.
+    joined: Vec<Membership>,
     /// Ports the guest sends to or from, the one used last at the end.
     ports: Vec<u16>,
     pub members: Vec<Id>,
@@ -67,22 +66,31 @@ impl Groups {
         self.ask = None;
     }
 
-    /// The guest is in this group.
-    pub fn join(&mut self, group: IpAddr, now: Now) {
-        if let Some((_, said)) = self.joined.iter_mut().find(|(known, _)| *known == group) {
-            *said = now;
+    /// The guest says this of a group.
+    pub fn follow(&mut self, record: &Record<'_>, now: Now) {
+        let mut known = self.joined.iter_mut();
+        if let Some(known) = known.find(|known| known.group == record.group) {
+            known.follow(record, now);
         } else if self.joined.len() < GROUPS {
-            self.joined.push((group, now));
+            let mut joined = Membership::new(record.group, now);
+            joined.follow(record, now);
+            self.joined.push(joined);
         }
+        self.joined.retain(|joined| !joined.is_over());
     }
 
-    pub fn leave(&mut self, group: IpAddr) {
-        self.joined.retain(|(known, _)| *known != group);
-    }
-
-    /// Forgets the groups of which the guest has said nothing for long.
+    /// Forgets what the guest has said nothing of for long.
     pub fn forget_old(&mut self, now: Now) {
-        self.joined.retain(|(_, said)| now.since(*said) < PATIENCE);
+        self.joined
+            .iter_mut()
+            .for_each(|joined| joined.forget_old(now));
+        self.joined.retain(|joined| !joined.is_over());
+    }
+
+    /// Whether the guest wants what this source sends to a group.
+    pub fn wants(&self, group: IpAddr, source: IpAddr) -> bool {
+        let mut joined = self.joined.iter().filter(|joined| joined.group == group);
+        joined.any(|joined| joined.wants(source))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -105,15 +113,15 @@ impl Groups {
     pub fn hears(&self, config: &Multicast, group: IpAddr, port: u16) -> bool {
         let listed = config.heard.iter().any(|(_, guest)| *guest == port);
         (listed || self.ports.contains(&port))
-            && self.joined.iter().any(|(known, _)| *known == group)
+            && self.joined.iter().any(|joined| joined.group == group)
     }
 
     /// Everything that is to be heard: the group, the host's port and the guest's.
     pub fn wanted(&self, config: &Multicast) -> impl Iterator<Item = (IpAddr, u16, u16)> {
         let used = self.ports.iter().map(|&port| (port, port));
-        self.joined.iter().flat_map(move |&(group, _)| {
+        self.joined.iter().flat_map(move |joined| {
             let ports = config.heard.iter().copied().chain(used.clone());
-            ports.map(move |(host, guest)| (group, host, guest))
+            ports.map(move |(host, guest)| (joined.group, host, guest))
         })
     }
 
@@ -136,6 +144,11 @@ impl Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::multicast;
+
+    /// Types of IGMPv2 (RFC 2236, section 2.1).
+    const JOIN: u8 = 0x16;
+    const LEAVE: u8 = 0x17;
 
     fn at(seconds: u64) -> Now {
         Now::default() + Span::secs(seconds)
@@ -145,24 +158,31 @@ mod tests {
         [239, 0, 0, last].into()
     }
 
+    fn say(groups: &mut Groups, kind: u8, last: u8, now: Now) {
+        let report = [kind, 0, 0, 0, 239, 0, 0, last];
+        multicast::igmp(&report, |record| groups.follow(&record, now)).unwrap();
+    }
+
     #[test]
     fn groups_are_bounded_and_last_while_the_guest_says_so() {
         let mut groups = Groups::new();
         for last in 0..=u8::MAX {
-            groups.join(group(last), at(0));
+            say(&mut groups, JOIN, last, at(0));
         }
         assert_eq!(groups.joined.len(), GROUPS);
-        groups.join(group(3), at(200));
+        say(&mut groups, JOIN, 3, at(200));
         groups.forget_old(at(300));
-        assert_eq!(groups.joined, [(group(3), at(200))]);
-        groups.leave(group(3));
+        assert_eq!(groups.joined.len(), 1);
+        let source = [192, 0, 2, 1].into();
+        assert!(groups.wants(group(3), source) && !groups.wants(group(4), source));
+        say(&mut groups, LEAVE, 3, at(300));
         assert!(groups.is_empty());
     }
 
     #[test]
     fn the_ports_used_last_are_heard_besides_those_listed() {
         let mut groups = Groups::new();
-        groups.join(group(1), at(0));
+        say(&mut groups, JOIN, 1, at(0));
         let config = Multicast {
             listed: vec![5353],
             heard: vec![(5353, 5353), (1000, 2000)],

@@ -25,7 +25,7 @@ use crate::{
     },
     link::{Inbox, Outbox},
     net::{Endpoint, Mac, Now, Protocol, Span, Why, number::UDP},
-    service::multicast::{self, Change},
+    service::multicast::{self, Record},
     sys::msg::{self, Received},
     wire::build::Ends,
 };
@@ -75,10 +75,10 @@ impl Relay {
             return Err(Why::Disabled);
         }
         let groups = &mut self.groups;
-        let each = |group: IpAddr, change| match change {
-            Change::Join if can_be_joined(group) => groups.join(group, now),
-            Change::Join => {}
-            Change::Leave => groups.leave(group),
+        let each = |record: Record<'_>| {
+            if can_be_joined(record.group) {
+                groups.follow(&record, now);
+            }
         };
         let read = if v4 {
             multicast::igmp(message, each)
@@ -305,6 +305,10 @@ impl Relay {
         let Some(seen) = seen.filter(|seen| seen.is_ipv4() == key.guest.addr.is_ipv4()) else {
             return;
         };
+        let group = key.guest.addr;
+        if group.is_multicast() && !self.groups.wants(group, seen) {
+            return;
+        }
         let key = Key {
             remote: Endpoint::new(seen, from.port()),
             ..*key

@@ -10,6 +10,8 @@ pub mod dhcpv6;
 pub mod multicast;
 pub mod ndp;
 
+pub mod membership;
+
 pub use note::{Answer, Note};
 
 #[cfg(test)]

@@ -12,11 +12,35 @@ use crate::{
     },
 };
 
-/// What a report says of a group.
+/// What a record says of a group and its sources (RFC 3376, section 4.2.12; RFC 3810, section 5.2.12). Older reports say the
+/// like (RFC 3376, section 7.3.2): a report is `IsExclude` of nothing, a leave `ToInclude` of nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    Join,
-    Leave,
+pub enum Kind {
+    IsInclude,
+    IsExclude,
+    ToInclude,
+    ToExclude,
+    Allow,
+    Block,
+}
+
+/// One record of a report.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    pub group: IpAddr,
+    pub kind: Kind,
+    sources: &'a [u8],
+}
+
+impl Record<'_> {
+    /// The sources it names, of the group's family.
+    pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
+        let len = match self.group {
+            IpAddr::V4(_) => 4,
+            IpAddr::V6(_) => 16,
+        };
+        self.sources.chunks_exact(len).filter_map(address)
+    }
 }
 
 /// IGMP's types; reports of the first two versions carry one group.
@@ -30,49 +54,30 @@ pub const MLD_REPORT: u8 = 131;
 pub const MLD_DONE: u8 = 132;
 pub const MLD_REPORT_V2: u8 = 143;
 
-/// Types of records in the newest reports (RFC 3376, section 4.2.12; RFC 3810, section 5.2.12).
-const MODE_IS_EXCLUDE: u8 = 2;
-const TO_INCLUDE: u8 = 3;
-const TO_EXCLUDE: u8 = 4;
-const ALLOW_NEW: u8 = 5;
-const MODE_IS_INCLUDE: u8 = 1;
-
 /// Reads an IGMP message.
 ///
 /// # Errors
 /// [`Why::Unanswered`] for types that are no reports, [`Why::Truncated`] for a report that is cut short.
-pub fn igmp(message: &[u8], mut each: impl FnMut(IpAddr, Change)) -> Result<(), Why> {
-    let group = |at: usize| {
-        let octets = message.get(at..).and_then(<[u8]>::first_chunk::<4>);
-        octets.map(|octets| IpAddr::V4(Ipv4Addr::from(*octets)))
-    };
+pub fn igmp(message: &[u8], each: impl FnMut(Record<'_>)) -> Result<(), Why> {
     match message.first() {
-        Some(&(REPORT_V1 | REPORT_V2)) => each(group(4).ok_or(Why::Truncated)?, Change::Join),
-        Some(&LEAVE) => each(group(4).ok_or(Why::Truncated)?, Change::Leave),
-        Some(&REPORT_V3) => return records::<4>(message, each),
-        _ => return Err(Why::Unanswered),
+        Some(&(REPORT_V1 | REPORT_V2)) => old(message.get(4..8), Kind::IsExclude, each),
+        Some(&LEAVE) => old(message.get(4..8), Kind::ToInclude, each),
+        Some(&REPORT_V3) => records::<4>(message, each),
+        _ => Err(Why::Unanswered),
     }
-    Ok(())
 }
 
 /// Reads an MLD message.
 ///
 /// # Errors
 /// As [`igmp`].
-pub fn mld(message: &[u8], mut each: impl FnMut(IpAddr, Change)) -> Result<(), Why> {
-    let group = || {
-        let octets = message.get(8..).and_then(<[u8]>::first_chunk::<16>);
-        octets
-            .map(|octets| IpAddr::V6(Ipv6Addr::from(*octets)))
-            .ok_or(Why::Truncated)
-    };
+pub fn mld(message: &[u8], each: impl FnMut(Record<'_>)) -> Result<(), Why> {
     match message.first() {
-        Some(&MLD_REPORT) => each(group()?, Change::Join),
-        Some(&MLD_DONE) => each(group()?, Change::Leave),
-        Some(&MLD_REPORT_V2) => return records::<16>(message, each),
-        _ => return Err(Why::Unanswered),
+        Some(&MLD_REPORT) => old(message.get(8..24), Kind::IsExclude, each),
+        Some(&MLD_DONE) => old(message.get(8..24), Kind::ToInclude, each),
+        Some(&MLD_REPORT_V2) => records::<16>(message, each),
+        _ => Err(Why::Unanswered),
     }
-    Ok(())
 }
 
 /// What a query says of its sender: a robustness of 2, and an interval of 125 s (RFC 3376, section 4.1; RFC 3810, section
@@ -136,35 +141,58 @@ pub fn query6(net: &Net, out: &mut Vec<u8>) -> bool {
     true
 }
 
+/// The group of an older report.
+fn old(group: Option<&[u8]>, kind: Kind, mut each: impl FnMut(Record<'_>)) -> Result<(), Why> {
+    let group = group.and_then(address).ok_or(Why::Truncated)?;
+    each(Record {
+        group,
+        kind,
+        sources: &[],
+    });
+    Ok(())
+}
+
 /// Reads the records of a newest report; both protocols have them in one shape, with addresses of `N` octets.
-fn records<const N: usize>(
-    message: &[u8],
-    mut each: impl FnMut(IpAddr, Change),
-) -> Result<(), Why> {
+fn records<const N: usize>(message: &[u8], mut each: impl FnMut(Record<'_>)) -> Result<(), Why> {
     let &[_, _, _, _, _, _, high, low] = message.first_chunk().ok_or(Why::Truncated)?;
     let mut rest = message.get(8..).unwrap_or_default();
     for _ in 0..u16::from_be_bytes([high, low]) {
         let &[kind, auxiliary, high, low] = rest.first_chunk().ok_or(Why::Truncated)?;
-        let sources = usize::from(u16::from_be_bytes([high, low]));
-        let octets = rest.get(4..4 + N).ok_or(Why::Truncated)?;
-        let change = match (kind, sources) {
-            (MODE_IS_EXCLUDE | TO_EXCLUDE, _) => Some(Change::Join),
-            (MODE_IS_INCLUDE | TO_INCLUDE | ALLOW_NEW, 1..) => Some(Change::Join),
-            (MODE_IS_INCLUDE | TO_INCLUDE, 0) => Some(Change::Leave),
-            _ => None,
-        };
-        if let Some(change) = change {
-            let addr = match (<[u8; 4]>::try_from(octets), <[u8; 16]>::try_from(octets)) {
-                (Ok(v4), _) => IpAddr::from(v4),
-                (_, Ok(v6)) => IpAddr::from(v6),
-                _ => return Err(Why::Malformed),
-            };
-            each(addr, change);
+        let sources = usize::from(u16::from_be_bytes([high, low])) * N;
+        let group = rest.get(4..4 + N).ok_or(Why::Truncated)?;
+        let end = 4 + N + sources;
+        let sources = rest.get(4 + N..end).ok_or(Why::Truncated)?;
+        if let Some(kind) = kind_of(kind) {
+            let group = address(group).ok_or(Why::Malformed)?;
+            each(Record {
+                group,
+                kind,
+                sources,
+            });
         }
-        let len = 4 + N + sources * N + usize::from(auxiliary) * 4;
-        rest = rest.get(len..).ok_or(Why::Truncated)?;
+        let end = end + usize::from(auxiliary) * 4;
+        rest = rest.get(end..).ok_or(Why::Truncated)?;
     }
     Ok(())
+}
+
+const fn kind_of(octet: u8) -> Option<Kind> {
+    Some(match octet {
+        1 => Kind::IsInclude,
+        2 => Kind::IsExclude,
+        3 => Kind::ToInclude,
+        4 => Kind::ToExclude,
+        5 => Kind::Allow,
+        6 => Kind::Block,
+        _ => return None,
+    })
+}
+
+/// An address of four octets, or of sixteen.
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
+        .ok()
 }
 
 #[cfg(test)]
@@ -172,51 +200,57 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(message: &[u8]) -> Vec<(String, Change)> {
-        let mut changes = Vec::new();
-        let each = |addr: IpAddr, change| changes.push((addr.to_string(), change));
+    fn read(message: &[u8]) -> Vec<(String, Kind, Vec<String>)> {
+        let mut records = Vec::new();
+        let each = |record: Record<'_>| {
+            let sources = record.sources().map(|source| source.to_string()).collect();
+            records.push((record.group.to_string(), record.kind, sources));
+        };
         match message.first() {
             Some(0..0x80) => igmp(message, each).unwrap(),
             _ => mld(message, each).unwrap(),
         }
-        changes
+        records
     }
 
     #[test]
     fn old_reports_name_one_group() {
-        for (kind, change) in [
-            (0x12, Change::Join),
-            (0x16, Change::Join),
-            (0x17, Change::Leave),
+        for (kind, want) in [
+            (0x12, Kind::IsExclude),
+            (0x16, Kind::IsExclude),
+            (0x17, Kind::ToInclude),
         ] {
             let message = [kind, 0, 0, 0, 224, 0, 0, 251];
-            assert_eq!(read(&message), [("224.0.0.251".to_owned(), change)]);
+            assert_eq!(read(&message), [("224.0.0.251".to_owned(), want, vec![])]);
         }
-        for (kind, change) in [(131, Change::Join), (132, Change::Leave)] {
+        for (kind, want) in [(131, Kind::IsExclude), (132, Kind::ToInclude)] {
             let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
             message.extend("ff02::fb".parse::<Ipv6Addr>().unwrap().octets());
-            assert_eq!(read(&message), [("ff02::fb".to_owned(), change)]);
+            assert_eq!(read(&message), [("ff02::fb".to_owned(), want, vec![])]);
         }
     }
 
     #[test]
     fn new_reports_name_several_with_and_without_sources() {
-        let mut message = vec![0x22, 0, 0, 0, 0, 0, 0, 4];
+        let mut message = vec![0x22, 0, 0, 0, 0, 0, 0, 5];
         message.extend([4, 0, 0, 0, 239, 255, 255, 250]);
         message.extend([3, 0, 0, 0, 224, 0, 0, 251]);
         message.extend([5, 1, 0, 1, 232, 1, 1, 1, 192, 0, 2, 1, 9, 9, 9, 9]);
-        message.extend([6, 0, 0, 1, 232, 1, 1, 1, 192, 0, 2, 1]);
+        message.extend([7, 0, 0, 0, 232, 1, 1, 1]);
+        message.extend([6, 0, 0, 2, 232, 1, 1, 1, 192, 0, 2, 1, 192, 0, 2, 2]);
         let want = [
-            ("239.255.255.250", Change::Join),
-            ("224.0.0.251", Change::Leave),
-            ("232.1.1.1", Change::Join),
+            ("239.255.255.250", Kind::ToExclude, &[][..]),
+            ("224.0.0.251", Kind::ToInclude, &[]),
+            ("232.1.1.1", Kind::Allow, &["192.0.2.1"]),
+            ("232.1.1.1", Kind::Block, &["192.0.2.1", "192.0.2.2"]),
         ];
-        assert_eq!(
-            read(&message),
-            want.map(|(addr, change)| (addr.to_owned(), change))
-        );
+        let owned = |text: &&str| (*text).to_owned();
+        let want = want.map(|(group, kind, sources)| {
+            (owned(&group), kind, sources.iter().map(owned).collect())
+        });
+        assert_eq!(read(&message), want);
         for len in 1..message.len() {
-            let _ = igmp(&message[..len], |_, _| {});
+            assert!(igmp(&message[..len], |_| {}).is_err());
         }
     }
 
@@ -227,8 +261,8 @@ mod tests {
             if let Some(first) = message.first_mut() {
                 *first = [0x11, 0x12, 0x16, 0x17, 0x22, 131, 143][kind];
             }
-            let _ = igmp(&message, |_, _| {});
-            let _ = mld(&message, |_, _| {});
+            let _ = igmp(&message, |_| {});
+            let _ = mld(&message, |_| {});
         }
     }
 }

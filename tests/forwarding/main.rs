@@ -3,6 +3,8 @@
 
 #[path = "../guest/mod.rs"]
 mod guest;
+#[path = "../kernel_guest/mod.rs"]
+mod kernel_guest;
 #[path = "../lab/mod.rs"]
 mod lab;
 

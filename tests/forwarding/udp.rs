@@ -7,11 +7,14 @@ use std::{
     time::Duration,
 };
 
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
 use crate::{
-    guest::{Guest, Scene, Udp, both, pattern},
+    guest::{Guest, Icmp, Scene, Udp, both, frame::assert_quotes, pattern},
+    kernel_guest::KernelGuest,
     lab::{
         Translator, World,
-        servers::udp_socket,
+        servers::{UdpEcho, udp_socket},
         world::{BLACKHOLE4, BLACKHOLE6, GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
     },
     tcp::introduce,
@@ -44,6 +47,35 @@ fn datagrams_of_any_length_go_in_and_answers_come_back_from_where_they_were_sent
             assert_eq!((&bytes[..n], answered), (answer, to));
         }
     }
+}
+
+/// The largest and the least there is, with a kernel for a guest, whose link takes them in parts.
+#[test]
+fn the_largest_datagrams_and_empty_ones_pass_a_forwarded_port_both_ways() {
+    let Some(world) = World::pod() else { return };
+    let translator = Translator::start(&world.pod, &["-u", "5000"]);
+    let Some(guest) = KernelGuest::plug(&translator, 1500) else {
+        return;
+    };
+    guest.number();
+    let servers = [
+        UdpEcho::start(guest.host(), (Ipv4Addr::UNSPECIFIED, 5000)),
+        UdpEcho::start(guest.host(), (POD6, 5000)),
+    ];
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&world.outside, from);
+        for len in [0, 65_507, 1, 32_768, 0, 65_507] {
+            client.send_to(&pattern(0, len), to).unwrap();
+            let mut bytes = vec![0; 1 << 16];
+            let (n, answered) = client.recv_from(&mut bytes).unwrap();
+            assert!(bytes[..n] == pattern(0, len), "{n} octets for {len}");
+            assert_eq!(answered, to);
+        }
+    }
+    drop(servers);
 }
 
 /// Regression U27.
@@ -148,5 +180,64 @@ fn clients_that_come_while_the_guest_uses_the_port_itself_are_heard_too() {
             let (len, from) = client.recv_from(&mut [0; 8]).unwrap();
             assert_eq!((len, from), (2, (to, 5000).into()));
         }
+    }
+}
+
+/// Regression U08: a datagram that can be nobody's is gone at once, and does not stand before those that come after it.
+#[test]
+fn a_datagram_that_cannot_be_forwarded_is_discarded() {
+    let Some(scene) = Scene::new(&["-4", "-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    let client = udp_socket(&scene.world.outside, (INTERNET4, 0));
+    let [source, to]: [SocketAddr; 2] = [(INTERNET4, 0).into(), (POD4, 5000).into()];
+    let packet = Udp::new(source, to, b"from nowhere").ip().packet();
+    let raw = scene.world.outside.run(|| {
+        let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).unwrap();
+        raw.set_header_included_v4(true).unwrap();
+        raw
+    });
+    for n in 0..20 {
+        for _ in 0..20 {
+            raw.send_to(&packet, &SockAddr::from(to)).unwrap();
+        }
+        client.send_to(&[n], to).unwrap();
+        let datagram = scene.wire.expect("datagram", Udp::of_frame);
+        assert_eq!(datagram.payload, [n]);
+    }
+    raw.send_to(&packet, &SockAddr::from(to)).unwrap();
+    scene.translator.idle_fd_count();
+    let before = scene.translator.cpu();
+    thread::sleep(Duration::from_secs(1));
+    let used = scene.translator.cpu().saturating_sub(before);
+    assert!(used <= Duration::from_millis(100), "{used:?} while idle");
+    scene.translator.flows();
+    let log = scene.translator.log();
+    assert!(log.contains("PortZero"), "{log}");
+}
+
+/// Regression U12: sockets of clients' flows tell more with an error than the error itself.
+#[test]
+fn an_answer_that_meets_an_error_is_told_of_in_an_icmp_error() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&scene.world.outside, from);
+        client.send_to(b"question", to).unwrap();
+        let datagram = scene.wire.expect("datagram", Udp::of_frame);
+        drop(client);
+        let answer = Udp::new(datagram.dst, datagram.src, b"answer");
+        scene.wire.send(&answer.frame());
+        let error = scene.wire.expect("ICMP error", |frame| {
+            Icmp::of_frame(frame).filter(Icmp::is_unreachable)
+        });
+        assert_eq!((error.src, error.dst), (from.ip(), to.ip()));
+        assert_quotes(&error, &answer.ip().packet());
     }
 }

@@ -6,6 +6,9 @@
 mod guest;
 #[path = "../lab/mod.rs"]
 mod lab;
+#[path = "../faults/supervisor.rs"]
+#[allow(dead_code)]
+mod supervisor;
 
 mod scene;
 
@@ -13,3 +16,4 @@ mod closing;
 mod damage;
 mod downtime;
 mod flows;
+mod strays;

@@ -9,6 +9,7 @@ mod kernel_guest;
 mod lab;
 
 mod services;
+mod sources;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket},
@@ -191,11 +192,9 @@ fn a_broadcast_of_the_guest_reaches_the_network() {
 /// A message of the guest's about a group: IGMP or MLD of any version, as a frame.
 fn report(group: IpAddr, message: &[u8]) -> Vec<u8> {
     let mut payload = message.to_vec();
-    let sources = if message.len() == 12 { message[11] } else { 0 };
     match group {
         IpAddr::V4(group) => {
             payload.extend(group.octets());
-            (0..sources).for_each(|n| payload.extend([192, 0, 2, n]));
             let sum = !smoltcp::wire::checksum::data(&payload);
             payload[2..4].copy_from_slice(&sum.to_be_bytes());
             Ip {
@@ -209,7 +208,6 @@ fn report(group: IpAddr, message: &[u8]) -> Vec<u8> {
         }
         IpAddr::V6(group) => {
             payload.extend(group.octets());
-            (0..sources).for_each(|_| payload.extend(Ipv6Addr::LOCALHOST.octets()));
             let to = "ff02::16".parse().unwrap();
             let from = guest::dhcpv6::GUEST_LL.into();
             let &[kind, code, _, _, a, b, c, d] = payload.first_chunk().unwrap();
@@ -220,31 +218,24 @@ fn report(group: IpAddr, message: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The guest hears of groups it has joined, and only while it is in them, whatever version of IGMP or MLD it speaks. One that
-/// wants some sources only, or all but some, is in the group as well (RFC 3376, section 5): its own stack sorts them out.
+/// The guest hears of groups it has joined, and only while it is in them, whatever version of IGMP or MLD it speaks.
 #[test]
 fn only_groups_that_were_joined_are_heard() {
     let Some(scene) = Scene::new(&[]) else { return };
     let [ssdp4, ssdp6] = [IpAddr::from(SSDP4), SSDP6.into()];
     let v3 = |kind| vec![0x22, 0, 0, 0, 0, 0, 0, 1, kind, 0, 0, 0];
     let mld2 = |kind| vec![143, 0, 0, 0, 0, 0, 0, 1, kind, 0, 0, 0];
-    // With a source, which follows the group.
-    let of_source = |report: Vec<u8>| [&report[..11], &[1]].concat();
     for (group, join, leave) in [
         (ssdp4, vec![0x12, 0, 0, 0], vec![0x17, 0, 0, 0]),
         (ssdp4, vec![0x16, 0, 0, 0], vec![0x17, 0, 0, 0]),
         (ssdp4, v3(4), v3(3)),
-        (ssdp4, of_source(v3(3)), v3(3)),
-        (ssdp4, of_source(v3(5)), v3(3)),
-        (ssdp4, of_source(v3(4)), v3(1)),
         (
             ssdp6,
             vec![131, 0, 0, 0, 0, 0, 0, 0],
             vec![132, 0, 0, 0, 0, 0, 0, 0],
         ),
         (ssdp6, mld2(4), mld2(3)),
-        (ssdp6, of_source(mld2(3)), mld2(3)),
-        (ssdp6, of_source(mld2(2)), mld2(1)),
+        (ssdp6, mld2(2), mld2(3)),
     ] {
         let outside = member(&scene.world.outside, "pod0", group, 1900);
         let there = to(&scene.world.outside, "pod0", group, 1900);
@@ -369,6 +360,46 @@ fn the_host_and_its_guest_hear_each_other_at_the_same_port() {
         );
         heard(|| drop(responder.send_to(b"me!", inward)), &inside, b"me!");
         assert_silent(&inside, b"who?");
+    }
+}
+
+/// Two guests of one host, each with a translator, are members like any other: what one says the other hears once, whatever
+/// ports both use, and it goes round no circle.
+#[test]
+fn two_guests_of_one_host_hear_each_other_once() {
+    let Some((world, one, _translator)) = furnish(&[]) else {
+        return;
+    };
+    let other = Translator::start(&world.pod, &[]);
+    let Some(other) = KernelGuest::plug(&other, 1500).map(|guest| (guest, other)) else {
+        return;
+    };
+    other.0.number();
+    for group in [IpAddr::from(MDNS4), MDNS6.into()] {
+        let [first, second] = [&one, &other.0].map(|guest| {
+            let socket = member(guest.host(), "eth0", group, 5353);
+            (socket, to(guest.host(), "eth0", group, 5353))
+        });
+        let outside = member(&world.outside, "pod0", group, 5353);
+        for ((says, there), hears) in [(&first, &second.0), (&second, &first.0)] {
+            heard(|| drop(says.send_to(b"well?", *there)), hears, b"well?");
+            assert_silent(says, b"well?");
+            // Both are members now.
+            for what in [b"1", b"2", b"3"] {
+                says.send_to(what, *there).unwrap();
+            }
+            let count = |socket: &UdpSocket| {
+                let (mut octets, mut count) = ([0; 64], 0);
+                let mut last = std::time::Instant::now();
+                while last.elapsed() < 2 * QUIET {
+                    if let Ok((1, _)) = socket.recv_from(&mut octets) {
+                        (count, last) = (count + 1, std::time::Instant::now());
+                    }
+                }
+                count
+            };
+            assert_eq!([count(hears), count(&outside), count(says)], [3, 3, 0]);
+        }
     }
 }
 

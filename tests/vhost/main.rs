@@ -9,6 +9,7 @@ mod lab;
 
 mod abuse;
 mod chance;
+mod datagrams;
 mod guests;
 mod offload;
 mod polling;

@@ -26,10 +26,14 @@ pub fn run(input: &[u8]) {
     let (src, dst) = addresses(*hops);
     match service % 8 {
         4 => {
-            let _ = multicast::igmp(request, |group, _| assert!(group.is_ipv4()));
+            let _ = multicast::igmp(request, |record| {
+                assert!(record.group.is_ipv4() && record.sources().all(|source| source.is_ipv4()));
+            });
         }
         5 => {
-            let _ = multicast::mld(request, |group, _| assert!(group.is_ipv6()));
+            let _ = multicast::mld(request, |record| {
+                assert!(record.group.is_ipv6() && record.sources().all(|source| source.is_ipv6()));
+            });
         }
         _ => {}
     }

@@ -1,0 +1,89 @@
+//! Datagrams for guests that have no room for them, or none yet.
+
+use std::{
+    net::UdpSocket,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Scene, assert_works,
+    guest::{Udp, pattern},
+    lab::{
+        LONG,
+        front_end::{Driver, FrontEnd, LINUX, MRG_RXBUF},
+        servers::udp_socket,
+        world::{INTERNET4, POD4},
+    },
+};
+
+fn client(scene: &Scene) -> UdpSocket {
+    let client = udp_socket(&scene.world.outside, (INTERNET4, 0));
+    client.connect((POD4, 5000)).unwrap();
+    client
+}
+
+/// Knocks, and whoever is to hear of it sleeps.
+fn assert_idle_at(scene: &Scene, client: &UdpSocket, when: &str) {
+    scene.translator.idle_fd_count();
+    let before = scene.translator.cpu();
+    for n in 0..50 {
+        client.send(&[n]).unwrap();
+    }
+    thread::sleep(Duration::from_secs(1));
+    let used = scene.translator.cpu().saturating_sub(before);
+    assert!(used <= Duration::from_millis(100), "{used:?} {when}");
+}
+
+fn expect(guest: &mut FrontEnd, payload: &[u8]) {
+    guest.expect("datagram", |arrival| {
+        Udp::of_frame(&arrival.frame).filter(|udp| udp.payload == payload)
+    });
+}
+
+/// Regression U04: at each stage of a front-end's beginning.
+#[test]
+fn datagrams_for_a_guest_that_is_not_ready_keep_nobody_busy() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    let client = client(&scene);
+    assert_idle_at(&scene, &client, "without a front-end");
+    let mut guest = FrontEnd::greet(scene.translator.connect(), Driver::new(LINUX));
+    assert_idle_at(&scene, &client, "without memory");
+    guest.share_memory();
+    assert_idle_at(&scene, &client, "without rings");
+    guest.start_rings(0, 0);
+    assert_works(&mut guest);
+    client.send(b"now").unwrap();
+    expect(&mut guest, b"now");
+    guest.stop_rings();
+    assert_idle_at(&scene, &client, "without rings again");
+}
+
+/// Regression U06: nothing is received into room that is not there; what never fits is dropped, and what comes after it
+/// arrives.
+#[test]
+fn datagrams_larger_than_all_buffers_are_dropped_and_the_next_arrives() {
+    for (features, entries) in [(LINUX & !MRG_RXBUF, 256), (LINUX, 16)] {
+        let Some(mut scene) = Scene::new(&["-u", "5000"]) else {
+            return;
+        };
+        let client = client(&scene);
+        let mut driver = Driver::new(features);
+        (driver.entries, driver.buffers, driver.buffer) = (entries, entries, 300);
+        let mut guest = scene.guest(driver);
+        assert_works(&mut guest);
+        let deadline = Instant::now() + LONG;
+        for n in 0..200 {
+            assert!(Instant::now() < deadline, "late at {n}");
+            let what = pattern(n, 100);
+            client.send(&pattern(n, 1400)).unwrap();
+            client.send(&pattern(n, 9000)).unwrap();
+            client.send(&what).unwrap();
+            expect(&mut guest, &what);
+        }
+        assert_idle_at(&scene, &client, "with small buffers");
+        scene.translator.assert_alive();
+    }
+}

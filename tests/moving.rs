@@ -9,7 +9,7 @@ use std::{
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixListener,
     },
     process::{Child, Command, Stdio},
@@ -26,9 +26,11 @@ use passt_rs::{
     host::{helper::Helper, moving},
     proto::{
         repair::Command as Order,
-        state::{Carried, HostSide},
+        state::{Carried, HostSide, Options},
     },
+    sys::sockopt,
 };
+use socket2::{SockRef, TcpKeepalive};
 
 /// A connection from the service address, and the peer's end of it.
 fn connection(nodes: &Nodes, family: usize) -> (TcpStream, TcpStream) {
@@ -177,6 +179,43 @@ fn stuff(stream: &TcpStream) -> Vec<u8> {
     all[..written].to_vec()
 }
 
+/// Repair mode has no word for these.
+#[test]
+fn what_a_socket_was_told_the_next_is_told() {
+    let Some(nodes) = Nodes::new() else { return };
+    for family in [0, 1] {
+        let (ours, theirs) = connection(&nodes, family);
+        let v6 = family == 1;
+        let often = TcpKeepalive::new()
+            .with_time(Duration::from_secs(77))
+            .with_interval(Duration::from_secs(21));
+        SockRef::from(&ours).set_tcp_keepalive(&often).unwrap();
+        sockopt::set_ttl(ours.as_fd(), v6, 33).unwrap();
+        sockopt::set_tos(ours.as_fd(), v6, 0x28).unwrap();
+        let (ours, carried, _old) = migrate(&nodes, ours);
+        let wanted = Options {
+            ttl: 33,
+            tos: 0x28,
+            keepalive: Some((77, 21)),
+        };
+        assert_eq!(carried.options, wanted);
+        let (fd, options) = (ours.as_fd(), SockRef::from(&ours));
+        assert_eq!(sockopt::ttl(fd, v6).unwrap(), 33);
+        assert_eq!(sockopt::tos(fd, v6).unwrap() & !3, 0x28);
+        assert!(options.keepalive().unwrap());
+        let times = [
+            options.tcp_keepalive_time(),
+            options.tcp_keepalive_interval(),
+        ];
+        assert_eq!(times.map(|time| time.unwrap().as_secs()), [77, 21]);
+        // And what every socket of ours is told.
+        assert!(options.tcp_nodelay().unwrap());
+        assert!(options.out_of_band_inline().unwrap());
+        exchange(&ours, &theirs);
+        nodes.move_address(&nodes.target, &nodes.source);
+    }
+}
+
 /// Octets in every queue: read by neither side, not acknowledged, not sent.
 #[test]
 fn a_connection_moves_with_all_that_is_in_its_queues() {
@@ -299,7 +338,7 @@ fn segments_are_no_smaller_after_a_move() {
     for family in [0, 1] {
         let (ours, theirs) = connection(&nodes, family);
         exchange(&ours, &theirs);
-        let mss = |stream: &TcpStream| socket2::SockRef::from(stream).tcp_mss().unwrap();
+        let mss = |stream: &TcpStream| SockRef::from(stream).tcp_mss().unwrap();
         let before = mss(&ours);
         let (new, _, _old) = migrate(&nodes, ours);
         assert_eq!(mss(&new), before);

@@ -4,14 +4,15 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::sys::socket::{MsgFlags, recv, send};
-use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 use super::socket::canonical;
 use crate::{
-    proto::state::{Carried, HostSide, QUEUE_MAX},
+    proto::state::{Carried, HostSide, KEEPALIVE_MAX, Options, QUEUE_MAX},
     sys::{
         repair::{self, Agreed, Info, Queue},
         sockopt,
@@ -87,10 +88,45 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
         window: repair::window(fd)?,
         ended: matches!(info.state, CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT),
         shut: has_shut(info.state),
+        options: told(socket, peer.is_ipv6())?,
         unacked,
         unsent,
         received,
     })))
+}
+
+/// What the socket was told of its packets and of silence.
+fn told(socket: &impl AsFd, v6: bool) -> io::Result<Options> {
+    let (fd, options) = (socket.as_fd(), SockRef::from(socket));
+    let seconds = |time: io::Result<Duration>| {
+        let seconds = u16::try_from(time?.as_secs()).unwrap_or(KEEPALIVE_MAX);
+        Ok::<_, io::Error>(seconds.clamp(1, KEEPALIVE_MAX))
+    };
+    Ok(Options {
+        ttl: sockopt::ttl(fd, v6)?,
+        // The rest is congestion's, which the kernel works out anew.
+        tos: sockopt::tos(fd, v6)? & !3,
+        keepalive: match options.keepalive()? {
+            true => Some((
+                seconds(options.tcp_keepalive_time())?,
+                seconds(options.tcp_keepalive_interval())?,
+            )),
+            false => None,
+        },
+    })
+}
+
+/// Tells a socket what another was told.
+fn tell(socket: &impl AsFd, v6: bool, told: Options) -> io::Result<()> {
+    let fd = socket.as_fd();
+    sockopt::set_ttl(fd, v6, told.ttl)?;
+    sockopt::set_tos(fd, v6, told.tos)?;
+    if let Some((silence, pause)) = told.keepalive {
+        let [silence, pause] = [silence, pause].map(|s| Duration::from_secs(s.into()));
+        let often = TcpKeepalive::new().with_time(silence).with_interval(pause);
+        SockRef::from(socket).set_tcp_keepalive(&often)?;
+    }
+    Ok(())
 }
 
 /// What is left of a connection that the kernel is done with.
@@ -259,6 +295,7 @@ pub fn restore(socket: &OwnedFd, carried: &Carried) -> io::Result<()> {
     repair::choose(fd, Queue::None)?;
     options.set_tcp_nodelay(true)?;
     options.set_out_of_band_inline(true)?;
+    tell(socket, carried.peer.is_ipv6(), carried.options)?;
     listen(socket);
     Ok(())
 }

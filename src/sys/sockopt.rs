@@ -124,12 +124,24 @@ pub fn set_receive_segments(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// Those of setsockopt(2).
 pub fn set_ttl(socket: BorrowedFd<'_>, v6: bool, ttl: u8) -> io::Result<()> {
-    let (level, name) = if v6 {
+    let (level, name) = ttl_option(v6);
+    set(socket, level, name, c_int::from(ttl))
+}
+
+/// The time to live, or hop limit, of what is sent.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn ttl(socket: BorrowedFd<'_>, v6: bool) -> io::Result<u8> {
+    octet(socket, ttl_option(v6))
+}
+
+const fn ttl_option(v6: bool) -> (c_int, c_int) {
+    if v6 {
         (libc::SOL_IPV6, libc::IPV6_UNICAST_HOPS)
     } else {
         (libc::SOL_IP, libc::IP_TTL)
-    };
-    set(socket, level, name, c_int::from(ttl))
+    }
 }
 
 /// Has packets dropped that come with a lower time to live, or hop limit (IP_MINTTL, ip(7); IPV6_MINHOPCOUNT): as if they were
@@ -159,12 +171,31 @@ pub fn set_least_readable(socket: BorrowedFd<'_>, octets: usize) -> io::Result<(
 /// # Errors
 /// Those of setsockopt(2).
 pub fn set_tos(socket: BorrowedFd<'_>, v6: bool, tos: u8) -> io::Result<()> {
-    let (level, name) = if v6 {
+    let (level, name) = tos_option(v6);
+    set(socket, level, name, c_int::from(tos))
+}
+
+/// The type of service, or traffic class, of what is sent.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn tos(socket: BorrowedFd<'_>, v6: bool) -> io::Result<u8> {
+    octet(socket, tos_option(v6))
+}
+
+const fn tos_option(v6: bool) -> (c_int, c_int) {
+    if v6 {
         (libc::SOL_IPV6, libc::IPV6_TCLASS)
     } else {
         (libc::SOL_IP, libc::IP_TOS)
-    };
-    set(socket, level, name, c_int::from(tos))
+    }
+}
+
+/// An option that is an octet, though the kernel tells it as an integer.
+fn octet(socket: BorrowedFd<'_>, (level, name): (c_int, c_int)) -> io::Result<u8> {
+    let mut value: c_int = 0;
+    get(socket, level, name, &mut value)?;
+    u8::try_from(value).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Forbids fragments, so that datagrams above the path MTU are refused with EMSGSIZE, or lets the kernel make them

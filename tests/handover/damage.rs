@@ -7,7 +7,7 @@ use crate::{
         Setup,
         front_end::{Driver, FrontEnd, LINUX},
     },
-    scene::{ARGS, Repair, Scene, our_helper},
+    scene::{ARGS, Scene},
 };
 
 /// A state as it was written, and what becomes of it on the way.
@@ -55,10 +55,7 @@ fn a_guest_whose_state_is_refused_is_served_without_flows() {
         };
         let listener = &scene.listeners()[0];
         let (handle, _theirs) = scene.connect(listener);
-        let _helpers = [
-            Repair::start(&scene.nodes.source, &scene.source, our_helper()),
-            Repair::start(&scene.nodes.target, &scene.target, our_helper()),
-        ];
+        let _helpers = scene.helpers();
         scene.hand_over_alone(change);
         let line = format!("The guest's state is not taken over: {words}\n");
         scene.target.expect_log(&line);

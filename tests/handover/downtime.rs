@@ -12,12 +12,12 @@ use std::{
 use crate::{
     guest::{Peer, Wire},
     lab::{
-        self, Nodes, Setup,
+        self, Nodes, Repair, Setup,
         front_end::{Driver, FrontEnd, LINUX, Movable},
         nodes::{PEER, SERVICE},
         translator,
     },
-    scene::{Repair, limit, our_helper},
+    scene::limit,
 };
 
 const ARGS: [&str; 6] = ["--vhost-user", "--no-map-gw", "-t", "none", "-u", "none"];
@@ -76,10 +76,8 @@ fn hand_over(binary: &OsStr, helper: &OsStr, count: usize) -> Option<Took> {
             (ours, theirs)
         })
         .collect();
-    let helpers = [
-        Repair::start(&nodes.source, &source, helper),
-        Repair::start(&nodes.target, &target, helper),
-    ];
+    let start = |host, of| Repair::connected(host, &Repair::path(of), helper);
+    let helpers = [start(&nodes.source, &source), start(&nodes.target, &target)];
     let pids = [
         source.pid(),
         target.pid(),
@@ -135,7 +133,7 @@ fn measure(name: &str, binary: &OsStr, helper: &OsStr) -> bool {
 /// Figures are printed, for ours and for another make's where it is at hand.
 #[test]
 fn a_thousand_connections_move_at_once() {
-    let ours = measure("ours", &translator::binary(), our_helper());
+    let ours = measure("ours", &translator::binary(), Repair::ours());
     if let (true, Some(passt), Some(helper)) = (ours, lab::peer("passt"), lab::peer("passt-repair"))
     {
         let path = |path: &Path| path.as_os_str().to_owned();

@@ -1,10 +1,7 @@
 //! A guest between two hosts, each with a translator and a helper.
 
 use std::{
-    ffi::OsStr,
-    fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -13,54 +10,14 @@ use smoltcp::{iface::SocketHandle, wire::IpCidr};
 use crate::{
     guest::Guest,
     lab::{
-        Host, LONG, Nodes, Setup, Translator,
+        Host, LONG, Nodes, Repair, Setup, Translator,
         front_end::{Bridge, Driver, FrontEnd, LINUX, Movable},
-        janitor,
         nodes::{PEER, SERVICE},
-        wait_until,
     },
 };
 
 /// What every translator is told.
 pub const ARGS: [&str; 6] = ["--vhost-user", "--no-map-gw", "-t", "8080", "-u", "8080"];
-
-/// passt-repair at work, connected to a translator.
-pub struct Repair(Child);
-
-impl Repair {
-    pub fn start(host: &Host, translator: &Translator, binary: &OsStr) -> Self {
-        let path = format!("{}.repair", translator.socket().display());
-        let child = host.run(|| {
-            Command::new(binary)
-                .arg(path)
-                .stdin(Stdio::null())
-                .spawn()
-                .unwrap()
-        });
-        janitor::watch_pid(child.id());
-        // It shuts itself in when it is connected.
-        let status = format!("/proc/{}/status", child.id());
-        let ready = || fs::read_to_string(&status).is_ok_and(|text| text.contains("Seccomp:\t2"));
-        assert!(wait_until(LONG, ready));
-        Self(child)
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Repair {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        janitor::gone(self.0.id());
-    }
-}
-
-pub fn our_helper() -> &'static OsStr {
-    env!("CARGO_BIN_EXE_passt-repair").as_ref()
-}
 
 /// A guest on the first of two hosts.
 pub struct Scene {
@@ -102,13 +59,19 @@ impl Scene {
 
     /// The guest goes to the other host, and the network follows. How long source and target took.
     pub fn hand_over(&mut self) -> (Duration, Duration) {
-        let helpers = [
-            Repair::start(&self.nodes.source, &self.source, our_helper()),
-            Repair::start(&self.nodes.target, &self.target, our_helper()),
-        ];
+        let helpers = self.helpers();
         let took = self.hand_over_alone(|state| state);
         drop(helpers);
         took
+    }
+
+    /// A helper of ours for each translator.
+    pub fn helpers(&self) -> [Repair; 2] {
+        [
+            (&self.nodes.source, &self.source),
+            (&self.nodes.target, &self.target),
+        ]
+        .map(|(host, translator)| helper(host, translator))
     }
 
     /// The same without helpers of its own, with something done to the state on its way.
@@ -144,14 +107,14 @@ impl Scene {
 
     /// The guest's state is taken, but it goes on where it was: nobody took it over.
     pub fn stay(&mut self) {
-        let mut helper = Repair::start(&self.nodes.source, &self.source, our_helper());
+        let helper = helper(&self.nodes.source, &self.source);
         let mut bridge = self.card.take().unwrap().halt();
         assert!(bridge.front_end.save().0.is_some());
         // What a migration is found to have failed by takes its time.
         std::thread::sleep(crate::lab::QUIET);
         self.card = Some(bridge.again());
         // It is sent away when all is done.
-        assert!(wait_until(LONG, || helper.0.try_wait().unwrap().is_some()));
+        assert_eq!(helper.end(), Some(0));
         self.source.expect_log("Guest stays");
     }
 
@@ -170,6 +133,10 @@ impl Scene {
         limit(&theirs);
         (handle, theirs)
     }
+}
+
+fn helper(host: &Host, translator: &Translator) -> Repair {
+    Repair::connected(host, &Repair::path(translator), Repair::ours())
 }
 
 pub fn limit(stream: &TcpStream) {

@@ -15,8 +15,11 @@ pub mod front_end;
 pub mod janitor;
 pub mod netns;
 pub mod nodes;
+pub mod numbers;
 pub mod path;
+pub mod repair;
 pub mod servers;
+pub mod session;
 pub mod traffic;
 pub mod translator;
 pub mod world;
@@ -24,6 +27,7 @@ pub mod world;
 pub use capture::Capture;
 pub use netns::Host;
 pub use nodes::Nodes;
+pub use repair::Repair;
 pub use translator::{Setup, Translator};
 pub use world::World;
 
@@ -36,6 +40,9 @@ use std::{
 
 /// More than anything here may take on a loaded machine.
 pub const LONG: Duration = Duration::from_secs(20);
+
+/// The same for a machine without hardware acceleration, which boots or moves.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long to watch for something that must not happen.
 pub const QUIET: Duration = Duration::from_millis(300);

@@ -9,6 +9,7 @@ mod lab;
 
 mod cluster_network;
 mod libvirt;
+mod libvirt_migration;
 mod macvlan;
 mod masquerade;
 mod nat_cluster;

@@ -9,13 +9,9 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, OnceLock},
     thread,
-    time::Duration,
 };
 
-use crate::lab::{janitor, wait_until};
-
-/// A boot by emulation on a loaded machine takes its time, and so does a move.
-pub const PATIENCE: Duration = Duration::from_secs(150);
+use crate::lab::{PATIENCE, janitor, wait_until};
 
 /// Kernel and first file system of the guest; none where this machine cannot boot it.
 fn disk() -> Option<&'static (String, janitor::TempDir)> {

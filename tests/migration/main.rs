@@ -7,41 +7,11 @@
 mod lab;
 
 mod machine;
-mod peer;
 
-use std::{
-    env,
-    ffi::OsString,
-    process::{Child, Command, Stdio},
-};
+use std::{env, ffi::OsString};
 
-use lab::{Host, LONG, Nodes, Setup, Translator, janitor, wait_until};
-use machine::{Machine, PATIENCE};
-use peer::Peer;
-
-/// passt-repair, at work beside a translator.
-struct Repair(Child);
-
-impl Repair {
-    fn start(host: &Host, path: &str, binary: Option<OsString>) -> Self {
-        let binary = binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_passt-repair").into());
-        let child = host.run(|| {
-            Command::new(binary)
-                .arg(path)
-                .stdin(Stdio::null())
-                .spawn()
-                .unwrap()
-        });
-        janitor::watch_pid(child.id());
-        Self(child)
-    }
-
-    fn end(mut self) -> Option<i32> {
-        assert!(wait_until(LONG, || self.0.try_wait().unwrap().is_some()));
-        janitor::gone(self.0.id());
-        self.0.try_wait().unwrap().unwrap().code()
-    }
-}
+use lab::{Host, LONG, Nodes, PATIENCE, Repair, Setup, Translator, numbers::Peer, wait_until};
+use machine::Machine;
 
 fn translator(host: &Host) -> Translator {
     translator_with(host, &[])
@@ -73,12 +43,8 @@ fn wakes(of: &Translator) -> Vec<u64> {
     switches.collect()
 }
 
-fn path(of: &Translator) -> String {
-    format!("{}.repair", of.socket().display())
-}
-
-fn helper() -> Option<OsString> {
-    env::var_os("PASST_REPAIR_BIN")
+fn helper() -> OsString {
+    env::var_os("PASST_REPAIR_BIN").unwrap_or_else(|| Repair::ours().into())
 }
 
 /// Uploads, downloads, idle connections and one from outside, over IPv4 and IPv6; there, and back, and so on.
@@ -94,12 +60,12 @@ fn helpers_of_two_makes_work_together() {
     let Some(theirs) = lab::peer("passt-repair") else {
         return;
     };
-    let theirs = Some(theirs.into_os_string());
-    connections_survive(&[[None, theirs.clone()], [theirs, None]]);
+    let (ours, theirs) = (Repair::ours(), theirs.into_os_string());
+    connections_survive(&[[ours.into(), theirs.clone()], [theirs, ours.into()]]);
 }
 
 /// Has the guest move once for each pair of helpers, of the source and of the target.
-fn connections_survive(helpers: &[[Option<OsString>; 2]]) {
+fn connections_survive(helpers: &[[OsString; 2]]) {
     if !machine::can_run() {
         return;
     }
@@ -117,16 +83,17 @@ fn connections_survive(helpers: &[[Option<OsString>; 2]]) {
         .iter()
         .all(|&n| n > 50)));
     let mut sides = [(&nodes.source, "p1"), (&nodes.target, "p2")];
-    for [of_source, of_target] in helpers.iter().cloned() {
+    for [of_source, of_target] in helpers {
         let to = translator(sides[1].0);
         let target = Machine::start(to.socket(), true);
         // The target's helper looks into the folder, as KubeVirt has it; upstream's sees only what appears later.
-        let place = match &of_target {
-            Some(_) => path(&to),
-            None => to.dir().to_str().unwrap().to_owned(),
+        let place = if of_target == Repair::ours() {
+            to.dir().to_owned()
+        } else {
+            Repair::path(&to)
         };
-        let of_source = Repair::start(sides[0].0, &path(&from), of_source);
-        let of_target = Repair::start(sides[1].0, &place, of_target);
+        let of_source = Repair::connected(sides[0].0, &Repair::path(&from), of_source);
+        let of_target = Repair::connected(sides[1].0, &place, of_target);
         assert!(source.migrate(&target), "{}\n{}", from.log(), to.log());
         // The source is done before the target is, and nobody would be there for what comes too early.
         to.expect_log("Guest arrived with 7 of 7 TCP connections");
@@ -174,7 +141,7 @@ fn connections_of_a_guest_that_stays_go_on() {
     peer.expect_guest();
     peer.connect_to_guest();
     for _ in 0..2 {
-        let helper = Repair::start(&nodes.source, &path(&from), helper());
+        let helper = Repair::connected(&nodes.source, &Repair::path(&from), &helper());
         assert!(source.migrate_to("exec:cat >/dev/null"), "{}", from.log());
         from.expect_log("Guest leaves with 7 of 7 TCP connections");
         source.command(r#"{"execute":"cont"}"#);

@@ -9,6 +9,9 @@ use crate::{flow::Key, net::Protocol};
 /// Octets of one queue of a connection, at most.
 pub const QUEUE_MAX: usize = 64 << 20;
 
+/// Seconds of a keepalive at most (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL in net/tcp.h).
+pub const KEEPALIVE_MAX: u16 = 32_767;
+
 /// A UDP flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Udp {
@@ -58,10 +61,32 @@ pub struct Carried {
     /// The peer's stream has ended behind `received`; ours behind `unsent`, and the peer is to be told (again).
     pub ended: bool,
     pub shut: bool,
+    pub options: Options,
     /// Octets the peer has not acknowledged, those it was not sent, and those the guest has not acknowledged.
     pub unacked: Vec<u8>,
     pub unsent: Vec<u8>,
     pub received: Vec<u8>,
+}
+
+/// What the socket was told of packets and silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Time to live, or hop limit; 1 at least.
+    pub ttl: u8,
+    /// Type of service, or traffic class, without the two bits that are the kernel's.
+    pub tos: u8,
+    /// After how many seconds of silence the peer is asked whether it is still there, and how often then: 1 to 32,767.
+    pub keepalive: Option<(u16, u16)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ttl: 64,
+            tos: 0,
+            keepalive: None,
+        }
+    }
 }
 
 pub fn write_udp(to: &mut Writer, udp: &Udp) {
@@ -116,13 +141,14 @@ pub fn write_tcp(to: &mut Writer, tcp: &Tcp) {
     }
 }
 
-pub fn read_tcp(from: &mut Reader<'_>) -> Option<Tcp> {
+/// A connection as that version has it.
+pub fn read_tcp(from: &mut Reader<'_>, version: u16) -> Option<Tcp> {
     let key = read_key(from, Protocol::Tcp)?;
     let conn = read_saved(from)?;
     let host = match from.u8()? {
         0 => HostSide::Lost,
         1 => HostSide::Over(from.list(QUEUE_MAX)?.to_vec()),
-        2 => HostSide::Open(Box::new(read_carried(from)?)),
+        2 => HostSide::Open(Box::new(read_carried(from, version)?)),
         _ => return None,
     };
     Some(Tcp { key, conn, host })
@@ -145,12 +171,13 @@ fn write_carried(to: &mut Writer, carried: &Carried) {
     }
     to.flag(carried.ended);
     to.flag(carried.shut);
+    write_options(to, carried.options);
     for queue in [&carried.unacked, &carried.unsent, &carried.received] {
         to.list(queue);
     }
 }
 
-fn read_carried(from: &mut Reader<'_>) -> Option<Carried> {
+fn read_carried(from: &mut Reader<'_>, version: u16) -> Option<Carried> {
     let carried = Carried {
         local: from.socket()?,
         peer: from.socket()?,
@@ -163,6 +190,10 @@ fn read_carried(from: &mut Reader<'_>) -> Option<Carried> {
         window: read_window(from)?,
         ended: from.flag()?,
         shut: from.flag()?,
+        options: match version {
+            1 => Options::default(),
+            _ => read_options(from)?,
+        },
         unacked: from.list(QUEUE_MAX)?.to_vec(),
         unsent: from.list(QUEUE_MAX)?.to_vec(),
         received: from.list(QUEUE_MAX)?.to_vec(),
@@ -173,6 +204,30 @@ fn read_carried(from: &mut Reader<'_>) -> Option<Carried> {
     let (local, peer) = (carried.local, carried.peer);
     let sound = local.is_ipv4() == peer.is_ipv4() && local.port() > 0 && peer.port() > 0;
     (scaled && sound && carried.mss > 0).then_some(carried)
+}
+
+fn write_options(to: &mut Writer, options: Options) {
+    to.u8(options.ttl);
+    to.u8(options.tos);
+    to.option(options.keepalive, |to, (silence, pause)| {
+        to.u16(silence);
+        to.u16(pause);
+    });
+}
+
+fn read_options(from: &mut Reader<'_>) -> Option<Options> {
+    let options = Options {
+        ttl: from.u8()?,
+        tos: from.u8()?,
+        keepalive: from.option(|from| Some((from.u16()?, from.u16()?)))?,
+    };
+    let times = 1..=KEEPALIVE_MAX;
+    let sound = options.ttl > 0
+        && options.tos & 3 == 0
+        && options
+            .keepalive
+            .is_none_or(|(silence, pause)| times.contains(&silence) && times.contains(&pause));
+    sound.then_some(options)
 }
 
 fn read_window(from: &mut Reader<'_>) -> Option<[u32; 5]> {

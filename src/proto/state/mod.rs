@@ -3,13 +3,14 @@
 //!
 //! ```text
 //! magic      8 octets, "passt-rs"
-//! version    u16; a reader knows its own and those before
+//! version    u16, 2; a reader knows its own and those before
 //! records    kind u8, length u32, as many octets:
 //!              1  guest: its MAC address, the addresses it was heard at and is reached at, and what it was told of its
 //!                 network; once, the first
 //!              2  a UDP flow: its key, the host's ends, what was seen
 //!              3  a TCP connection: its key, the numbers of the guest's side, and what the host's kernel knew of it, with
-//!                 the octets in its queues
+//!                 the octets in its queues; since version 2 what its socket was told: time to live, type of service,
+//!                 keepalive
 //!              0  the end, with a checksum (u64) of everything before this record
 //! ```
 //!
@@ -28,7 +29,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-pub use flows::{Carried, HostSide, QUEUE_MAX, Tcp, Udp};
+pub use flows::{Carried, HostSide, KEEPALIVE_MAX, Options, QUEUE_MAX, Tcp, Udp};
 
 use crate::net::Mac;
 use flows::{read_tcp, read_udp, write_tcp, write_udp};
@@ -38,7 +39,7 @@ use octets::{Reader, Writer};
 pub const STATE_MAX: usize = 256 << 20;
 
 const MAGIC: [u8; 8] = *b"passt-rs";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 const END: u8 = 0;
 const GUEST: u8 = 1;
@@ -153,11 +154,11 @@ impl State {
         if from.array() != Some(MAGIC) {
             return Err(Refused::Foreign);
         }
-        match from.u16() {
-            Some(VERSION) => {}
+        let version = match from.u16() {
+            Some(version @ 1..=VERSION) => version,
             Some(version) => return Err(Refused::Newer(version)),
             None => return Err(Refused::Truncated),
-        }
+        };
         check(octets, from)?;
         let mut state = Self::default();
         let mut known = false;
@@ -169,7 +170,7 @@ impl State {
                 (END, true) => return Ok(state),
                 (GUEST, false) => read_guest(&mut body).map(|guest| state.guest = guest),
                 (UDP, true) => read_udp(&mut body).map(|udp| state.udp.push(udp)),
-                (TCP, true) => read_tcp(&mut body).map(|tcp| state.tcp.push(tcp)),
+                (TCP, true) => read_tcp(&mut body, version).map(|tcp| state.tcp.push(tcp)),
                 _ => None,
             };
             known = true;

@@ -95,10 +95,13 @@ prop_compose! {
         scales in option::of((0..=14_u8, 0..=14_u8)),
         (sack, timestamp, window) in any::<(bool, Option<u32>, [u32; 5])>(),
         (ended, shut) in any::<(bool, bool)>(),
+        (ttl, tos) in (1..=u8::MAX, 0..64_u8),
+        keepalive in option::of((1..=KEEPALIVE_MAX, 1..=KEEPALIVE_MAX)),
         (unacked, unsent, received) in (octets(), octets(), octets()),
     ) -> Carried {
         Carried {
             local, peer, send_seq, receive_seq, mss, scales, sack, timestamp, window, ended, shut,
+            options: Options { ttl, tos: tos << 2, keepalive },
             unacked, unsent, received,
         }
     }
@@ -220,11 +223,36 @@ fn exercise(mut conn: Conn) {
 #[test]
 fn a_newer_version_is_refused_by_its_number() {
     let mut octets = State::default().encode();
-    octets[9] = 2;
+    octets[9] = 3;
     let refused = State::decode(&octets).unwrap_err();
-    assert_eq!(refused, Refused::Newer(2));
-    assert_eq!(refused.to_string(), "its version 2 is not known");
+    assert_eq!(refused, Refused::Newer(3));
+    assert_eq!(refused.to_string(), "its version 3 is not known");
     assert_eq!(State::decode(b"\xb1\xbb\x1d\x1b"), Err(Refused::Foreign));
+}
+
+proptest! {
+    /// It had the same, but for what sockets were told.
+    #[test]
+    fn a_connection_of_the_first_version_is_read(tcp in tcp()) {
+        let options = Options { ttl: 1, tos: 0xa8, keepalive: Some((0x5aa5, 0x6996)) };
+        let told = [1, 0xa8, 1, 0x5a, 0xa5, 0x69, 0x96];
+        let mut wanted = tcp.clone();
+        let mut written = tcp;
+        if let (HostSide::Open(wanted), HostSide::Open(written)) = (&mut wanted.host, &mut written.host) {
+            (wanted.options, written.options) = (Options::default(), options);
+        }
+        let mut to = Writer::default();
+        write_tcp(&mut to, &written);
+        let mut octets = to.0;
+        // Queues, which may look like it, are behind it.
+        if matches!(wanted.host, HostSide::Open(_)) {
+            let at = octets.windows(told.len()).position(|piece| piece == told).unwrap();
+            octets.drain(at..at + told.len());
+        }
+        let mut from = Reader(&octets);
+        prop_assert_eq!(read_tcp(&mut from, 1), Some(wanted));
+        prop_assert!(from.0.is_empty());
+    }
 }
 
 /// Lengths are not believed before the octets are there.

@@ -13,9 +13,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    lab::{Host, nodes::PEER, wait_until},
-    machine::PATIENCE,
+use super::{
+    Host, PATIENCE,
+    nodes::{PEER, SERVICE},
+    wait_until,
 };
 
 /// How far the streams are: octets of each.
@@ -96,7 +97,7 @@ impl<'a> Peer<'a> {
     pub fn connect_to_guest(&mut self) {
         let mut stream = None;
         assert!(wait_until(PATIENCE, || {
-            let service: IpAddr = crate::lab::nodes::SERVICE[0].parse().unwrap();
+            let service: IpAddr = SERVICE[0].parse().unwrap();
             let connected = self.host.run(|| TcpStream::connect((service, 8080)));
             // Where the guest does not listen yet it is a reset that follows.
             stream = connected.ok().filter(|stream| {

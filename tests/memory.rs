@@ -1,8 +1,8 @@
 //! Constant memory: once it serves, the loop asks the allocator for nothing, whatever passes through it; and an idle process is
 //! small.
 //!
-//! `MEMORY_MIB` sets how much passes (128 by default, 1024 for a full GiB), `PASST_PEER` names a binary to compare with
-//! (`/tmp/peer/passt` by default, where it is).
+//! `MEMORY_MIB` sets how much passes by each link (128 by default, 1024 for a full GiB), `PASST_PEER` names a binary to
+//! compare with (`/tmp/peer/passt` by default, where it is).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod kernel_guest;
@@ -10,25 +10,32 @@ mod lab;
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
     env,
-    ffi::OsString,
+    ffi::{CStr, OsString},
+    fs,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::net::UnixStream,
     path::Path,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
 use kernel_guest::KernelGuest;
 use lab::{
     LONG, Setup, World,
+    front_end::{Driver, LINUX},
     servers::{TcpServer, UdpEcho, tcp_listener},
     traffic::ping,
     world::{INTERNET4, INTERNET6, POD4, UNREACHABLE4},
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    prctl::set_name,
+    resource::{Resource, getrlimit, setrlimit},
+};
 use passt_rs::{
     cli::{self, Parsed},
     config::{Config, resolve},
@@ -48,18 +55,23 @@ const IDLE_MOST: u64 = 10 << 10;
 /// Descriptors for everything here but flows.
 const KEPT: u64 = 1000;
 
+/// How long each thread runs at least, in nanoseconds, for a test to mean anything.
+const LEAST: u64 = 10_000_000;
+
 /// The forwarded port.
 const PORT: u16 = 2222;
 
-/// What the thread under test asked for: how often, and the size of the latest.
+/// What the threads under test asked for: how often, and the size of the latest.
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static LATEST: AtomicUsize = AtomicUsize::new(0);
 
-thread_local! {
-    static COUNTED: Cell<bool> = const { Cell::new(false) };
-}
+/// Which threads these are.
+static COUNTED: [AtomicI32; 2] = [const { AtomicI32::new(0) }; 2];
 
-/// The system's allocator, counting what one thread asks of it.
+/// One test at a time counts.
+static COUNTER: Mutex<()> = Mutex::new(());
+
+/// The system's allocator, counting what some threads ask of it.
 struct Counting;
 
 // SAFETY: every call is passed on unchanged to the system's allocator.
@@ -92,17 +104,61 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fn count(size: usize) {
-    if COUNTED.try_with(Cell::get).unwrap_or(false) {
+    let this = nix::unistd::gettid().as_raw();
+    if COUNTED.iter().any(|id| id.load(Ordering::Relaxed) == this) {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         LATEST.store(size, Ordering::Relaxed);
     }
 }
 
-/// The loop of the translator in a thread of this process, in the pod, until its client leaves.
-fn serve(world: World, flows: usize, client: UnixStream) -> JoinHandle<World> {
-    let thread = thread::Builder::new().name("reactor".to_owned());
-    let run = move || {
+/// The name of a loop's thread, which those that it starts inherit: threads of queue pairs stay until the process ends.
+const fn name(pairs: Option<usize>) -> &'static CStr {
+    match pairs {
+        None => c"stream loop",
+        Some(1) => c"queue loop",
+        Some(_) => c"queues' loop",
+    }
+}
+
+/// Counts what threads of this name ask for from now on; how many they are.
+fn count_loops(wanted: &CStr) -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let ids = tasks.filter_map(|task| {
+        let task = task.unwrap();
+        // Others may end meanwhile.
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        (name.trim_end().as_bytes() == wanted.to_bytes())
+            .then(|| task.file_name().to_str().unwrap().parse().unwrap())
+    });
+    let ids: Vec<i32> = ids.collect();
+    assert!(ids.len() <= COUNTED.len(), "{ids:?}");
+    for (at, place) in COUNTED.iter().enumerate() {
+        place.store(ids.get(at).copied().unwrap_or(0), Ordering::Relaxed);
+    }
+    ids.len()
+}
+
+/// Nanoseconds that each thread that is counted has run (proc(5), `schedstat`).
+fn run_times() -> Vec<u64> {
+    let ids = COUNTED.iter().map(|id| id.load(Ordering::Relaxed));
+    let time = |id: i32| {
+        let text = fs::read_to_string(format!("/proc/self/task/{id}/schedstat")).unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    };
+    ids.filter(|&id| id != 0).map(time).collect()
+}
+
+/// The loop of the translator in a thread of this process, in the pod, until its client leaves: by the stream, or by so many
+/// queue pairs.
+fn serve(
+    world: World,
+    flows: usize,
+    client: UnixStream,
+    pairs: Option<usize>,
+) -> JoinHandle<World> {
+    thread::spawn(move || {
         world.pod.run(|| {
+            set_name(name(pairs)).unwrap();
             let config = config(&["-t", "2222", "-u", "2222", "--fd", "3"]);
             let net = resolve(&config, &facts::read().unwrap()).unwrap().net;
             let limits = Limits {
@@ -118,18 +174,20 @@ fn serve(world: World, flows: usize, client: UnixStream) -> JoinHandle<World> {
                 most: 100,
             };
             let (ports, _) = Ports::open(&config.forwards, options).unwrap();
-            let mut relay = Relay::new(net, Features::probe(), limits);
+            let features = Features::probe();
+            let further = (1..pairs.unwrap_or(1))
+                .map(|_| Relay::new(net.clone(), features, limits))
+                .collect();
+            let mut relay = Relay::new(net, features, limits);
             relay.forward(ports, listen::syn_retries());
             let entrance = Entrance::Connected(client.into());
-            let reactor = Reactor::new(relay, entrance, None, true, None).unwrap();
-            COUNTED.set(true);
-            let ending = reactor.run();
-            COUNTED.set(false);
-            ending.unwrap();
+            let vhost = pairs.map(|_| config.vhost_features);
+            let mut reactor = Reactor::new(relay, entrance, vhost, true, None).unwrap();
+            reactor.recruit(further, flows).unwrap();
+            reactor.run().unwrap();
         });
         world
-    };
-    thread.spawn(run).unwrap()
+    })
 }
 
 fn config(args: &[&str]) -> Config {
@@ -233,8 +291,9 @@ fn crowd(guest: &KernelGuest, flows: usize, deaf: SocketAddr) {
     drop(connections);
 }
 
-#[test]
-fn nothing_is_allocated_once_the_loop_serves() {
+/// Traffic of every kind, in bulk and by many flows, asks for no memory: by the stream, or by a driver's queue pairs.
+fn assert_constant(driver: Option<Driver>) {
+    let _alone = COUNTER.lock();
     let Some(world) = World::pod() else { return };
     let flows = most_flows();
     let tcp = [INTERNET4.into(), INTERNET6.into()]
@@ -243,15 +302,21 @@ fn nothing_is_allocated_once_the_loop_serves() {
         .map(|addr: std::net::IpAddr| UdpEcho::start(&world.outside, (addr, 7)));
     let deaf = tcp_listener(&world.outside, (INTERNET4, 9));
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let Some(guest) = KernelGuest::plug_into(theirs, 65_520) else {
-        return;
+    let outside = world.outside.again();
+    let pairs = driver.map(|driver| driver.pairs);
+    let serving = serve(world, flows, ours, pairs);
+    let guest = match driver {
+        Some(driver) => KernelGuest::plug_driver(theirs, 65_520, driver),
+        None => KernelGuest::plug_into(theirs, 65_520),
     };
+    let Some(guest) = guest else { return };
     guest.number();
     guest.host().allow_ping();
-    let outside = world.outside.again();
-    let serving = serve(world, flows, ours);
     // The first of everything is made ready.
     mix(&guest, &outside, &tcp, &udp);
+    let loops = count_loops(name(pairs));
+    assert_eq!(loops, pairs.unwrap_or(1));
+    let idle = run_times();
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     mix(&guest, &outside, &tcp, &udp);
     for server in &tcp {
@@ -260,9 +325,11 @@ fn nothing_is_allocated_once_the_loop_serves() {
     crowd(&guest, flows, deaf.local_addr().unwrap());
     mix(&guest, &outside, &tcp, &udp);
     let after = ALLOCATIONS.load(Ordering::Relaxed);
+    for (idle, busy) in idle.iter().zip(run_times()) {
+        assert!(busy > idle + LEAST, "a thread that had nothing to do");
+    }
     println!(
-        "{} allocations at the start, {} for {} MiB and {flows} flows",
-        before,
+        "{} allocations of {loops} threads for {} MiB and {flows} flows",
         after - before,
         mib()
     );
@@ -274,6 +341,21 @@ fn nothing_is_allocated_once_the_loop_serves() {
     );
     drop(guest);
     serving.join().unwrap();
+}
+
+#[test]
+fn nothing_is_allocated_once_the_loop_serves() {
+    assert_constant(None);
+}
+
+#[test]
+fn nothing_is_allocated_for_what_passes_by_virtqueues() {
+    assert_constant(Some(Driver::new(LINUX)));
+}
+
+#[test]
+fn no_thread_allocates_for_what_passes_by_two_queue_pairs() {
+    assert_constant(Some(Driver::twice(LINUX)));
 }
 
 #[test]

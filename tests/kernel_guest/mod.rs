@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use crate::lab::{Host, Translator};
+use crate::lab::{Host, Translator, front_end::Driver};
 
 pub use relay::Counters;
 use relay::Relay;
@@ -66,22 +66,27 @@ impl KernelGuest {
 
     /// The same behind a vhost-user front-end, whose driver takes these virtio features.
     pub fn plug_queues(translator: &Translator, mtu: u32, features: u64) -> Option<Self> {
-        Self::wire(|| translator.connect(), mtu, Some(features), |_| {})
+        Self::plug_driver(translator.connect(), mtu, Driver::new(features))
+    }
+
+    /// The same behind a front-end at the other end of a socket, whose driver behaves so.
+    pub fn plug_driver(socket: UnixStream, mtu: u32, driver: Driver) -> Option<Self> {
+        Self::wire(|| socket, mtu, Some(driver), |_| {})
     }
 
     fn wire(
         connect: impl FnOnce() -> UnixStream,
         mtu: u32,
-        features: Option<u64>,
+        driver: Option<Driver>,
         prepare: impl FnOnce(&Host),
     ) -> Option<Self> {
         let host = Host::new().expect("a namespace for the guest");
         prepare(&host);
-        let tap = match host.run(|| match features {
-            Some(_) => Tap::create_virtio(DEVICE),
-            None => Tap::create(DEVICE),
+        let taps = match host.run(|| match driver {
+            Some(driver) => Tap::create_virtio(DEVICE, driver.pairs),
+            None => Tap::create(DEVICE).map(|tap| vec![tap]),
         }) {
-            Ok(tap) => tap,
+            Ok(taps) => taps.into_iter().map(Arc::new).collect::<Vec<_>>(),
             Err(error) => {
                 println!("skipped: no TAP device: {error}");
                 return None;
@@ -91,9 +96,9 @@ impl KernelGuest {
         host.ip(&format!(
             "link set dev {DEVICE} address {MAC} mtu {mtu} txqueuelen {QUEUE} up"
         ));
-        let relay = match features {
-            Some(features) => Relay::by_queues(tap, connect(), features),
-            None => Relay::start(Arc::new(tap), connect()),
+        let relay = match driver {
+            Some(driver) => Relay::by_queues(&taps, connect(), driver),
+            None => Relay::start(taps[0].clone(), connect()),
         }
         .expect("relay");
         Some(Self { host, relay })

@@ -23,7 +23,7 @@ use super::{
     relay::{Counters, Worker},
     tap::Tap,
 };
-use crate::lab::front_end::{Driver, EVENT_IDX, FrontEnd, MEMORY, RX, TX, cut, duplicate};
+use crate::lab::front_end::{EVENT_IDX, FrontEnd, MEMORY, RX, TX, cut, duplicate};
 
 /// Octets of the header before each frame.
 const HEADER: usize = 12;
@@ -225,50 +225,44 @@ impl Queue {
     }
 }
 
-pub(super) struct Queues {
-    pub(super) tap: Arc<Tap>,
-    pub(super) socket: UnixStream,
-    pub(super) counters: Arc<Counters>,
-    pub(super) threads: Vec<Worker>,
-}
-
-impl Queues {
-    pub(super) fn start(tap: Tap, socket: UnixStream, features: u64) -> io::Result<Self> {
-        let mut driver = Driver::new(features);
-        driver.buffers = 0;
-        let front_end = FrontEnd::start(socket, driver);
+/// Carries frames between each queue of the device and the pair of virtqueues it stands for.
+pub(super) fn start(
+    taps: &[Arc<Tap>],
+    front_end: &FrontEnd,
+    counters: &Arc<Counters>,
+) -> io::Result<Vec<Worker>> {
+    let memory = Arc::new(Memory::map(front_end.memory.try_clone()?)?);
+    let mut threads = Vec::new();
+    for (pair, tap) in taps.iter().enumerate() {
         tap.offload(front_end.driver.features)?;
-        let memory = Arc::new(Memory::map(front_end.memory.try_clone()?)?);
-        let (tap, counters) = (Arc::new(tap), Arc::new(Counters::default()));
-        let receive = Queue::new(&front_end, &memory, RX)?;
-        let transmit = Queue::new(&front_end, &memory, TX)?;
+        let receive = Queue::new(front_end, &memory, RX + 2 * pair)?;
+        let transmit = Queue::new(front_end, &memory, TX + 2 * pair)?;
+        let slots = SLOTS / taps.len() as u16;
+        let first = MEMORY / 2 + LARGEST as u64 * u64::from(slots) * pair as u64;
+        let (to, count) = (tap.clone(), counters.clone());
         let socket = front_end.socket.try_clone()?;
-        let up = {
-            let (tap, counters) = (tap.clone(), counters.clone());
-            Worker::start("guest-to-queue", socket.try_clone()?, move |_| {
-                carry_up(&tap, transmit, &counters)
-            })?
-        };
-        let down = {
-            let counters = counters.clone();
-            let tap = tap.clone();
-            Worker::start("queue-to-guest", socket.try_clone()?, move |_| {
-                carry_down(&tap, receive, &counters)
-            })?
-        };
-        Ok(Self {
-            tap,
-            socket,
-            counters,
-            threads: vec![up, down],
-        })
+        threads.push(Worker::start("guest-to-queue", socket, move |_| {
+            carry_up(&to, transmit, (first, slots), &count)
+        })?);
+        let first = (1 + pair as u64) << 20;
+        let (from, count) = (tap.clone(), counters.clone());
+        let socket = front_end.socket.try_clone()?;
+        threads.push(Worker::start("queue-to-guest", socket, move |_| {
+            carry_down(&from, receive, first, &count)
+        })?);
     }
+    Ok(threads)
 }
 
-/// Device to queue.
-fn carry_up(tap: &Tap, mut queue: Queue, counters: &Counters) -> io::Result<()> {
-    let mut free: Vec<u16> = (0..SLOTS).collect();
-    let place = |slot: u16| MEMORY / 2 + LARGEST as u64 * u64::from(slot);
+/// Device to queue, by so many buffers from a place in memory on.
+fn carry_up(
+    tap: &Tap,
+    mut queue: Queue,
+    (first, slots): (u64, u16),
+    counters: &Counters,
+) -> io::Result<()> {
+    let mut free: Vec<u16> = (0..slots).collect();
+    let place = |slot: u16| first + LARGEST as u64 * u64::from(slot);
     queue.ask_for_calls(false);
     loop {
         while let Some((slot, _)) = queue.collect() {
@@ -330,9 +324,9 @@ fn vouch(memory: &Memory, at: u64, len: usize) {
     memory.write(at, header);
 }
 
-/// Queue to device.
-fn carry_down(tap: &Tap, mut queue: Queue, counters: &Counters) -> io::Result<()> {
-    let place = |index: u16| (1 << 20) + u64::from(BUFFER) * u64::from(index);
+/// Queue to device, by buffers from a place in memory on.
+fn carry_down(tap: &Tap, mut queue: Queue, first: u64, counters: &Counters) -> io::Result<()> {
+    let place = |index: u16| first + u64::from(BUFFER) * u64::from(index);
     for index in 0..queue.entries {
         queue.describe(index, FrontEnd::guest(place(index)), BUFFER, WRITE);
         queue.offer(index);

@@ -21,7 +21,8 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use super::{queues::Queues, tap::Tap};
+use super::{queues, tap::Tap};
+use crate::lab::front_end::{Driver, FrontEnd};
 
 /// Bytes of a frame's length on the socket.
 const LENGTH: usize = 4;
@@ -69,6 +70,8 @@ pub(super) struct Relay {
     socket: UnixStream,
     counters: Arc<Counters>,
     threads: Vec<Worker>,
+    /// Closes the link when it goes.
+    _front_end: Option<FrontEnd>,
 }
 
 /// One direction's thread, with its id in the kernel for its CPU time.
@@ -97,17 +100,26 @@ impl Relay {
             socket,
             counters,
             threads: vec![up, down],
+            _front_end: None,
         })
     }
 
-    /// The same between the device and virtqueues, behind a front-end that takes these features.
-    pub(super) fn by_queues(tap: Tap, socket: UnixStream, features: u64) -> io::Result<Self> {
-        let queues = Queues::start(tap, socket, features)?;
+    /// The same between the queues of the device and virtqueues, behind a front-end whose driver behaves so.
+    pub(super) fn by_queues(
+        taps: &[Arc<Tap>],
+        socket: UnixStream,
+        mut driver: Driver,
+    ) -> io::Result<Self> {
+        // Buffers are posted by those who carry the frames.
+        driver.buffers = 0;
+        let front_end = FrontEnd::start(socket, driver);
+        let counters = Arc::new(Counters::default());
         Ok(Self {
-            tap: queues.tap,
-            socket: queues.socket,
-            counters: queues.counters,
-            threads: queues.threads,
+            tap: taps[0].clone(),
+            socket: front_end.socket.try_clone()?,
+            threads: queues::start(taps, &front_end, &counters)?,
+            counters,
+            _front_end: Some(front_end),
         })
     }
 

@@ -27,9 +27,19 @@ impl Tap {
         Self::with_flags(name, libc::IFF_TAP | libc::IFF_NO_PI)
     }
 
-    /// The same with virtio-net's header before each frame.
-    pub(super) fn create_virtio(name: &str) -> io::Result<Self> {
-        let tap = Self::with_flags(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
+    /// The same with virtio-net's header before each frame, as so many queues: each flow keeps to one of them.
+    pub(super) fn create_virtio(name: &str, queues: usize) -> io::Result<Vec<Self>> {
+        (0..queues)
+            .map(|_| Self::create_queue(name, queues > 1))
+            .collect()
+    }
+
+    fn create_queue(name: &str, one_of_many: bool) -> io::Result<Self> {
+        let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if one_of_many {
+            flags |= libc::IFF_MULTI_QUEUE;
+        }
+        let tap = Self::with_flags(name, flags)?;
         let size: libc::c_int = 12;
         // SAFETY: the kernel reads one int, which outlives the call.
         if unsafe { libc::ioctl(tap.0.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) } < 0 {

@@ -17,6 +17,8 @@ mod delay;
 
 mod frozen;
 
+mod huge_pages;
+
 mod matrix;
 
 use std::time::Duration;

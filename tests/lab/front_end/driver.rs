@@ -18,6 +18,8 @@ pub struct Driver {
     pub pieces: u32,
     /// Queue pairs, up to two.
     pub pairs: usize,
+    /// Whether the guest's memory is made of huge pages: the front-end itself can only read it then.
+    pub huge: bool,
 }
 
 impl Driver {
@@ -29,6 +31,7 @@ impl Driver {
             buffer: 1536,
             pieces: 1,
             pairs: 1,
+            huge: false,
         }
     }
 

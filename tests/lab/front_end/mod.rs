@@ -84,7 +84,9 @@ impl FrontEnd {
     /// What QEMU says before the guest's driver runs.
     pub fn greet(socket: UnixStream, driver: Driver) -> Self {
         socket.set_read_timeout(Some(LONG)).expect("timeout");
-        let memory = memfd_create("guest", MFdFlags::MFD_CLOEXEC).expect("memfd");
+        let mut flags = MFdFlags::MFD_CLOEXEC;
+        flags.set(MFdFlags::MFD_HUGETLB, driver.huge);
+        let memory = memfd_create("guest", flags).expect("memfd");
         ftruncate(&memory, MEMORY.cast_signed()).expect("ftruncate");
         let mut this = Self {
             socket,

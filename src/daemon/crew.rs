@@ -155,6 +155,10 @@ impl Crew {
         if runs && let Some(share) = self.share.take() {
             first.relay.join(share);
         }
+        let able = workers.iter_mut().fold(0_u32, |mask, worker| {
+            mask | u32::from(worker.core.outbox.outlet().is_some()) << worker.number
+        });
+        first.relay.divide_room(able);
         if !runs && !rest && self.share.is_none() {
             self.share = first.relay.part();
         }

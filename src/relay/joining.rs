@@ -54,7 +54,7 @@ impl Relay {
     pub fn join(&mut self, share: Share) {
         for id in self.flows.ids() {
             if let (Some(key), Some(flow)) = (self.flows.key(id), self.flows.get(id)) {
-                share.opened(&key, flow.is_of_group());
+                share.brings(&key, flow.is_of_group());
             }
         }
         self.share = Some(share);
@@ -75,6 +75,13 @@ impl Relay {
     pub fn set_able(&mut self, able: bool) {
         if let Some(share) = &mut self.share {
             share.set_able(able);
+        }
+    }
+
+    /// Splits the room for flows among the relays that have a queue, a bit each, while nobody else runs.
+    pub fn divide_room(&self, able: u32) {
+        if let Some(share) = &self.share {
+            share.divide_room(able);
         }
     }
 

@@ -10,7 +10,7 @@ use super::kinds::{DHCP, DHCPV6, is_error, is_for_service, membership};
 use crate::{
     config::Net,
     flow::{
-        self, ClaimSlot, Claims, Key,
+        self, ClaimSlot, Claims, Key, Quota,
         ring::{Receiver, Sender, ring},
     },
     link::{FRAME_MAX, Frame, Inbox},
@@ -58,6 +58,7 @@ pub struct Forwarded {
 pub struct Share {
     me: usize,
     claims: Arc<Claims>,
+    quota: Arc<Quota>,
     forwarded: Arc<Forwarded>,
     /// Rings to and from the others, by their numbers.
     to: Vec<Option<Sender>>,
@@ -78,11 +79,13 @@ pub struct Share {
 impl Share {
     /// Shares for `count` relays (at most 32) that may have `flows` flows in all.
     pub fn among(count: usize, flows: usize, forwarded: Forwarded) -> Vec<Self> {
-        let (claims, forwarded) = (Arc::new(Claims::new(flows)), Arc::new(forwarded));
+        let (claims, forwarded) = (Arc::new(Claims::default()), Arc::new(forwarded));
+        let quota = Arc::new(Quota::new(flows, count));
         let mut shares: Vec<Self> = (0..count)
             .map(|me| Self {
                 me,
                 claims: Arc::clone(&claims),
+                quota: Arc::clone(&quota),
                 forwarded: Arc::clone(&forwarded),
                 to: (0..count).map(|_| None).collect(),
                 from: (0..count).map(|_| None).collect(),
@@ -113,9 +116,24 @@ impl Share {
         self.me == FIRST
     }
 
-    /// Whether there are as many flows as there may be, of all relays.
-    pub(super) fn is_full(&self) -> bool {
-        self.claims.is_full()
+    /// Takes room for one flow more, until it has ended. `false` if this relay may have no more, as things are.
+    pub(super) fn take_room(&self) -> bool {
+        self.quota.take(self.me)
+    }
+
+    /// There is no flow after all.
+    pub(super) fn give_room_back(&self) {
+        self.quota.give_back(self.me);
+    }
+
+    /// How many flows this relay may have, as things are.
+    pub(super) fn room(&self) -> usize {
+        self.quota.room(self.me)
+    }
+
+    /// Splits the room for flows among the relays that have a queue, a bit each, while nobody else runs.
+    pub(super) fn divide_room(&self, able: u32) {
+        self.quota.divide(|n| n == FIRST || able >> n & 1 == 1);
     }
 
     /// The slot that a flow of this key counts on.
@@ -130,9 +148,14 @@ impl Share {
         (!ports.contains(key.guest.port)).then(|| self.claims.slot(key))
     }
 
-    /// A flow begins here; one of groups has no slot.
+    /// A flow that was there before counts here from now on.
+    pub(super) fn brings(&self, key: &Key, of_group: bool) {
+        self.quota.note(self.me);
+        self.opened(key, of_group);
+    }
+
+    /// A flow begins here, for which room was taken; one of groups has no slot.
     pub(super) fn opened(&self, key: &Key, of_group: bool) {
-        self.claims.opened();
         if let Some(slot) = self.slot(key).filter(|_| !of_group) {
             let owner = self.claims.claim(slot, self.me);
             debug_assert_eq!(owner, self.me, "a flow of another's slot");
@@ -141,7 +164,7 @@ impl Share {
 
     /// It has ended.
     pub(super) fn closed(&self, key: &Key, of_group: bool) {
-        self.claims.closed();
+        self.quota.give_back(self.me);
         if let Some(slot) = self.slot(key).filter(|_| !of_group) {
             self.claims.release(slot);
         }
@@ -413,7 +436,7 @@ mod tests {
 
     #[test]
     fn labels_survive_the_ring() {
-        let slot = Claims::new(1).slot(&Key {
+        let slot = Claims::default().slot(&Key {
             protocol: Protocol::Udp,
             guest: crate::net::Endpoint::new([10, 0, 0, 1].into(), 1),
             remote: crate::net::Endpoint::new([10, 0, 0, 2].into(), 2),

@@ -269,6 +269,41 @@ fn more_than_a_thread_has_room_for_waits_in_the_guests_queue() {
     }
 }
 
+/// Whoever fills the table by one queue pair leaves the others their part of it.
+#[test]
+fn a_flood_of_flows_by_one_pair_leaves_room_for_others() {
+    const FILES: u32 = 256;
+    let Some(world) = crate::World::pod() else {
+        return;
+    };
+    let translator = crate::Setup::new(&["--vhost-user", "--mtu", "1500", "--queues", "2"])
+        .limit_files(FILES)
+        .start(&world.pod);
+    let scene = Scene { translator, world };
+    let mut guest = scene.guest(Driver::twice(LINUX));
+    let remote = SocketAddr::from((INTERNET4, 9));
+    let server = udp_socket(&scene.world.outside, remote);
+    for (pair, port) in [(0, 10_000), (1, 20_000)] {
+        // More than there may be; each is there by the time its datagram is.
+        for n in 0..FILES as u16 {
+            let udp = Udp::new(guest_addr(remote, port + n), remote, b"flood");
+            guest.transmit_by(pair, &HEADER, &udp.frame(), 1);
+            assert_eq!(server.recv(&mut [0; 9]).unwrap(), 5);
+        }
+        // A few of the other's, which has had none so far, or lost none to the flood.
+        let mut flows: Vec<_> = (0..8)
+            .map(|n| {
+                let remote = SocketAddr::new(remote.ip(), 100 + 100 * pair as u16 + n);
+                Connection::new(&scene, &mut guest, 1 - pair, remote, 40_000 + n)
+            })
+            .collect();
+        for flow in &mut flows {
+            flow.send(&mut guest, 1 - pair, 100);
+            assert_eq!(flow.arrive(&mut guest, 0), 1 - pair);
+        }
+    }
+}
+
 #[test]
 fn services_answer_whichever_queue_the_question_comes_by() {
     let Some(scene) = scene("2") else { return };

@@ -186,6 +186,7 @@ impl Crew {
                 let _ = registry.deregister(&mut SourceFd(&moved.socket()));
                 first.relay.adopt(moved, now);
             }
+            first.relay.take_over_line(&mut core.relay);
             core.register();
             // What waited for its queue is of flows that are not here any more.
             core.outbox.attach_queue(true);

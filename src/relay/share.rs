@@ -177,6 +177,24 @@ impl Share {
         }
     }
 
+    /// The slot that a frame counts on.
+    fn slot_of(&self, net: &Net, body: &Body, head: &[u8]) -> Option<ClaimSlot> {
+        key_of(net, body, head).and_then(|key| self.slot(&key))
+    }
+
+    /// Has a frame of this relay's count on its slot until it has been looked at again.
+    pub(super) fn count_on(&self, net: &Net, body: &Body, head: &[u8]) -> Option<ClaimSlot> {
+        let slot = self.slot_of(net, body, head)?;
+        let owner = self.claims.claim(slot, self.me);
+        debug_assert_eq!(owner, self.me, "a frame of another's slot");
+        Some(slot)
+    }
+
+    /// What waits at another comes here, with all of its slot; nobody else runs meanwhile.
+    pub(super) fn takes_over(&self, slot: ClaimSlot) {
+        self.claims.give(slot, self.me);
+    }
+
     /// A frame that was looked at counts on its slot no more.
     pub(super) fn looked_at(&self, slot: ClaimSlot) {
         self.claims.release(slot);
@@ -191,7 +209,7 @@ impl Share {
         inbox: &Inbox,
     ) -> Place {
         let is_fragment = matches!(read.body, Body::Fragment(..));
-        let slot = key_of(net, &read.body, frame.head).and_then(|key| self.slot(&key));
+        let slot = self.slot_of(net, &read.body, frame.head);
         let owner = slot.map_or(FIRST, |slot| {
             let owner = if self.able { self.me } else { FIRST };
             self.claims.claim(slot, owner)
@@ -203,13 +221,7 @@ impl Share {
             }
             return Place::Here(slot);
         }
-        let label = Label {
-            slot,
-            is_fragment,
-            in_parts: may_be_cut(&read.body),
-            segment: frame.segment,
-            checksum: frame.checksum,
-        };
+        let label = Label::new(slot, &read.body, frame);
         if self.hand(owner, label, frame, inbox) {
             return Place::Elsewhere;
         }
@@ -272,9 +284,9 @@ impl Share {
         }
     }
 
-    /// Whether one of the frames that were taken was in parts, or may be.
-    pub(super) fn came_in_parts(&self, index: usize) -> bool {
-        self.labels.get(index).is_some_and(|label| label.in_parts)
+    /// What was said of one of the frames that were taken.
+    pub(super) fn label(&self, index: usize) -> Option<Label> {
+        self.labels.get(index).copied()
     }
 
     /// Whether new flows may be this relay's.
@@ -336,18 +348,29 @@ impl FromIterator<(Protocol, u16)> for Forwarded {
     }
 }
 
-/// What is said of a frame in a ring.
+/// What is said of a frame that waits: in a ring, or for its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Label {
-    slot: Option<ClaimSlot>,
+pub struct Label {
+    /// The slot it counts on.
+    pub slot: Option<ClaimSlot>,
     is_fragment: bool,
     /// Who sent it does not mind that it is cut: it came in parts, which it does not show.
-    in_parts: bool,
-    segment: Option<u16>,
-    checksum: Option<(u16, u16)>,
+    pub in_parts: bool,
+    pub segment: Option<u16>,
+    pub checksum: Option<(u16, u16)>,
 }
 
 impl Label {
+    pub const fn new(slot: Option<ClaimSlot>, body: &Body, frame: Frame<'_>) -> Self {
+        Self {
+            slot,
+            is_fragment: matches!(body, Body::Fragment(..)),
+            in_parts: may_be_cut(body),
+            segment: frame.segment,
+            checksum: frame.checksum,
+        }
+    }
+
     fn pack(self) -> [u64; 2] {
         let slot = self.slot.map_or(NO_SLOT, ClaimSlot::to_bits);
         let first =

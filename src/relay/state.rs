@@ -509,10 +509,6 @@ impl Relay {
     /// # Errors
     /// [`Why::Backlog`] where the packet is to wait for its turn.
     pub(super) fn begin(&mut self) -> Result<(), Why> {
-        if self.share.is_some() {
-            // A frame counts on its slot while it is looked at, and cannot wait.
-            return Ok(());
-        }
         // What is worked off was here before what is in line.
         let in_line = self.backlog.held.is_some() && !self.backlog.is_empty();
         if in_line || self.beginnings == 0 {

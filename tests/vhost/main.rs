@@ -9,6 +9,7 @@ mod lab;
 
 mod abuse;
 mod chance;
+mod crowds;
 mod guests;
 mod offload;
 mod polling;

@@ -40,9 +40,9 @@ use crate::{
 const RX1: usize = RX + 2;
 const TX1: usize = TX + 2;
 
-const HEADER: [u8; 12] = [0; 12];
+pub const HEADER: [u8; 12] = [0; 12];
 
-fn scene(queues: &str) -> Option<Scene> {
+pub fn scene(queues: &str) -> Option<Scene> {
     Scene::new(&["--mtu", "1500", "--queues", queues])
 }
 
@@ -53,22 +53,22 @@ fn threads(scene: &Scene) -> Vec<String> {
     tasks.map(|task| name(task.unwrap())).collect()
 }
 
-fn segments(arrival: &Arrival, port: u16) -> Vec<Tcp> {
+pub fn segments(arrival: &Arrival, port: u16) -> Vec<Tcp> {
     let frames = cut::cut(arrival);
     let all = frames.iter().filter_map(|frame| Tcp::of_frame(frame));
     all.filter(|tcp| tcp.dst.port() == port).collect()
 }
 
 /// A connection of the guest's from a port, begun by one queue pair.
-struct Connection {
-    next: Tcp,
-    server: TcpStream,
-    port: u16,
+pub struct Connection {
+    pub next: Tcp,
+    pub server: TcpStream,
+    pub port: u16,
     sent: u64,
 }
 
 impl Connection {
-    fn new(
+    pub fn new(
         scene: &Scene,
         guest: &mut FrontEnd,
         pair: usize,
@@ -99,7 +99,7 @@ impl Connection {
     }
 
     /// Sends octets by a queue pair; the device has taken them.
-    fn send(&mut self, guest: &mut FrontEnd, pair: usize, len: usize) {
+    pub fn send(&mut self, guest: &mut FrontEnd, pair: usize, len: usize) {
         self.next.flags = ACK | PSH;
         self.next.payload = pattern(self.sent, len);
         guest.transmit_by(pair, &HEADER, &self.next.frame(), 1);
@@ -109,7 +109,7 @@ impl Connection {
     }
 
     /// Octets arrive there from `from` on, and are acknowledged; by which pair.
-    fn arrive(&mut self, guest: &mut FrontEnd, from: u64) -> usize {
+    pub fn arrive(&mut self, guest: &mut FrontEnd, from: u64) -> usize {
         let mut got = vec![0; (self.sent - from) as usize];
         self.server.read_exact(&mut got).unwrap();
         assert_pattern(from, &got);
@@ -121,7 +121,7 @@ impl Connection {
     }
 
     /// The server's octets arrive here; by which pair.
-    fn fetch(&mut self, guest: &mut FrontEnd, by: usize, data: &[u8]) -> usize {
+    pub fn fetch(&mut self, guest: &mut FrontEnd, by: usize, data: &[u8]) -> usize {
         self.server.write_all(data).unwrap();
         let (mut got, mut pair, port) = (Vec::new(), 0, self.port);
         while got.len() < data.len() {
@@ -266,41 +266,6 @@ fn more_than_a_thread_has_room_for_waits_in_the_guests_queue() {
         assert_pattern(total as u64, &got);
         total += LARGE;
         flow.next.seq = flow.next.seq.wrapping_add(LARGE as u32);
-    }
-}
-
-/// Whoever fills the table by one queue pair leaves the others their part of it.
-#[test]
-fn a_flood_of_flows_by_one_pair_leaves_room_for_others() {
-    const FILES: u32 = 256;
-    let Some(world) = crate::World::pod() else {
-        return;
-    };
-    let translator = crate::Setup::new(&["--vhost-user", "--mtu", "1500", "--queues", "2"])
-        .limit_files(FILES)
-        .start(&world.pod);
-    let scene = Scene { translator, world };
-    let mut guest = scene.guest(Driver::twice(LINUX));
-    let remote = SocketAddr::from((INTERNET4, 9));
-    let server = udp_socket(&scene.world.outside, remote);
-    for (pair, port) in [(0, 10_000), (1, 20_000)] {
-        // More than there may be; each is there by the time its datagram is.
-        for n in 0..FILES as u16 {
-            let udp = Udp::new(guest_addr(remote, port + n), remote, b"flood");
-            guest.transmit_by(pair, &HEADER, &udp.frame(), 1);
-            assert_eq!(server.recv(&mut [0; 9]).unwrap(), 5);
-        }
-        // A few of the other's, which has had none so far, or lost none to the flood.
-        let mut flows: Vec<_> = (0..8)
-            .map(|n| {
-                let remote = SocketAddr::new(remote.ip(), 100 + 100 * pair as u16 + n);
-                Connection::new(&scene, &mut guest, 1 - pair, remote, 40_000 + n)
-            })
-            .collect();
-        for flow in &mut flows {
-            flow.send(&mut guest, 1 - pair, 100);
-            assert_eq!(flow.arrive(&mut guest, 0), 1 - pair);
-        }
     }
 }
 

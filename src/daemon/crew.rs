@@ -149,7 +149,7 @@ impl Crew {
             worker.core.link_readable = true;
             let busy = !worker.core.relay.is_idle() || worker.core.relay.has_handed();
             runs |= worker.runs();
-            rest |= busy;
+            rest |= busy || worker.core.relay.has_parts();
             stray |= busy && !able;
         }
         if runs && let Some(share) = self.share.take() {

@@ -69,6 +69,8 @@ impl Relay {
     /// Serves the guest alone from now on.
     pub fn part(&mut self) -> Option<Share> {
         self.release_line();
+        self.reassembly.release_slots();
+        self.forget_parts();
         let share = self.share.take()?;
         for id in self.flows.ids() {
             if let (Some(key), Some(flow)) = (self.flows.key(id), self.flows.get(id)) {
@@ -159,6 +161,11 @@ impl Relay {
     /// Whether there is no flow, and nothing that waits to begin one.
     pub fn is_idle(&self) -> bool {
         self.flows.is_empty() && self.backlog.is_empty()
+    }
+
+    /// Whether parts of packets wait for others.
+    pub fn has_parts(&self) -> bool {
+        !self.reassembly.is_empty()
     }
 
     /// Takes over what waits at another relay to begin flows. Nobody else runs meanwhile.

@@ -423,6 +423,7 @@ impl Relay {
         self.postponed.clear();
         self.weary.clear();
         self.reassembly.clear(&mut self.pool);
+        self.forget_parts();
         self.groups.clear();
         self.release_line();
         self.backlog.clear();

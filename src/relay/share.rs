@@ -1,8 +1,17 @@
 //! A guest whose queues several reactors serve, each with a relay of its own: whose flow a frame is of, and its way there.
 //!
 //! A frame that belongs to another relay is copied into a ring to that one. Where the ring is full the frame stays in the
-//! guest's queue, and those behind it. What no relay owns is the first one's: services, groups, fragments, and the guest's
-//! ends of forwarded ports, as connections to those come in there.
+//! guest's queue, and those behind it. What no relay owns is the first one's: services, groups, and the guest's ends of
+//! forwarded ports, as what comes to those comes in there.
+//!
+//! What is guaranteed: frames of a flow that come by one queue are taken in their order, whoever owns the flow, and also
+//! where it begins, ends or begins anew meanwhile. For all of them take one way: from a queue straight to the owner, or by one
+//! ring; a frame that has to wait is waited for by all behind it in its queue; and one that counts on its slot, wherever it
+//! is, keeps the flow's owner what it is. Packets in parts go no other way: whoever takes the first part that comes has the
+//! others sent to it, and as they come by one queue, it is the relay of that queue. Where a guest sends a flow by several
+//! queues the order between these is not defined (virtio knows none), so each stays in order by itself. Then the parts of one
+//! packet may be lost that came by several queues, where the owner of its flow has no room: nobody waits for another who is
+//! waited for.
 
 use std::sync::Arc;
 
@@ -17,7 +26,7 @@ use crate::{
     net::{PortSet, Protocol},
     wire::{
         self,
-        frame::{Body, Ip, Message},
+        frame::{Body, Fragment, Ip, Message},
         quote::{self, Quoted},
     },
 };
@@ -190,6 +199,14 @@ impl Share {
         Some(slot)
     }
 
+    /// The same of a part of a packet.
+    pub(super) fn count_on_parts(&self, ip: &Ip, part: &Fragment) -> ClaimSlot {
+        let slot = self.claims.slot(&parts_key(ip, part));
+        let owner = self.claims.claim(slot, self.me);
+        debug_assert_eq!(owner, self.me, "a part of another's packet");
+        slot
+    }
+
     /// What waits at another comes here, with all of its slot; nobody else runs meanwhile.
     pub(super) fn takes_over(&self, slot: ClaimSlot) {
         self.claims.give(slot, self.me);
@@ -216,7 +233,10 @@ impl Share {
         });
         if owner == self.me {
             // The packet it completes may be another's.
-            if is_fragment && !self.has_room_everywhere(1) {
+            if is_fragment && !self.has_room_everywhere() {
+                if let Some(slot) = slot {
+                    self.claims.release(slot);
+                }
                 return Place::Nowhere;
             }
             return Place::Here(slot);
@@ -250,14 +270,10 @@ impl Share {
         true
     }
 
-    /// Whether each of the others has room for `count` frames of any length.
-    fn has_room_everywhere(&mut self, count: usize) -> bool {
-        // Headers of the ring's own come on top.
-        let octets = count * (FRAME_MAX + 64);
-        self.to
-            .iter_mut()
-            .flatten()
-            .all(|sender| sender.has_room(octets))
+    /// Whether each of the others has room for a frame of any length.
+    fn has_room_everywhere(&mut self) -> bool {
+        let mut others = self.to.iter_mut().flatten();
+        others.all(|sender| sender.has_room(FRAME_MAX))
     }
 
     /// Whether others have handed over frames.
@@ -302,7 +318,6 @@ impl Share {
     /// Takes frames that others have handed over, in the order of each, as many as `held` has room for.
     fn fill(&mut self, held: &mut Inbox) {
         held.hold_none();
-        let mut fragments = 0;
         let count = self.from.len();
         self.turn = (self.turn + 1) % count.max(1);
         for from in (self.turn..count).chain(0..self.turn) {
@@ -311,12 +326,6 @@ impl Share {
             };
             while let Some(frame) = ring.next().filter(|frame| held.can_hold(frame.len)) {
                 let label = Label::unpack(frame.words);
-                if label.is_fragment {
-                    fragments += 1;
-                    if !self.has_room_everywhere(fragments) {
-                        break;
-                    }
-                }
                 held.hold_next(frame.len, label.segment, label.checksum, |out| {
                     ring.take(frame, out);
                 });
@@ -353,7 +362,6 @@ impl FromIterator<(Protocol, u16)> for Forwarded {
 pub struct Label {
     /// The slot it counts on.
     pub slot: Option<ClaimSlot>,
-    is_fragment: bool,
     /// Who sent it does not mind that it is cut: it came in parts, which it does not show.
     pub in_parts: bool,
     pub segment: Option<u16>,
@@ -364,7 +372,6 @@ impl Label {
     pub const fn new(slot: Option<ClaimSlot>, body: &Body, frame: Frame<'_>) -> Self {
         Self {
             slot,
-            is_fragment: matches!(body, Body::Fragment(..)),
             in_parts: may_be_cut(body),
             segment: frame.segment,
             checksum: frame.checksum,
@@ -373,8 +380,7 @@ impl Label {
 
     fn pack(self) -> [u64; 2] {
         let slot = self.slot.map_or(NO_SLOT, ClaimSlot::to_bits);
-        let first =
-            u64::from(slot) | u64::from(self.is_fragment) << 32 | u64::from(self.in_parts) << 33;
+        let first = u64::from(slot) | u64::from(self.in_parts) << 32;
         let (start, offset) = self.checksum.unwrap_or_default();
         let second = u64::from(self.segment.unwrap_or_default())
             | u64::from(self.segment.is_some()) << 16
@@ -388,8 +394,7 @@ impl Label {
         let slot = first as u32;
         Self {
             slot: (slot != NO_SLOT).then(|| ClaimSlot::from_bits(slot)),
-            is_fragment: first >> 32 & 1 == 1,
-            in_parts: first >> 33 & 1 == 1,
+            in_parts: first >> 32 & 1 == 1,
             segment: (second >> 16 & 1 == 1).then_some(second as u16),
             checksum: (second >> 17 & 1 == 1)
                 .then_some(((second >> 32) as u16, (second >> 48) as u16)),
@@ -425,7 +430,17 @@ fn key_of(net: &Net, body: &Body, head: &[u8]) -> Option<Key> {
             let octets = head.get(message.octets.clone()).unwrap_or_default();
             icmp_key(ip, message, octets.get(..quote::START).unwrap_or(octets))
         }
-        Body::Arp | Body::Igmp(..) | Body::Fragment(..) => None,
+        Body::Fragment(ip, part) => Some(parts_key(ip, part)),
+        Body::Arp | Body::Igmp(..) => None,
+    }
+}
+
+/// What parts of a packet have in common, as if it were a flow.
+fn parts_key(ip: &Ip, part: &Fragment) -> Key {
+    Key {
+        protocol: Protocol::Echo,
+        guest: ip.source(part.id as u16),
+        remote: ip.destination((part.id >> 16) as u16),
     }
 }
 
@@ -465,15 +480,14 @@ mod tests {
             remote: crate::net::Endpoint::new([10, 0, 0, 2].into(), 2),
         });
         for slot in [None, Some(slot)] {
-            for (is_fragment, segment, checksum) in [
+            for (in_parts, segment, checksum) in [
                 (false, None, None),
                 (true, Some(0), Some((0, 0))),
                 (false, Some(u16::MAX), Some((u16::MAX, 6))),
             ] {
                 let label = Label {
                     slot,
-                    is_fragment,
-                    in_parts: !is_fragment,
+                    in_parts,
                     segment,
                     checksum,
                 };

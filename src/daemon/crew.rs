@@ -149,12 +149,16 @@ impl Crew {
             worker.core.link_readable = true;
             let busy = !worker.core.relay.is_idle() || worker.core.relay.has_handed();
             runs |= worker.runs();
-            rest |= busy;
+            rest |= busy || worker.core.relay.has_parts();
             stray |= busy && !able;
         }
         if runs && let Some(share) = self.share.take() {
             first.relay.join(share);
         }
+        let able = workers.iter_mut().fold(0_u32, |mask, worker| {
+            mask | u32::from(worker.core.outbox.outlet().is_some()) << worker.number
+        });
+        first.relay.divide_room(able);
         if !runs && !rest && self.share.is_none() {
             self.share = first.relay.part();
         }
@@ -182,6 +186,7 @@ impl Crew {
                 let _ = registry.deregister(&mut SourceFd(&moved.socket()));
                 first.relay.adopt(moved, now);
             }
+            first.relay.take_over_line(&mut core.relay);
             core.register();
             // What waited for its queue is of flows that are not here any more.
             core.outbox.attach_queue(true);

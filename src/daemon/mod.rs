@@ -300,13 +300,14 @@ fn limits(descriptors: u64, ports: usize) -> Limits {
 /// The relay that has the ports, and one for each further queue pair that may be used.
 fn relays(config: &Config, net: &Net, ports: Ports, limits: Limits) -> (Relay, Vec<Relay>) {
     let features = Features::probe();
+    let fragment_timeouts = conntrack::fragment_timeouts();
     let relay = || {
         let mut relay = Relay::new(net.clone(), features, limits);
         relay.pin_guest(config.addr4.is_some(), config.addr6.is_some());
+        relay.set_fragment_timeouts(fragment_timeouts);
         relay
     };
     let mut first = relay();
-    first.set_fragment_timeouts(conntrack::fragment_timeouts());
     first.forward(ports, ports::syn_retries());
     (first, (1..queue_pairs(config)).map(|_| relay()).collect())
 }

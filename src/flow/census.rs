@@ -43,10 +43,15 @@ impl Census {
             foreign: vec![false; capacity],
             flows: 0,
             peers: 0,
-            share: capacity - capacity.div_ceil(KEPT),
+            share: share(capacity),
             counters: vec![0; COUNTERS].into_boxed_slice(),
             hasher: RandomState::new(),
         }
+    }
+
+    /// From now on there may be so many flows, no more than there are slots.
+    pub const fn set_capacity(&mut self, capacity: usize) {
+        self.share = share(capacity);
     }
 
     /// Notes a new flow, begun by a peer at `from` or else by the guest.
@@ -155,6 +160,11 @@ impl Census {
     }
 }
 
+/// How many flows peers may have, of so many.
+const fn share(capacity: usize) -> usize {
+    capacity - capacity.div_ceil(KEPT)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +206,21 @@ mod tests {
         }
         assert!(census.admits(HOG));
         assert!(census.may_replace(peer(7), peer(7)));
+    }
+
+    #[test]
+    fn peers_get_no_more_where_there_is_less_room() {
+        let mut census = Census::new(1000);
+        let mut slot = 0;
+        census.set_capacity(100);
+        for n in 0..100 {
+            fill(&mut census, &mut slot, peer(n));
+        }
+        assert_eq!(census.peers(), 87);
+        census.set_capacity(50);
+        assert!(!census.admits(peer(200)) && census.may_replace(peer(7), peer(200)));
+        census.set_capacity(1000);
+        assert!(census.admits(peer(200)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use super::key::Key;
@@ -40,22 +40,19 @@ impl Slot {
 pub struct Claims {
     slots: Box<[AtomicU32]>,
     hasher: RandomState,
-    /// Flows of all reactors, and the most there may be.
-    flows: AtomicUsize,
-    most: usize,
 }
 
-impl Claims {
-    /// For `most` flows of all reactors together.
-    pub fn new(most: usize) -> Self {
+impl Default for Claims {
+    /// Nobody has anything yet.
+    fn default() -> Self {
         Self {
             slots: zeroed::halves(SLOTS),
             hasher: RandomState::new(),
-            flows: AtomicUsize::new(0),
-            most,
         }
     }
+}
 
+impl Claims {
     pub fn slot(&self, key: &Key) -> Slot {
         Slot(self.hasher.hash_one(key) as u32 & (SLOTS as u32 - 1))
     }
@@ -96,26 +93,15 @@ impl Claims {
             cell.store((owner as u32) << COUNT_BITS | count, Ordering::Release);
         }
     }
-
-    /// Whether there are as many flows as there may be.
-    pub fn is_full(&self) -> bool {
-        self.flows.load(Ordering::Relaxed) >= self.most
-    }
-
-    /// There is one flow more, or one less.
-    pub fn opened(&self) {
-        self.flows.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub fn closed(&self) {
-        self.flows.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{sync::Arc, thread};
+    use std::{
+        sync::{Arc, atomic::AtomicUsize},
+        thread,
+    };
 
     const SLOT: Slot = Slot(7);
 
@@ -126,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_first_to_claim_owns_until_nothing_counts_on_it() {
-        let claims = Claims::new(1);
+        let claims = Claims::default();
         assert_eq!(owner(&claims, SLOT), None);
         assert_eq!(claims.claim(SLOT, 2), 2);
         assert_eq!(claims.claim(SLOT, 1), 2);
@@ -140,16 +126,12 @@ mod tests {
         claims.give(SLOT, 0);
         assert_eq!(claims.claim(SLOT, 1), 0);
         assert_eq!(owner(&claims, Slot(8)), None);
-        claims.opened();
-        assert!(claims.is_full());
-        claims.closed();
-        assert!(!claims.is_full());
     }
 
     /// Whoever holds a slot is alone with it: each adds to a plain number of its own and sees no other do so meanwhile.
     #[test]
     fn no_two_own_a_slot_at_a_time() {
-        let claims = Arc::new(Claims::new(0));
+        let claims = Arc::new(Claims::default());
         let inside = Arc::new([const { AtomicUsize::new(0) }; 3]);
         let threads: Vec<_> = (0..3)
             .map(|me| {

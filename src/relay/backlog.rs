@@ -1,9 +1,13 @@
 //! First packets of new flows that came too many at a time. To begin a flow takes a dozen system calls, so that a flood of them
 //! would hold up everybody: a few have their turn at once, the others wait here, and packets of flows there are pass them by.
+//!
+//! Where several relays serve a guest each has its own line. What waits counts on its slot, so that the flow is this relay's
+//! when its turn comes, and what follows it, by whichever queue, comes to stand behind it.
 
 use std::collections::VecDeque;
 
-use crate::link::{Inbox, Slot};
+use super::share::Label;
+use crate::link::{Frame, Inbox};
 
 /// Octets that may wait: some ten thousand segments that open connections.
 const OCTETS: usize = 1 << 20;
@@ -12,11 +16,18 @@ const OCTETS: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Backlog {
     octets: Box<[u8]>,
-    /// Where each starts, and how long it is.
-    frames: VecDeque<(usize, usize)>,
+    frames: VecDeque<Waiting>,
     end: usize,
     /// What one is read from; not here while it is.
     pub held: Option<Inbox>,
+}
+
+/// Where a frame starts, how long it is, and what is known of it.
+#[derive(Debug)]
+struct Waiting {
+    start: usize,
+    len: usize,
+    label: Label,
 }
 
 impl Backlog {
@@ -34,42 +45,58 @@ impl Backlog {
     }
 
     /// Puts a frame behind the others; `false` if there is no room.
-    pub fn push(&mut self, inbox: &Inbox, frame: Slot) -> bool {
-        let start = self.end;
-        if frame.is_empty()
-            || start + frame.len() > self.octets.len()
+    pub fn push(&mut self, inbox: &Inbox, frame: Frame<'_>, label: Label) -> bool {
+        let (start, len) = (self.end, frame.payload.len());
+        if len == 0
+            || start + len > self.octets.len()
             || self.frames.len() == self.frames.capacity()
         {
             return false;
         }
         let (octets, end) = (&mut self.octets, &mut self.end);
-        inbox.copy(frame, |part| {
+        let mut put = |part: &[u8]| {
             if let Some(place) = octets.get_mut(*end..*end + part.len()) {
                 place.copy_from_slice(part);
                 *end += part.len();
             }
-        });
-        self.frames.push_back((start, self.end - start));
+        };
+        // What was read of it stays what it was, whatever the guest writes meanwhile.
+        put(frame.head);
+        inbox.copy(frame.payload.part(&(frame.head.len()..len)), put);
+        let len = self.end - start;
+        self.frames.push_back(Waiting { start, len, label });
         true
     }
 
-    /// Moves the first frame to where it can be read.
-    pub fn pop(&mut self, held: &mut Inbox) {
-        let Some((start, len)) = self.frames.pop_front() else {
-            return;
-        };
-        held.hold(self.octets.get(start..start + len).unwrap_or_default());
-        match self.frames.front() {
+    /// Moves the first frame to where it can be read, and tells what is known of it.
+    pub fn pop(&mut self, held: &mut Inbox) -> Option<Label> {
+        let Waiting { start, len, label } = self.frames.pop_front()?;
+        held.hold_none();
+        held.hold_next(len, label.segment, label.checksum, |out| {
+            out.copy_from_slice(self.octets.get(start..start + len).unwrap_or_default());
+        });
+        match self.frames.front().map(|next| next.start) {
             None => self.end = 0,
             // Rarely: half of it is free.
-            Some(&(first, _)) if first >= OCTETS / 2 => {
+            Some(first) if first >= OCTETS / 2 => {
                 self.octets.copy_within(first..self.end, 0);
                 self.end -= first;
-                for (start, _) in &mut self.frames {
-                    *start -= first;
+                for frame in &mut self.frames {
+                    frame.start -= first;
                 }
             }
             Some(_) => {}
+        }
+        Some(label)
+    }
+
+    /// Looks at each frame, and at what is known of it.
+    pub fn each(&mut self, mut look: impl FnMut(&[u8], &mut Label)) {
+        for Waiting { start, len, label } in &mut self.frames {
+            look(
+                self.octets.get(*start..*start + *len).unwrap_or_default(),
+                label,
+            );
         }
     }
 
@@ -83,6 +110,7 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::frame::Body;
 
     fn frame(n: usize) -> Vec<u8> {
         (0..60 + n % 1400).map(|at| (n + at) as u8).collect()
@@ -91,14 +119,20 @@ mod tests {
     fn push(backlog: &mut Backlog, n: usize) -> bool {
         let mut from = Inbox::holding();
         from.hold(&frame(n));
-        let slot = from.frame(0).unwrap().payload;
-        backlog.push(&from, slot)
+        let frame = Frame {
+            segment: Some(n as u16),
+            ..from.frame(0).unwrap()
+        };
+        let label = Label::new(None, &Body::Arp, frame);
+        backlog.push(&from, frame, label)
     }
 
     fn pop(backlog: &mut Backlog) -> Vec<u8> {
         let mut held = Inbox::holding();
-        backlog.pop(&mut held);
-        held.frame(0).unwrap().head.to_vec()
+        let label = backlog.pop(&mut held).unwrap();
+        let frame = held.frame(0).unwrap();
+        assert_eq!(frame.segment, label.segment);
+        frame.head.to_vec()
     }
 
     #[test]

@@ -69,7 +69,13 @@ impl Relay {
     ) -> Result<(), Why> {
         self.check_source(ip.src)?;
         let octets = frame.head.get(part.payload.clone()).ok_or(Why::Truncated)?;
-        let Some(packet) = self.reassembly.add(ip, part, octets, &mut self.pool, now)? else {
+        let share = self.share.as_ref();
+        let slot = share.map(|share| share.count_on_parts(ip, part));
+        let added = self
+            .reassembly
+            .add(ip, part, octets, slot, &mut self.pool, now);
+        self.forget_parts();
+        let Some(packet) = added? else {
             return Ok(());
         };
         let (header, protocol) = (packet.header(), packet.protocol);
@@ -89,16 +95,13 @@ impl Relay {
             held.hold(&self.scratch);
             Some(held)
         });
-        packet.release(&mut self.pool);
+        self.reassembly.release(packet, &mut self.pool);
         let held = whole.ok_or(Why::Fragment)?;
         // Nothing of the burst may wait for memory that is about to be another's.
         self.send_run(inbox, outbox);
         self.end_burst(inbox, outbox, now);
-        // The parts are forgotten, so that it cannot wait.
-        self.beginnings = self.beginnings.max(1);
-        let line = self.backlog.held.take();
         let result = self.whole(&held, outbox, now);
-        self.backlog.held = line;
+        self.forget_parts();
         self.send_run(&held, outbox);
         self.end_burst(&held, outbox, now);
         self.reassembly.held = Some(held);
@@ -116,12 +119,22 @@ impl Relay {
             return Err(Why::Fragment);
         }
         if self.share.is_some() {
-            // It can be of a flow that another relay has, where there was room for it before its last part was taken.
+            // It can be of a flow that another relay has, where there was room for it before its last part was taken, unless
+            // that came by another queue than others.
             return self
                 .place(&read, frame, held, outbox, now)
                 .unwrap_or(Err(Why::LinkFull));
         }
-        self.packet(&read, frame, held, outbox, now)
+        self.frame(&read, frame, held, outbox, now)
+    }
+
+    /// Parts that wait no more count on nothing.
+    pub(super) fn forget_parts(&mut self) {
+        for slot in self.reassembly.over.drain(..) {
+            if let Some(share) = &self.share {
+                share.looked_at(slot);
+            }
+        }
     }
 
     /// Gives up packets that were not whole in time, and says so if their first part is here (RFC 792; RFC 4443, section 3.3).
@@ -147,8 +160,9 @@ impl Relay {
                     self.say_error(ip.src, ours, fault, outbox);
                 }
             }
-            packet.release(&mut self.pool);
+            self.reassembly.release(packet, &mut self.pool);
         }
+        self.forget_parts();
     }
 }
 

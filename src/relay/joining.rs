@@ -10,8 +10,9 @@ use super::{
 use crate::{
     flow::{Guest, Key},
     link::{Inbox, Outbox},
-    net::{Mac, Now},
+    net::{Mac, Now, Why},
     proto::{state::QUEUE_MAX, tcp::Conn},
+    wire::frame::classify,
 };
 
 /// A flow on its way from one relay to another.
@@ -50,18 +51,26 @@ impl Relay {
             .collect()
     }
 
-    /// Serves a guest together with others from now on; the flows there are stay here.
+    /// Serves a guest together with others from now on; the flows there are stay here, and what waits for its turn.
     pub fn join(&mut self, share: Share) {
         for id in self.flows.ids() {
             if let (Some(key), Some(flow)) = (self.flows.key(id), self.flows.get(id)) {
-                share.opened(&key, flow.is_of_group());
+                share.brings(&key, flow.is_of_group());
             }
         }
+        let net = &self.net;
+        self.backlog.each(|frame, label| {
+            let read = classify(frame, frame.len()).ok();
+            label.slot = read.and_then(|read| share.count_on(net, &read.body, frame));
+        });
         self.share = Some(share);
     }
 
     /// Serves the guest alone from now on.
     pub fn part(&mut self) -> Option<Share> {
+        self.release_line();
+        self.reassembly.release_slots();
+        self.forget_parts();
         let share = self.share.take()?;
         for id in self.flows.ids() {
             if let (Some(key), Some(flow)) = (self.flows.key(id), self.flows.get(id)) {
@@ -71,10 +80,28 @@ impl Relay {
         Some(share)
     }
 
+    /// What waits for its turn counts on nothing any more.
+    pub(super) fn release_line(&mut self) {
+        if let Some(share) = &self.share {
+            self.backlog.each(|_, label| {
+                if let Some(slot) = label.slot.take() {
+                    share.looked_at(slot);
+                }
+            });
+        }
+    }
+
     /// Whether new flows may be this relay's, where several share a guest.
     pub fn set_able(&mut self, able: bool) {
         if let Some(share) = &mut self.share {
             share.set_able(able);
+        }
+    }
+
+    /// Splits the room for flows among the relays that have a queue, a bit each, while nobody else runs.
+    pub fn divide_room(&self, able: u32) {
+        if let Some(share) = &self.share {
+            share.divide_room(able);
         }
     }
 
@@ -131,9 +158,34 @@ impl Relay {
         self.neighbours.clone_from(&other.neighbours);
     }
 
-    /// Whether there is any flow.
-    pub const fn is_idle(&self) -> bool {
-        self.flows.is_empty()
+    /// Whether there is no flow, and nothing that waits to begin one.
+    pub fn is_idle(&self) -> bool {
+        self.flows.is_empty() && self.backlog.is_empty()
+    }
+
+    /// Whether parts of packets wait for others.
+    pub fn has_parts(&self) -> bool {
+        !self.reassembly.is_empty()
+    }
+
+    /// Takes over what waits at another relay to begin flows. Nobody else runs meanwhile.
+    pub fn take_over_line(&mut self, other: &mut Self) {
+        let Some(mut held) = other.backlog.held.take() else {
+            return;
+        };
+        while let Some(label) = other.backlog.pop(&mut held) {
+            if let (Some(slot), Some(share)) = (label.slot, &self.share) {
+                share.takes_over(slot);
+            }
+            let frame = held.frame(0);
+            if !frame.is_some_and(|frame| self.backlog.push(&held, frame, label)) {
+                self.count(Why::Backlog);
+                if let (Some(slot), Some(share)) = (label.slot, &self.share) {
+                    share.looked_at(slot);
+                }
+            }
+        }
+        other.backlog.held = Some(held);
     }
 
     /// Gives away the first flow from a slot on, which is moved on, and what counts on it.

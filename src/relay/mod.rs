@@ -17,11 +17,11 @@ mod reassembly;
 
 mod waiting;
 
-mod backlog;
-
 mod away;
 
 mod share;
+
+mod backlog;
 
 mod state;
 
@@ -69,11 +69,11 @@ pub use state::{Limits, Relay};
 use std::io;
 
 use flow::{ECHO_TIMEOUT, Flow};
-use share::Place;
+use share::{Label, Place};
 use state::is_news;
 
 use crate::{
-    flow::Id,
+    flow::{ClaimSlot, Id},
     link::{Flushed, Frame, Inbox, Outbox},
     net::{Mac, Now, Protocol, Span, Why},
     proto::tcp::DELAY,
@@ -115,16 +115,9 @@ impl Relay {
             let Some(frame) = held.frame(index) else {
                 break;
             };
-            let in_parts = self.share.as_ref().is_some_and(|s| s.came_in_parts(index));
-            let done = classify(frame.head, frame.payload.len()).and_then(|mut read| {
-                if in_parts {
-                    read.body.allow_parts();
-                }
-                self.frame(&read, frame, &held, outbox, now)
-            });
-            if let Err(why) = done {
-                self.drop_frame(frame, why);
-            }
+            let label = self.share.as_ref().and_then(|share| share.label(index));
+            let in_parts = label.is_some_and(|label| label.in_parts);
+            self.take_again(frame, in_parts, &held, outbox, now);
         }
         self.send_run(&held, outbox);
         self.end_burst(&held, outbox, now);
@@ -162,11 +155,29 @@ impl Relay {
             Place::Nowhere => None,
             Place::Here(slot) => {
                 let done = self.frame(read, frame, inbox, outbox, now);
-                if let (Some(slot), Some(share)) = (slot, &self.share) {
-                    share.looked_at(slot);
-                }
+                self.looked_at(slot);
                 Some(done)
             }
+        }
+    }
+
+    /// Takes a frame that was read before, and found to be this relay's.
+    fn take_again(
+        &mut self,
+        frame: Frame<'_>,
+        in_parts: bool,
+        inbox: &Inbox,
+        outbox: &mut Outbox,
+        now: Now,
+    ) {
+        let done = classify(frame.head, frame.payload.len()).and_then(|mut read| {
+            if in_parts {
+                read.body.allow_parts();
+            }
+            self.frame(&read, frame, inbox, outbox, now)
+        });
+        if let Err(why) = done {
+            self.drop_frame(frame, why);
         }
     }
 
@@ -199,8 +210,27 @@ impl Relay {
             }
         }
         match self.packet(read, frame, inbox, outbox, now) {
-            Err(Why::Backlog) if self.backlog.push(inbox, frame.payload) => Ok(()),
+            Err(Why::Backlog) if self.line_up(read, frame, inbox) => Ok(()),
             done => done,
+        }
+    }
+
+    /// Puts a frame that begins a flow behind those that wait for their turn; `false` if there is no room.
+    fn line_up(&mut self, read: &wire::frame::Frame, frame: Frame<'_>, inbox: &Inbox) -> bool {
+        let share = self.share.as_ref();
+        let slot = share.and_then(|share| share.count_on(&self.net, &read.body, frame.head));
+        let label = Label::new(slot, &read.body, frame);
+        let waits = self.backlog.push(inbox, frame, label);
+        if !waits {
+            self.looked_at(slot);
+        }
+        waits
+    }
+
+    /// A frame that was looked at counts on its slot no more.
+    fn looked_at(&self, slot: Option<ClaimSlot>) {
+        if let (Some(slot), Some(share)) = (slot, &self.share) {
+            share.looked_at(slot);
         }
     }
 
@@ -305,16 +335,13 @@ impl Relay {
             let Some(mut held) = self.backlog.held.take() else {
                 return;
             };
-            self.backlog.pop(&mut held);
-            if let Some(frame) = held.frame(0) {
-                // Others may have come to serve the guest too since it stands in line.
-                let done = self.take_frame(frame, &held, outbox, now);
-                if let Err(why) = done.unwrap_or(Err(Why::Backlog)) {
-                    self.drop_frame(frame, why);
-                }
+            let label = self.backlog.pop(&mut held);
+            if let (Some(frame), Some(label)) = (held.frame(0), label) {
+                self.take_again(frame, label.in_parts, &held, outbox, now);
             }
             self.send_run(&held, outbox);
             self.end_burst(&held, outbox, now);
+            self.looked_at(label.and_then(|label| label.slot));
             self.backlog.held = Some(held);
         }
     }
@@ -324,7 +351,7 @@ impl Relay {
         if is_news(&mut self.unwatched, self.turn) {
             log::warn!(
                 "Cannot watch more sockets, flows are refused: {}",
-                reason(&error)
+                reason(error)
             );
         }
         match self.flows.get(id) {
@@ -400,7 +427,9 @@ impl Relay {
         self.postponed.clear();
         self.weary.clear();
         self.reassembly.clear(&mut self.pool);
+        self.forget_parts();
         self.groups.clear();
+        self.release_line();
         self.backlog.clear();
         self.waiting.flows.clear();
         self.waiting.ask = None;

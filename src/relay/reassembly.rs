@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, net::IpAddr};
 
 use crate::{
-    flow::{Chain, Pool},
+    flow::{Chain, ClaimSlot, Pool},
     link::Inbox,
     net::{Now, Span, Why},
     proto::fragments::{Parts, Verdict},
@@ -26,6 +26,8 @@ const ECN: u8 = 3;
 pub struct Reassembly {
     /// The oldest first.
     packets: VecDeque<Partial>,
+    /// What parts counted on that wait no more, for the relay to release.
+    pub over: Vec<ClaimSlot>,
     /// A packet that became whole, as a frame.
     pub held: Option<Inbox>,
     /// How long a packet may wait for its last part, by family.
@@ -46,16 +48,23 @@ pub struct Partial {
     parts: Parts,
     octets: Chain,
     deadline: Now,
+    /// What it counts on while it is here, so that all its parts come here.
+    slot: Option<ClaimSlot>,
 }
 
 impl Reassembly {
     pub fn new() -> Self {
         Self {
             packets: VecDeque::with_capacity(PACKETS),
+            over: Vec::with_capacity(PACKETS),
             held: Some(Inbox::holding()),
             // RFC 791, section 3.2, as Linux has it; RFC 8200, section 4.5.
             patience: (Span::secs(30), Span::secs(60)),
         }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
     }
 
     /// When the first packet has waited for too long.
@@ -63,7 +72,8 @@ impl Reassembly {
         self.packets.iter().map(|packet| packet.deadline).min()
     }
 
-    /// Takes a part in. The packet comes out when it is whole; it must go back by [`Partial::release`].
+    /// Takes a part in, which counts on `slot`. The packet comes out when it is whole; it must go back by
+    /// [`Reassembly::release`].
     ///
     /// # Errors
     /// [`Why::Fragment`] for a part that fits none, which ends its packet; [`Why::SpillFull`] where it cannot be held.
@@ -72,6 +82,7 @@ impl Reassembly {
         ip: &Ip,
         part: &Fragment,
         octets: &[u8],
+        slot: Option<ClaimSlot>,
         pool: &mut Pool,
         now: Now,
     ) -> Result<Option<Partial>, Why> {
@@ -80,17 +91,20 @@ impl Reassembly {
             .iter()
             .position(|packet| packet.is_of(ip, part));
         let at = match known {
-            Some(at) => at,
+            Some(at) => {
+                self.over.extend(slot);
+                at
+            }
             None => {
                 if self.packets.len() == PACKETS
                     && let Some(oldest) = self.packets.pop_front()
                 {
-                    oldest.release(pool);
+                    self.release(oldest, pool);
                 }
                 let (v4, v6) = self.patience;
                 let patience = if ip.src.is_ipv4() { v4 } else { v6 };
                 self.packets
-                    .push_back(Partial::new(ip, part, now + patience));
+                    .push_back(Partial::new(ip, part, slot, now + patience));
                 self.packets.len() - 1
             }
         };
@@ -106,14 +120,14 @@ impl Reassembly {
             (Ok(_), packet) => Ok(packet),
             (Err(why), packet) => {
                 if let Some(packet) = packet {
-                    packet.release(pool);
+                    self.release(packet, pool);
                 }
                 Err(why)
             }
         }
     }
 
-    /// A packet that has waited for too long. It must go back by [`Partial::release`].
+    /// A packet that has waited for too long. It must go back by [`Reassembly::release`].
     pub fn expired(&mut self, now: Now) -> Option<Partial> {
         let at = self
             .packets
@@ -124,14 +138,26 @@ impl Reassembly {
 
     /// Forgets all.
     pub fn clear(&mut self, pool: &mut Pool) {
-        for packet in self.packets.drain(..) {
-            packet.release(pool);
+        while let Some(packet) = self.packets.pop_front() {
+            self.release(packet, pool);
         }
+    }
+
+    /// Gives up what a packet has.
+    pub fn release(&mut self, packet: Partial, pool: &mut Pool) {
+        pool.release(packet.octets);
+        self.over.extend(packet.slot);
+    }
+
+    /// Has no packet count on anything any more.
+    pub fn release_slots(&mut self) {
+        let slots = self.packets.iter_mut().filter_map(|p| p.slot.take());
+        self.over.extend(slots);
     }
 }
 
 impl Partial {
-    fn new(ip: &Ip, part: &Fragment, deadline: Now) -> Self {
+    fn new(ip: &Ip, part: &Fragment, slot: Option<ClaimSlot>, deadline: Now) -> Self {
         Self {
             src: ip.src,
             dst: ip.dst,
@@ -142,6 +168,7 @@ impl Partial {
             parts: Parts::new(),
             octets: Chain::default(),
             deadline,
+            slot,
         }
     }
 
@@ -223,9 +250,5 @@ impl Partial {
                 piece = later;
             }
         }
-    }
-
-    pub fn release(self, pool: &mut Pool) {
-        pool.release(self.octets);
     }
 }

@@ -1,8 +1,17 @@
 //! A guest whose queues several reactors serve, each with a relay of its own: whose flow a frame is of, and its way there.
 //!
 //! A frame that belongs to another relay is copied into a ring to that one. Where the ring is full the frame stays in the
-//! guest's queue, and those behind it. What no relay owns is the first one's: services, groups, fragments, and the guest's
-//! ends of forwarded ports, as connections to those come in there.
+//! guest's queue, and those behind it. What no relay owns is the first one's: services, groups, and the guest's ends of
+//! forwarded ports, as what comes to those comes in there.
+//!
+//! What is guaranteed: frames of a flow that come by one queue are taken in their order, whoever owns the flow, and also
+//! where it begins, ends or begins anew meanwhile. For all of them take one way: from a queue straight to the owner, or by one
+//! ring; a frame that has to wait is waited for by all behind it in its queue; and one that counts on its slot, wherever it
+//! is, keeps the flow's owner what it is. Packets in parts go no other way: whoever takes the first part that comes has the
+//! others sent to it, and as they come by one queue, it is the relay of that queue. Where a guest sends a flow by several
+//! queues the order between these is not defined (virtio knows none), so each stays in order by itself. Then the parts of one
+//! packet may be lost that came by several queues, where the owner of its flow has no room: nobody waits for another who is
+//! waited for.
 
 use std::sync::Arc;
 
@@ -10,7 +19,7 @@ use super::kinds::{DHCP, DHCPV6, is_error, is_for_service, membership};
 use crate::{
     config::Net,
     flow::{
-        self, ClaimSlot, Claims, Key,
+        self, ClaimSlot, Claims, Key, Quota,
         ring::{Receiver, Sender, ring},
     },
     link::{FRAME_MAX, Frame, Inbox},
@@ -20,7 +29,7 @@ use crate::{
     },
     wire::{
         self,
-        frame::{Body, Ip, Message},
+        frame::{Body, Fragment, Ip, Message},
         quote::{self, Quoted},
     },
 };
@@ -57,6 +66,7 @@ pub struct Forwarded {
 pub struct Share {
     me: usize,
     claims: Arc<Claims>,
+    quota: Arc<Quota>,
     forwarded: Arc<Forwarded>,
     /// Rings to and from the others, by their numbers.
     to: Vec<Option<Sender>>,
@@ -77,11 +87,13 @@ pub struct Share {
 impl Share {
     /// Shares for `count` relays (at most 32) that may have `flows` flows in all.
     pub fn among(count: usize, flows: usize, forwarded: Forwarded) -> Vec<Self> {
-        let (claims, forwarded) = (Arc::new(Claims::new(flows)), Arc::new(forwarded));
+        let (claims, forwarded) = (Arc::new(Claims::default()), Arc::new(forwarded));
+        let quota = Arc::new(Quota::new(flows, count));
         let mut shares: Vec<Self> = (0..count)
             .map(|me| Self {
                 me,
                 claims: Arc::clone(&claims),
+                quota: Arc::clone(&quota),
                 forwarded: Arc::clone(&forwarded),
                 to: (0..count).map(|_| None).collect(),
                 from: (0..count).map(|_| None).collect(),
@@ -112,9 +124,24 @@ impl Share {
         self.me == FIRST
     }
 
-    /// Whether there are as many flows as there may be, of all relays.
-    pub(super) fn is_full(&self) -> bool {
-        self.claims.is_full()
+    /// Takes room for one flow more, until it has ended. `false` if this relay may have no more, as things are.
+    pub(super) fn take_room(&self) -> bool {
+        self.quota.take(self.me)
+    }
+
+    /// There is no flow after all.
+    pub(super) fn give_room_back(&self) {
+        self.quota.give_back(self.me);
+    }
+
+    /// How many flows this relay may have, as things are.
+    pub(super) fn room(&self) -> usize {
+        self.quota.room(self.me)
+    }
+
+    /// Splits the room for flows among the relays that have a queue, a bit each, while nobody else runs.
+    pub(super) fn divide_room(&self, able: u32) {
+        self.quota.divide(|n| n == FIRST || able >> n & 1 == 1);
     }
 
     /// The slot that a flow of this key counts on.
@@ -129,9 +156,14 @@ impl Share {
         (!ports.contains(key.guest.port)).then(|| self.claims.slot(key))
     }
 
-    /// A flow begins here; one of groups has no slot.
+    /// A flow that was there before counts here from now on.
+    pub(super) fn brings(&self, key: &Key, of_group: bool) {
+        self.quota.note(self.me);
+        self.opened(key, of_group);
+    }
+
+    /// A flow begins here, for which room was taken; one of groups has no slot.
     pub(super) fn opened(&self, key: &Key, of_group: bool) {
-        self.claims.opened();
         if let Some(slot) = self.slot(key).filter(|_| !of_group) {
             let owner = self.claims.claim(slot, self.me);
             debug_assert_eq!(owner, self.me, "a flow of another's slot");
@@ -140,7 +172,7 @@ impl Share {
 
     /// It has ended.
     pub(super) fn closed(&self, key: &Key, of_group: bool) {
-        self.claims.closed();
+        self.quota.give_back(self.me);
         if let Some(slot) = self.slot(key).filter(|_| !of_group) {
             self.claims.release(slot);
         }
@@ -151,6 +183,32 @@ impl Share {
         if let Some(slot) = self.slot(key) {
             self.claims.give(slot, self.me);
         }
+    }
+
+    /// The slot that a frame counts on.
+    fn slot_of(&self, net: &Net, body: &Body, head: &[u8]) -> Option<ClaimSlot> {
+        key_of(net, body, head).and_then(|key| self.slot(&key))
+    }
+
+    /// Has a frame of this relay's count on its slot until it has been looked at again.
+    pub(super) fn count_on(&self, net: &Net, body: &Body, head: &[u8]) -> Option<ClaimSlot> {
+        let slot = self.slot_of(net, body, head)?;
+        let owner = self.claims.claim(slot, self.me);
+        debug_assert_eq!(owner, self.me, "a frame of another's slot");
+        Some(slot)
+    }
+
+    /// The same of a part of a packet.
+    pub(super) fn count_on_parts(&self, ip: &Ip, part: &Fragment) -> ClaimSlot {
+        let slot = self.claims.slot(&parts_key(ip, part));
+        let owner = self.claims.claim(slot, self.me);
+        debug_assert_eq!(owner, self.me, "a part of another's packet");
+        slot
+    }
+
+    /// What waits at another comes here, with all of its slot; nobody else runs meanwhile.
+    pub(super) fn takes_over(&self, slot: ClaimSlot) {
+        self.claims.give(slot, self.me);
     }
 
     /// A frame that was looked at counts on its slot no more.
@@ -167,25 +225,22 @@ impl Share {
         inbox: &Inbox,
     ) -> Place {
         let is_fragment = matches!(read.body, Body::Fragment(..));
-        let slot = key_of(net, &read.body, frame.head).and_then(|key| self.slot(&key));
+        let slot = self.slot_of(net, &read.body, frame.head);
         let owner = slot.map_or(FIRST, |slot| {
             let owner = if self.able { self.me } else { FIRST };
             self.claims.claim(slot, owner)
         });
         if owner == self.me {
             // The packet it completes may be another's.
-            if is_fragment && !self.has_room_everywhere(1) {
+            if is_fragment && !self.has_room_everywhere() {
+                if let Some(slot) = slot {
+                    self.claims.release(slot);
+                }
                 return Place::Nowhere;
             }
             return Place::Here(slot);
         }
-        let label = Label {
-            slot,
-            is_fragment,
-            in_parts: may_be_cut(&read.body),
-            segment: frame.segment,
-            checksum: frame.checksum,
-        };
+        let label = Label::new(slot, &read.body, frame);
         if self.hand(owner, label, frame, inbox) {
             return Place::Elsewhere;
         }
@@ -214,14 +269,10 @@ impl Share {
         true
     }
 
-    /// Whether each of the others has room for `count` frames of any length.
-    fn has_room_everywhere(&mut self, count: usize) -> bool {
-        // Headers of the ring's own come on top.
-        let octets = count * (FRAME_MAX + 64);
-        self.to
-            .iter_mut()
-            .flatten()
-            .all(|sender| sender.has_room(octets))
+    /// Whether each of the others has room for a frame of any length.
+    fn has_room_everywhere(&mut self) -> bool {
+        let mut others = self.to.iter_mut().flatten();
+        others.all(|sender| sender.has_room(FRAME_MAX))
     }
 
     /// Whether others have handed over frames.
@@ -248,9 +299,9 @@ impl Share {
         }
     }
 
-    /// Whether one of the frames that were taken was in parts, or may be.
-    pub(super) fn came_in_parts(&self, index: usize) -> bool {
-        self.labels.get(index).is_some_and(|label| label.in_parts)
+    /// What was said of one of the frames that were taken.
+    pub(super) fn label(&self, index: usize) -> Option<Label> {
+        self.labels.get(index).copied()
     }
 
     /// Whether new flows may be this relay's.
@@ -266,7 +317,6 @@ impl Share {
     /// Takes frames that others have handed over, in the order of each, as many as `held` has room for.
     fn fill(&mut self, held: &mut Inbox) {
         held.hold_none();
-        let mut fragments = 0;
         let count = self.from.len();
         self.turn = (self.turn + 1) % count.max(1);
         for from in (self.turn..count).chain(0..self.turn) {
@@ -275,12 +325,6 @@ impl Share {
             };
             while let Some(frame) = ring.next().filter(|frame| held.can_hold(frame.len)) {
                 let label = Label::unpack(frame.words);
-                if label.is_fragment {
-                    fragments += 1;
-                    if !self.has_room_everywhere(fragments) {
-                        break;
-                    }
-                }
                 held.hold_next(frame.len, label.segment, label.checksum, |out| {
                     ring.take(frame, out);
                 });
@@ -312,22 +356,30 @@ impl FromIterator<(Protocol, u16)> for Forwarded {
     }
 }
 
-/// What is said of a frame in a ring.
+/// What is said of a frame that waits: in a ring, or for its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Label {
-    slot: Option<ClaimSlot>,
-    is_fragment: bool,
+pub struct Label {
+    /// The slot it counts on.
+    pub slot: Option<ClaimSlot>,
     /// Who sent it does not mind that it is cut: it came in parts, which it does not show.
-    in_parts: bool,
-    segment: Option<u16>,
-    checksum: Option<(u16, u16)>,
+    pub in_parts: bool,
+    pub segment: Option<u16>,
+    pub checksum: Option<(u16, u16)>,
 }
 
 impl Label {
+    pub const fn new(slot: Option<ClaimSlot>, body: &Body, frame: Frame<'_>) -> Self {
+        Self {
+            slot,
+            in_parts: may_be_cut(body),
+            segment: frame.segment,
+            checksum: frame.checksum,
+        }
+    }
+
     fn pack(self) -> [u64; 2] {
         let slot = self.slot.map_or(NO_SLOT, ClaimSlot::to_bits);
-        let first =
-            u64::from(slot) | u64::from(self.is_fragment) << 32 | u64::from(self.in_parts) << 33;
+        let first = u64::from(slot) | u64::from(self.in_parts) << 32;
         let (start, offset) = self.checksum.unwrap_or_default();
         let second = u64::from(self.segment.unwrap_or_default())
             | u64::from(self.segment.is_some()) << 16
@@ -341,8 +393,7 @@ impl Label {
         let slot = first as u32;
         Self {
             slot: (slot != NO_SLOT).then(|| ClaimSlot::from_bits(slot)),
-            is_fragment: first >> 32 & 1 == 1,
-            in_parts: first >> 33 & 1 == 1,
+            in_parts: first >> 32 & 1 == 1,
             segment: (second >> 16 & 1 == 1).then_some(second as u16),
             checksum: (second >> 17 & 1 == 1)
                 .then_some(((second >> 32) as u16, (second >> 48) as u16)),
@@ -378,7 +429,17 @@ fn key_of(net: &Net, body: &Body, head: &[u8]) -> Option<Key> {
             let octets = head.get(message.octets.clone()).unwrap_or_default();
             icmp_key(ip, message, octets.get(..quote::START).unwrap_or(octets))
         }
-        Body::Arp | Body::Igmp(..) | Body::Fragment(..) => None,
+        Body::Fragment(ip, part) => Some(parts_key(ip, part)),
+        Body::Arp | Body::Igmp(..) => None,
+    }
+}
+
+/// What parts of a packet have in common, as if it were a flow.
+fn parts_key(ip: &Ip, part: &Fragment) -> Key {
+    Key {
+        protocol: Protocol::Echo,
+        guest: ip.source(part.id as u16),
+        remote: ip.destination((part.id >> 16) as u16),
     }
 }
 
@@ -412,21 +473,20 @@ mod tests {
 
     #[test]
     fn labels_survive_the_ring() {
-        let slot = Claims::new(1).slot(&Key {
+        let slot = Claims::default().slot(&Key {
             protocol: Protocol::Udp,
             guest: crate::net::Endpoint::new([10, 0, 0, 1].into(), 1),
             remote: crate::net::Endpoint::new([10, 0, 0, 2].into(), 2),
         });
         for slot in [None, Some(slot)] {
-            for (is_fragment, segment, checksum) in [
+            for (in_parts, segment, checksum) in [
                 (false, None, None),
                 (true, Some(0), Some((0, 0))),
                 (false, Some(u16::MAX), Some((u16::MAX, 6))),
             ] {
                 let label = Label {
                     slot,
-                    is_fragment,
-                    in_parts: !is_fragment,
+                    in_parts,
                     segment,
                     checksum,
                 };

@@ -316,16 +316,16 @@ impl Relay {
         flow: Flow,
         raw: RawFd,
     ) -> Result<Id, Why> {
-        let shared_full = |relay: &Self| relay.share.as_ref().is_some_and(Share::is_full);
-        if self.flows.len() == self.flows.capacity() || shared_full(self) {
-            self.make_room();
-        }
         let connects = matches!(&flow, Flow::Tcp(flow) if flow.conn.phase() == Phase::Connecting);
         let of_group = flow.is_of_group();
-        let inserted = if shared_full(self) {
-            Err(flow)
+        let inserted = if self.find_room() {
+            let inserted = self.flows.insert(key, flow);
+            if let (Err(_), Some(share)) = (&inserted, &self.share) {
+                share.give_room_back();
+            }
+            inserted
         } else {
-            self.flows.insert(key, flow)
+            Err(flow)
         };
         match inserted {
             Ok(id) => {
@@ -353,9 +353,24 @@ impl Relay {
         }
     }
 
-    fn make_room(&mut self) {
+    /// Takes room for another flow, in favour of which others may have to end. `false` if there is none.
+    fn find_room(&mut self) -> bool {
+        loop {
+            let free = self.flows.len() < self.flows.capacity();
+            if free && self.share.as_ref().is_none_or(Share::take_room) {
+                return true;
+            }
+            // Another relay may have been faster, until this one has no more than its part.
+            if !self.make_room() {
+                return false;
+            }
+        }
+    }
+
+    fn make_room(&mut self) -> bool {
         let flows = self.flows.len();
-        let outcome = if self.evict() {
+        let made = self.evict();
+        let outcome = if made {
             "those idle or half-open for longest make way"
         } else {
             "new flows are refused"
@@ -363,6 +378,7 @@ impl Relay {
         if is_news(&mut self.wanted, self.turn) {
             log::warn!("Flow table full ({flows} flows): {outcome}");
         }
+        made
     }
 
     /// Ends a flow in favour of another: the datagram flow that was idle for longest, or the connection whose handshake is
@@ -396,6 +412,9 @@ impl Relay {
     /// # Errors
     /// [`Why::Share`] where the peer, or all of them together, have as many as they may.
     pub(super) fn admit_peer(&mut self, peer: IpAddr) -> Result<(), Why> {
+        let all = self.flows.capacity();
+        let room = self.share.as_ref().map_or(all, Share::room);
+        self.census.set_capacity(room.min(all));
         if self.census.admits(peer) {
             return Ok(());
         }
@@ -490,10 +509,6 @@ impl Relay {
     /// # Errors
     /// [`Why::Backlog`] where the packet is to wait for its turn.
     pub(super) fn begin(&mut self) -> Result<(), Why> {
-        if self.share.is_some() {
-            // A frame counts on its slot while it is looked at, and cannot wait.
-            return Ok(());
-        }
         // What is worked off was here before what is in line.
         let in_line = self.backlog.held.is_some() && !self.backlog.is_empty();
         if in_line || self.beginnings == 0 {

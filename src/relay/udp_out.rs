@@ -92,8 +92,7 @@ impl Relay {
         }
         let id = match self.find(&key) {
             Some(id) => id,
-            // Several that are one until they are cut do not wait: what waits has lost that mark.
-            None if frame.segment.is_none() && self.begin().is_err() => return Err(Why::Backlog),
+            None if self.begin().is_err() => return Err(Why::Backlog),
             None => self.udp_open(key, packet, outbox, now)?,
         };
         let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {

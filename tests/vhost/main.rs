@@ -9,6 +9,7 @@ mod lab;
 
 mod abuse;
 mod chance;
+mod crowds;
 mod datagrams;
 mod guests;
 mod offload;

@@ -125,14 +125,16 @@ pub(super) fn messages(mut control: &[u8]) -> impl Iterator<Item = (i32, i32, &[
     })
 }
 
-/// Writes one message whose data is two octets, and returns how many octets of `control` it takes.
-pub(super) fn write_u16(control: &mut Control, level: i32, kind: i32, value: u16) -> usize {
+/// Octets of a message whose data is two octets.
+pub(super) const OF_U16: usize = (HEADER + 2).next_multiple_of(WORD);
+
+/// Writes one message whose data is two octets.
+pub(super) fn write_u16(control: &mut Control<OF_U16>, level: i32, kind: i32, value: u16) {
     let out = &mut control.0;
     out[..WORD].copy_from_slice(&(HEADER + 2).to_ne_bytes());
     out[WORD..WORD + 4].copy_from_slice(&level.to_ne_bytes());
     out[WORD + 4..HEADER].copy_from_slice(&kind.to_ne_bytes());
     out[HEADER..HEADER + 2].copy_from_slice(&value.to_ne_bytes());
-    (HEADER + 2).next_multiple_of(WORD)
 }
 
 fn number(data: &[u8]) -> Option<i32> {
@@ -148,23 +150,23 @@ mod tests {
         // SAFETY: these compute with their argument only.
         let (header, space) = unsafe { (libc::CMSG_LEN(0), libc::CMSG_SPACE(2)) };
         assert_eq!(header as usize, HEADER);
-        let mut control = <Control>::new();
-        let used = write_u16(&mut control, libc::SOL_UDP, libc::UDP_SEGMENT, 1400);
-        assert_eq!(used, space as usize);
-        let read: Vec<_> = messages(&control.0[..used]).collect();
+        assert_eq!(OF_U16, space as usize);
+        let mut control = Control::new();
+        write_u16(&mut control, libc::SOL_UDP, libc::UDP_SEGMENT, 1400);
+        let read: Vec<_> = messages(&control.0).collect();
         let octets = 1400_u16.to_ne_bytes();
         assert_eq!(read, [(libc::SOL_UDP, libc::UDP_SEGMENT, &octets[..])]);
     }
 
     #[test]
     fn what_is_cut_short_is_not_read() {
-        let mut control = <Control>::new();
-        let used = write_u16(&mut control, 1, 2, 3);
+        let mut control = Control::new();
+        write_u16(&mut control, 1, 2, 3);
         for len in 0..HEADER + 2 {
             assert_eq!(messages(&control.0[..len]).count(), 0, "{len}");
         }
         control.0[..WORD].copy_from_slice(&3_usize.to_ne_bytes());
-        assert_eq!(messages(&control.0[..used]).count(), 0);
+        assert_eq!(messages(&control.0).count(), 0);
         assert_eq!(messages(&[0; 64]).count(), 0);
     }
 }

@@ -154,22 +154,16 @@ pub fn send_many(
     gather: &Gather<'_, '_>,
     parts: &[Part],
 ) -> io::Result<usize> {
-    let (iov, entries) = gather.raw();
+    // What most calls are about, and cheaper.
+    if let [part] = parts {
+        return send_one(socket, gather, part).map(|_| 1);
+    }
     // SAFETY: all-zero is a valid `mmsghdr`: null pointers with zero lengths.
     let mut headers: [libc::mmsghdr; SEND_MANY] = unsafe { mem::zeroed() };
-    let mut controls = [const { <Control>::new() }; SEND_MANY];
+    let mut controls = [const { OfPart::new() }; SEND_MANY];
     let mut len = 0;
     for ((part, header), control) in parts.iter().zip(&mut headers).zip(&mut controls) {
-        if part.end > entries || part.start > part.end {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        header.msg_hdr.msg_iov = iov.wrapping_add(part.start).cast_mut();
-        header.msg_hdr.msg_iovlen = (part.end - part.start) as _;
-        if let Some(octets) = part.segment {
-            let used = cmsg::write_u16(control, libc::SOL_UDP, libc::UDP_SEGMENT, octets);
-            header.msg_hdr.msg_control = (&raw mut *control).cast();
-            header.msg_hdr.msg_controllen = used as _;
-        }
+        header.msg_hdr = header_of(gather, part, control)?;
         len += 1;
     }
     // SAFETY: each of the `len` headers lists entries of `gather`'s list, whose memory it holds borrowed for reading until
@@ -182,6 +176,45 @@ pub fn send_many(
             (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
         )
     })
+}
+
+fn send_one(socket: BorrowedFd<'_>, gather: &Gather<'_, '_>, part: &Part) -> io::Result<usize> {
+    let mut control = OfPart::new();
+    let header = header_of(gather, part, &mut control)?;
+    // SAFETY: `header` lists entries of `gather`'s list, whose memory it holds borrowed for reading until after this call, and
+    // at most `control`; sendmsg writes none of it.
+    check(unsafe {
+        libc::sendmsg(
+            socket.as_raw_fd(),
+            &raw const header,
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    })
+}
+
+/// What a message of several datagrams says of them: UDP_SEGMENT.
+type OfPart = Control<{ cmsg::OF_U16 }>;
+
+/// The header of one part's message; it points into the list and to `control`.
+fn header_of(
+    gather: &Gather<'_, '_>,
+    part: &Part,
+    control: &mut OfPart,
+) -> io::Result<libc::msghdr> {
+    let (iov, entries) = gather.raw();
+    if part.end > entries || part.start > part.end {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: all-zero is a valid `msghdr`: null pointers with zero lengths.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = iov.wrapping_add(part.start).cast_mut();
+    header.msg_iovlen = (part.end - part.start) as _;
+    if let Some(octets) = part.segment {
+        cmsg::write_u16(control, libc::SOL_UDP, libc::UDP_SEGMENT, octets);
+        header.msg_control = ptr::from_mut(control).cast();
+        header.msg_controllen = OfPart::LEN as _;
+    }
+    Ok(header)
 }
 
 /// Receives into one buffer.

@@ -11,11 +11,17 @@ use crate::{
     guest::{Udp, pattern},
     lab::{
         LONG,
-        front_end::{Driver, FrontEnd, LINUX, MRG_RXBUF},
+        front_end::{
+            Driver, FrontEnd, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6, LINUX,
+            MRG_RXBUF,
+        },
         servers::udp_socket,
         world::{INTERNET4, POD4},
     },
 };
+
+/// A driver that is left no checksum to compute.
+const PLAIN: u64 = LINUX & !(GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_USO4 | GUEST_USO6);
 
 fn client(scene: &Scene) -> UdpSocket {
     let client = udp_socket(&scene.world.outside, (INTERNET4, 0));
@@ -62,10 +68,10 @@ fn datagrams_for_a_guest_that_is_not_ready_keep_nobody_busy() {
 }
 
 /// Regression U06: nothing is received into room that is not there; what never fits is dropped, and what comes after it
-/// arrives.
+/// arrives, though the driver has no buffers left to kick us with.
 #[test]
 fn datagrams_larger_than_all_buffers_are_dropped_and_the_next_arrives() {
-    for (features, entries) in [(LINUX & !MRG_RXBUF, 256), (LINUX, 16)] {
+    for (features, entries) in [(PLAIN & !MRG_RXBUF, 256), (PLAIN, 16)] {
         let Some(mut scene) = Scene::new(&["-u", "5000"]) else {
             return;
         };

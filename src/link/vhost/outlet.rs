@@ -133,13 +133,13 @@ impl Outlet {
         self.broken
     }
 
-    /// Whether buffers were missing, and still are.
+    /// Whether buffers were missing, and still are. Not while about all there are wait here: no more will come, and nothing
+    /// waits for them.
     pub fn is_short(&mut self) -> bool {
-        if self.short && (self.broken.is_some() || !self.ring.has_more()) {
-            return true;
-        }
-        self.short = false;
-        false
+        let is_all = self.taken < self.staged.len() && self.is_all();
+        let is_short = self.broken.is_some() || !is_all && !self.ring.has_more();
+        self.short &= is_short;
+        self.short
     }
 
     /// Shows the driver what it was given.

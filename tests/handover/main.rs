@@ -13,3 +13,4 @@ mod closing;
 mod damage;
 mod downtime;
 mod flows;
+mod staying;

@@ -28,7 +28,7 @@ use passt_rs::{
         repair::Command as Order,
         state::{Carried, HostSide, Options},
     },
-    sys::sockopt,
+    sys::{repair, sockopt},
 };
 use socket2::{SockRef, TcpKeepalive};
 
@@ -214,6 +214,42 @@ fn what_a_socket_was_told_the_next_is_told() {
         exchange(&ours, &theirs);
         nodes.move_address(&nodes.target, &nodes.source);
     }
+}
+
+/// A clock that is far ahead of the new host's: were it shown, the peer would take every segment for an old one (PAWS, RFC 7323).
+#[test]
+fn timestamps_go_on_where_they_were() {
+    let Some(nodes) = Nodes::new() else { return };
+    for family in [0, 1] {
+        let (ours, theirs) = connection(&nodes, family);
+        let ours = OwnedFd::from(ours);
+        let ahead = repair::timestamp(ours.as_fd())
+            .unwrap()
+            .wrapping_add(1 << 30);
+        let helper = Repair::new(&nodes.source);
+        helper.order(Order::On, &[&ours]);
+        repair::set_timestamp(ours.as_fd(), ahead).unwrap();
+        helper.order(Order::Off, &[&ours]);
+        let ours = TcpStream::from(ours);
+        exchange(&ours, &theirs);
+        let (new, carried, _old) = migrate(&nodes, ours);
+        assert!(carried.timestamp.unwrap().wrapping_sub(ahead) < 1 << 20);
+        exchange(&new, &theirs);
+        let shown = repair::timestamp(new.as_fd()).unwrap();
+        assert!(shown.wrapping_sub(ahead) < 1 << 29, "{ahead} {shown}");
+        assert_eq!(paws(&nodes.peer), 0);
+        nodes.move_address(&nodes.target, &nodes.source);
+    }
+}
+
+/// Segments of established connections that a host has refused for their timestamps.
+fn paws(host: &Host) -> u64 {
+    let lines = host.proc_net("netstat");
+    let mut ext = lines.iter().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (ext.next().unwrap(), ext.next().unwrap());
+    let mut both = names.split(' ').zip(values.split(' '));
+    let (_, value) = both.find(|(name, _)| *name == "PAWSEstab").unwrap();
+    value.parse().unwrap()
 }
 
 /// Octets in every queue: read by neither side, not acknowledged, not sent.

@@ -37,9 +37,9 @@ pub(super) struct Migration {
 }
 
 impl Migration {
-    /// The helper of this migration.
+    /// The helper of this migration, or another if it is gone.
     pub(super) fn helper(&mut self) -> Option<&Helper> {
-        if self.helper.is_none() {
+        if self.helper.as_ref().is_none_or(Helper::is_gone) {
             let repair = self.repair.as_ref()?;
             self.helper = Helper::accept(repair, LATE);
         }

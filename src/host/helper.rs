@@ -48,7 +48,8 @@ impl Helper {
         while SockRef::from(listener).accept().is_ok() {}
     }
 
-    fn is_gone(&self) -> bool {
+    /// Whether it has closed its end.
+    pub fn is_gone(&self) -> bool {
         let seen = wait(self.0.as_fd(), PollFlags::empty(), Duration::ZERO);
         seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)
     }

@@ -85,6 +85,7 @@ impl Relay {
         }
         let flows = std::mem::take(&mut self.away.flows);
         let sockets = self.sockets(&flows);
+        self.listen(&flows);
         let back = match helper.map(|helper| helper.order(Command::Off, &sockets)) {
             Some(Ok(())) => flows.len(),
             Some(Err((done, _))) => done,
@@ -101,7 +102,6 @@ impl Relay {
             let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
                 continue;
             };
-            moving::listen(&flow.socket);
             flow.state.failed |= at >= back;
             flow.state.owes_ack = true;
             self.seek(id);
@@ -216,8 +216,14 @@ impl Relay {
         if flows.is_empty() {
             return;
         }
+        self.listen(flows);
         // A helper that fails here may have done it all the same.
         let _ = helper.order(Command::Off, &self.sockets(flows));
+    }
+
+    /// Has these connections hear again; before they are out of repair mode, which asks the peer, and a peer that is gone
+    /// answers but once.
+    fn listen(&self, flows: &[Id]) {
         for &id in flows {
             if let Some(Flow::Tcp(flow)) = self.flows.get(id) {
                 moving::listen(&flow.socket);

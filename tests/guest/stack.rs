@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use smoltcp::{
     iface::{Config, Interface, SocketHandle, SocketSet},
     phy::{self, DeviceCapabilities, Medium},
-    socket::{dhcpv4, tcp, udp},
+    socket::{dhcpv4, icmp, tcp, udp},
     time::Instant as Clock,
     wire::{EthernetAddress, HardwareAddress, IpCidr},
 };
@@ -273,6 +273,15 @@ impl Guest {
             || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 1 << 18]);
         let mut socket = udp::Socket::new(buffer(), buffer());
         socket.bind(port).expect("bind");
+        self.sockets.add(socket)
+    }
+
+    /// A socket for ICMP errors about datagrams from this port.
+    pub fn udp_errors(&mut self, port: u16) -> SocketHandle {
+        let buffer =
+            || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 1 << 12]);
+        let mut socket = icmp::Socket::new(buffer(), buffer());
+        socket.bind(icmp::Endpoint::Udp(port.into())).expect("bind");
         self.sockets.add(socket)
     }
 

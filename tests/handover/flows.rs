@@ -3,7 +3,6 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
-    thread,
     time::Duration,
 };
 
@@ -15,11 +14,8 @@ use crate::{
         LONG,
         nodes::{PEER, SERVICE},
     },
-    scene::{Scene, limit},
+    scene::{PIECE, Scene, exchange, limit},
 };
-
-/// Octets that are much for a queue, and not for a test.
-const PIECE: usize = 200_000;
 
 /// One connection, and how far its streams are.
 struct Streams {
@@ -179,20 +175,6 @@ fn streams_that_run_go_on() {
     );
 }
 
-fn exchange(guest: &mut Guest, handle: SocketHandle, theirs: &TcpStream) {
-    let data = pattern(0, PIECE);
-    thread::scope(|scope| {
-        let echo = scope.spawn(|| {
-            let mut octets = vec![0; PIECE];
-            (&mut &*theirs).read_exact(&mut octets).unwrap();
-            (&mut &*theirs).write_all(&octets).unwrap();
-        });
-        guest.send(handle, &data);
-        guest.download(handle, PIECE);
-        echo.join().unwrap();
-    });
-}
-
 #[test]
 fn forwarded_connections_go_on() {
     let Some(mut scene) = Scene::new() else {
@@ -314,6 +296,53 @@ fn datagrams_go_on_between_the_same_ports() {
         let mut octets = [0; 16];
         let (len, again) = theirs.recv_from(&mut octets).unwrap();
         assert_eq!((&octets[..len], again), (&b"after"[..], from));
+    }
+}
+
+/// What clients from outside said goes on, whoever speaks first where the guest is now.
+#[test]
+fn forwarded_datagrams_go_on() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let ours = scene.guest.udp(8080);
+    let said = |ours: &UdpSocket, from: SocketAddr, words: &[u8]| {
+        let mut octets = [0; 16];
+        let (len, source) = ours.recv_from(&mut octets).unwrap();
+        assert_eq!((&octets[..len], source), (words, from));
+    };
+    // The guest has to be known before.
+    let listener = &scene.listeners()[0];
+    let _ = scene.connect(listener);
+    let mut clients = Vec::new();
+    for (own, service) in PEER.iter().zip(SERVICE) {
+        let [own, service]: [IpAddr; 2] = [own, service].map(|addr| addr.parse().unwrap());
+        let service = SocketAddr::new(service, 8080);
+        for first in [true, false] {
+            let client = scene.nodes.peer.run(|| UdpSocket::bind((own, 0)).unwrap());
+            client.set_read_timeout(Some(LONG)).unwrap();
+            client.send_to(b"before", service).unwrap();
+            let (words, remote) = scene.guest.recv_from(ours);
+            assert_eq!(
+                (&words[..], remote),
+                (&b"before"[..], client.local_addr().unwrap())
+            );
+            scene.guest.send_to(ours, remote, b"answer");
+            said(&client, service, b"answer");
+            clients.push((client, service, remote, first));
+        }
+    }
+    scene.hand_over();
+    scene.target.expect_log("and 4 UDP flows");
+    for (client, service, remote, first) in clients {
+        if first {
+            client.send_to(b"after", service).unwrap();
+            assert_eq!(scene.guest.recv_from(ours), (b"after".to_vec(), remote));
+        }
+        scene.guest.send_to(ours, remote, b"late");
+        said(&client, service, b"late");
+        client.send_to(b"again", service).unwrap();
+        assert_eq!(scene.guest.recv_from(ours), (b"again".to_vec(), remote));
     }
 }
 

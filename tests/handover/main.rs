@@ -16,4 +16,5 @@ mod closing;
 mod damage;
 mod downtime;
 mod flows;
+mod staying;
 mod strays;

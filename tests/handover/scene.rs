@@ -1,14 +1,16 @@
 //! A guest between two hosts, each with a translator and a helper.
 
 use std::{
+    io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    thread,
     time::Duration,
 };
 
 use smoltcp::{iface::SocketHandle, wire::IpCidr};
 
 use crate::{
-    guest::Guest,
+    guest::{Guest, pattern},
     lab::{
         Host, LONG, Nodes, Repair, Setup, Translator,
         front_end::{Bridge, Driver, FrontEnd, LINUX, Movable},
@@ -18,6 +20,9 @@ use crate::{
 
 /// What every translator is told.
 pub const ARGS: [&str; 6] = ["--vhost-user", "--no-map-gw", "-t", "8080", "-u", "8080"];
+
+/// Octets that are much for a queue, and not for a test.
+pub const PIECE: usize = 200_000;
 
 /// A guest on the first of two hosts.
 pub struct Scene {
@@ -107,15 +112,32 @@ impl Scene {
 
     /// The guest's state is taken, but it goes on where it was: nobody took it over.
     pub fn stay(&mut self) {
-        let helper = helper(&self.nodes.source, &self.source);
-        let mut bridge = self.card.take().unwrap().halt();
-        assert!(bridge.front_end.save().0.is_some());
+        let helper = self.helper();
         // What a migration is found to have failed by takes its time.
-        std::thread::sleep(crate::lab::QUIET);
-        self.card = Some(bridge.again());
+        self.stay_while(|_| thread::sleep(crate::lab::QUIET));
         // It is sent away when all is done.
         assert_eq!(helper.end(), Some(0));
+    }
+
+    /// The same with what helpers there are, and something happens until it goes on.
+    pub fn stay_while(&mut self, meanwhile: impl FnOnce(&Nodes)) {
+        let loses = self.still.is_some();
+        if !loses {
+            self.halt();
+        }
+        let mut bridge = self.still.take().unwrap();
+        assert!(bridge.front_end.save().0.is_some());
+        meanwhile(&self.nodes);
+        if !loses {
+            bridge.receive(usize::MAX);
+        }
+        self.card = Some(bridge.again());
         self.source.expect_log("Guest stays");
+    }
+
+    /// A helper of ours for the guest's translator.
+    pub fn helper(&self) -> Repair {
+        helper(&self.nodes.source, &self.source)
     }
 
     /// A listener of the peer's in each family.
@@ -137,6 +159,21 @@ impl Scene {
 
 fn helper(host: &Host, translator: &Translator) -> Repair {
     Repair::connected(host, &Repair::path(translator), Repair::ours())
+}
+
+/// Much from the guest, and back.
+pub fn exchange(guest: &mut Guest, handle: SocketHandle, theirs: &TcpStream) {
+    let data = pattern(0, PIECE);
+    thread::scope(|scope| {
+        let echo = scope.spawn(|| {
+            let mut octets = vec![0; PIECE];
+            (&mut &*theirs).read_exact(&mut octets).unwrap();
+            (&mut &*theirs).write_all(&octets).unwrap();
+        });
+        guest.send(handle, &data);
+        guest.download(handle, PIECE);
+        echo.join().unwrap();
+    });
 }
 
 pub fn limit(stream: &TcpStream) {

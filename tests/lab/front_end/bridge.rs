@@ -101,9 +101,8 @@ impl Bridge {
         Movable::run(self)
     }
 
-    /// The guest goes on where it was: its device is started anew.
+    /// The guest goes on where it was: its device is started anew, and what it has not [received](Self::receive) is lost.
     pub fn again(mut self) -> Movable {
-        self.receive(usize::MAX);
         self.front_end.reset_driver();
         self.front_end.start_rings(0, 0);
         Movable::run(self)

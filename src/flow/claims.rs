@@ -160,7 +160,8 @@ mod tests {
                 thread::spawn(move || {
                     let mut owned = 0;
                     while owned < TIMES {
-                        if claims.claim(SLOT, me) == me {
+                        let mine = claims.claim(SLOT, me) == me;
+                        if mine {
                             owned += 1;
                             inside[me].store(1, Ordering::Relaxed);
                             let others = (0..3).filter(|&other| other != me);
@@ -168,10 +169,11 @@ mod tests {
                                 assert_eq!(inside[other].load(Ordering::Relaxed), 0);
                             }
                             inside[me].store(0, Ordering::Relaxed);
-                        } else {
-                            thread::yield_now();
                         }
                         claims.release(SLOT);
+                        if !mine {
+                            thread::yield_now();
+                        }
                     }
                 })
             })

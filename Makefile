@@ -74,8 +74,8 @@ long: test
 	$(CARGO) test --test labs -- --ignored
 	TEST_LINK=vhost-user $(CARGO) test --test hostile --test transfer --test fragments --test udp --test abuse -- --skip random_octets_on_the_link
 
-# Half a minute at most.
-loom: test
+# Orders of what two threads do, and what each of their loads may see: some seconds.
+loom:
 	$(CARGO) test --manifest-path loom/Cargo.toml --target-dir $(target)/loom
 
 # Eleven targets: some three minutes at the default. Each run starts from the committed seeds and what earlier runs found.

@@ -1,5 +1,6 @@
 //! What threads share without locks, made of loom's atomics: its tests see every order of what they do, and every value that a
-//! load may see (<https://docs.rs/loom>).
+//! load may see (<https://docs.rs/loom>). What it does not see is a load done later than a store that follows it, so that the
+//! `Release` by which the ring's reader gives room back is left to reasoning.
 
 #[path = "../../src/flow/claims.rs"]
 pub mod claims;

@@ -26,13 +26,14 @@ long_tests = $(shell grep -lE '$(long_vars)' tests/*.rs $$(dirname tests/*/main.
 miri_layers := net config wire flow proto service
 miri_slow := a_list_without_end_is_refused there_is_an_end_to_what_is_remembered
 
-.PHONY: help build demo tools test lint unit test-all long fuzz supply miri bench install clean
+.PHONY: help build demo tools test lint unit test-all long loom fuzz supply miri bench install clean
 
 help:
 	@echo 'make demo              boot a real guest behind passt and show that it is online'
 	@echo 'make test              format, lints, unit, property and integration tests, QEMU boots'
 	@echo 'make test-all          the same, then the longer variants, the documentation and the man page'
 	@echo 'make fuzz              coverage-guided search for crashes, FUZZ_SECONDS=12 for each target'
+	@echo 'make loom              what threads share without locks, in every order of what they do'
 	@echo 'make supply            licences, duplicates and advisories of dependencies, where the tools are at hand'
 	@echo 'make miri              the pure layers under Miri, where a nightly toolchain has it'
 	@echo 'make bench             the comparison bench; BENCH_ARGS="--peer PATH" puts another binary beside ours'
@@ -56,6 +57,7 @@ tools:
 lint: tools
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
+	$(CARGO) fmt --check --manifest-path loom/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
 
@@ -64,13 +66,17 @@ unit: tools lint
 	$(CARGO) test --lib --manifest-path fuzz/Cargo.toml --target-dir $(target)
 
 # Adds to `make test` what is too long for it, and repeats only tests that grow with a size.
-test-all: test long fuzz supply
+test-all: test long loom fuzz supply
 
 long: test
 	mandoc -T lint -W warning man/passt.1 man/passt-repair.1
 	$(long_sizes) $(CARGO) test --no-fail-fast $(addprefix --test ,$(long_tests))
 	$(CARGO) test --test labs -- --ignored
-	TEST_LINK=vhost-user $(CARGO) test --test hostile --test transfer --test fragments --test udp -- --skip random_octets_on_the_link
+	TEST_LINK=vhost-user $(CARGO) test --test hostile --test transfer --test fragments --test udp --test abuse -- --skip random_octets_on_the_link
+
+# Orders of what two threads do, and what each of their loads may see: some seconds.
+loom:
+	$(CARGO) test --manifest-path loom/Cargo.toml --target-dir $(target)/loom
 
 # Eleven targets: some three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
 fuzz: tools

@@ -4,6 +4,12 @@
 //! It is made of words that both sides read and write as atomics, which costs no more than plain ones and needs nothing
 //! unsafe. Positions count words and never go back; a place is a position modulo the size.
 
+#[cfg(loom)]
+use loom::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+};
+#[cfg(not(loom))]
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
@@ -285,7 +291,7 @@ mod tests {
     /// Two threads that sleep whenever they may: a wake-up that was lost would leave both asleep for ever.
     #[test]
     fn no_wake_up_is_lost() {
-        const FRAMES: u32 = 100_000;
+        const FRAMES: u32 = if cfg!(miri) { 300 } else { 100_000 };
         let (mut sender, mut receiver) = ring(512);
         let (wake_receiver, woken_receiver) = mpsc::channel::<()>();
         let (wake_sender, woken_sender) = mpsc::channel::<()>();

@@ -15,7 +15,10 @@ use std::{
 use super::raw::Raw;
 use crate::{
     kernel_guest::{DEVICE, KernelGuest},
-    lab::{LONG, Setup, Translator, World, servers::TcpServer, wait_until, world::INTERNET4},
+    lab::{
+        LONG, Setup, Translator, World, front_end::LINUX, servers::TcpServer,
+        translator::by_vhost_user, wait_until, world::INTERNET4,
+    },
 };
 
 /// Where a download never ends, and where what is said comes back.
@@ -27,6 +30,9 @@ const FILES: u32 = 1024;
 
 /// What resident memory may grow by while an attack goes on, in KiB: some pages of tables not touched before.
 const GROWTH: u64 = 1024;
+
+/// What it may grow by in one such span while it is said not to grow any more.
+const STILL: u64 = 128;
 
 /// What the download has to bring beside an attack, in octets: tests run beside others, so this says no more than "it lives".
 const LEAST: u64 = 4 << 20;
@@ -49,8 +55,16 @@ impl Siege {
             while stream.write_all(&[0; 1 << 16]).is_ok() {}
         });
         let echo = TcpServer::echo(&world.outside, (INTERNET4, ECHO));
-        let translator = Setup::new(args).limit_files(FILES).start(&world.pod);
-        let guest = KernelGuest::plug(&translator, 65_520)?;
+        let setup = Setup::new(args).limit_files(FILES);
+        let (translator, guest);
+        if by_vhost_user() {
+            // As a Linux guest's own driver would.
+            translator = setup.arg("--vhost-user").start(&world.pod);
+            guest = KernelGuest::plug_queues(&translator, 65_520, LINUX)?;
+        } else {
+            translator = setup.start(&world.pod);
+            guest = KernelGuest::plug(&translator, 65_520)?;
+        }
         guest.number();
         let victim = Download::start(&guest, endless.addr());
         Some(Self {
@@ -84,9 +98,14 @@ impl Siege {
         let (strikes, after, warm, end) = thread::scope(|scope| {
             let _stopped = Stop(&stop);
             let attacking = scope.spawn(|| attack(&stop));
-            // The attack gets going, tables fill.
-            self.victim.rate();
-            let warm = self.translator.rss();
+            // The attack gets going, tables fill until they are full.
+            let mut warm = 0;
+            let full = wait_until(LONG, || {
+                self.victim.rate();
+                let before = std::mem::replace(&mut warm, self.translator.rss());
+                warm <= before + STILL
+            });
+            assert!(full, "{warm} KiB, and growing");
             let after = self.victim.rate();
             self.victim.expect_more();
             self.assert_answers();

@@ -59,7 +59,7 @@ impl fmt::Debug for Preparation {
 }
 
 /// Whether guests are to be plugged in by vhost-user: `TEST_LINK=vhost-user` puts every test to that link.
-fn by_vhost_user() -> bool {
+pub fn by_vhost_user() -> bool {
     env::var_os("TEST_LINK").is_some_and(|link| link == "vhost-user")
 }
 

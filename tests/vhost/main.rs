@@ -11,6 +11,7 @@ mod abuse;
 mod chance;
 mod crowds;
 mod guests;
+mod inbound;
 mod offload;
 mod polling;
 mod protocol;

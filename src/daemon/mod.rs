@@ -308,8 +308,14 @@ fn relays(config: &Config, net: &Net, ports: Ports, limits: Limits) -> (Relay, V
         relay
     };
     let mut first = relay();
-    first.forward(ports, ports::syn_retries());
-    (first, (1..queue_pairs(config)).map(|_| relay()).collect())
+    let syn_retries = ports::syn_retries();
+    first.forward(ports, syn_retries);
+    let further = (1..queue_pairs(config)).map(|_| {
+        let mut relay = relay();
+        relay.forward(Ports::default(), syn_retries);
+        relay
+    });
+    (first, further.collect())
 }
 
 /// Queue pairs that a guest may use: one where there are none, and where what passes is captured in one file.

@@ -58,9 +58,11 @@ impl Quota {
         self.rest.store(rest, Ordering::Relaxed);
     }
 
-    /// Whether a reactor serves a queue, by the last word.
-    pub fn serves(&self, member: usize) -> bool {
-        self.members.get(member).is_some_and(|m| m.part() > 0)
+    /// Whether a reactor serves a queue, by the last word, and has room for another flow, as things are.
+    pub fn welcomes(&self, member: usize) -> bool {
+        let room = self.room(member);
+        let welcomes = |member: &Member| member.part() > 0 && member.flows() < room;
+        self.members.get(member).is_some_and(welcomes)
     }
 
     /// Counts one flow more of a reactor's. `false` if it has no room for it.
@@ -154,10 +156,11 @@ mod tests {
                 };
                 match step {
                     Step::Take(n) => {
-                        let room = quota.room(n);
+                        let (room, welcome) = (quota.room(n), quota.welcomes(n));
                         let taken = quota.take(n);
                         prop_assert_eq!(taken, model[n] < parts[n] || held(&model) < most);
                         prop_assert_eq!(taken, model[n] < room);
+                        prop_assert_eq!(welcome, taken && parts[n] > 0);
                         model[n] += usize::from(taken);
                     }
                     Step::GiveBack(n) if model[n] > 0 => {

@@ -13,7 +13,7 @@ use super::{
     udp_in,
 };
 use crate::{
-    flow::{self, Chain, Id, Key},
+    flow::{self, Chain, ClaimSlot, Id, Key},
     host::{
         listen::{Forward, Ports},
         socket::{self, Arrival},
@@ -170,9 +170,8 @@ impl Relay {
     /// The key of a flow from outside: its peer under the address, and if it can be the port, that the guest is to see.
     ///
     /// # Errors
-    /// [`Why::Disabled`] where the peer's family is off, [`Why::PortZero`], and [`Why::NoFlow`] where too many peers look
-    /// the same.
-    pub(super) fn inbound_key(
+    /// [`Why::Disabled`] where the peer's family is off, and [`Why::PortZero`].
+    pub(super) fn peer_key(
         &self,
         protocol: Protocol,
         guest: Endpoint,
@@ -185,19 +184,40 @@ impl Relay {
         if addr.is_ipv4() != guest.addr.is_ipv4() {
             return Err(Why::Disabled);
         }
-        let key = |port| Key {
+        Ok(Key {
             protocol,
             guest,
-            remote: Endpoint::new(addr, port),
-        };
-        let first = key(peer.port());
-        if self.flows.find(&first).is_none() || self.is_peer(&first, peer) {
-            return Ok(first);
-        }
+            remote: Endpoint::new(addr, peer.port()),
+        })
+    }
+
+    /// This key, or one like it that no other peer's flow has and that can be this relay's. It counts on the slot, if there is
+    /// one, until it has been looked at.
+    ///
+    /// # Errors
+    /// [`Why::NoFlow`] where too many peers look the same.
+    pub(super) fn free_key(
+        &self,
+        first: Key,
+        peer: SocketAddr,
+    ) -> Result<(Key, Option<ClaimSlot>), Why> {
+        let port = first.remote.port;
         // Two peers behind one address, as all of the host's loopback is: another port tells them apart.
-        (1..TRIES)
-            .map(|n| key(peer.port().wrapping_add(n.wrapping_mul(977)) | 0x8000))
-            .find(|key| self.flows.find(key).is_none() || self.is_peer(key, peer))
+        let others = (1..TRIES).map(|n| port.wrapping_add(n.wrapping_mul(977)) | 0x8000);
+        std::iter::once(port)
+            .chain(others)
+            .map(|port| Key {
+                remote: Endpoint::new(first.remote.addr, port),
+                ..first
+            })
+            .filter(|key| self.flows.find(key).is_none() || self.is_peer(key, peer))
+            .find_map(
+                |key| match self.share.as_ref().map(|share| share.can_have(&key)) {
+                    None => Some((key, None)),
+                    Some((true, slot)) => Some((key, slot)),
+                    Some((false, _)) => None,
+                },
+            )
             .ok_or(Why::NoFlow)
     }
 
@@ -241,7 +261,9 @@ impl Relay {
             .target
             .or_else(|| self.guest.address_for(peer.ip()))
             .ok_or(Why::NoGuest)?;
-        let key = self.inbound_key(Protocol::Udp, Endpoint::new(addr, forward.guest), peer)?;
+        let first = self.peer_key(Protocol::Udp, Endpoint::new(addr, forward.guest), peer)?;
+        // The guest's ends of these ports are the first relay's, without slots.
+        let (key, _) = self.free_key(first, peer)?;
         if let Some(id) = self.flows.find(&key) {
             return Ok((id, false));
         }

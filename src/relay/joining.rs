@@ -1,8 +1,12 @@
 //! Several relays that serve one guest: how they come together, and how one takes over what another has.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+};
 
 use super::{
+    crossing::Accepted,
     flow::{ECHO_TIMEOUT, Flow, State, TcpFlow},
     share::{Forwarded, Share},
     state::Relay,
@@ -14,6 +18,9 @@ use crate::{
     proto::{state::QUEUE_MAX, tcp::Conn},
     wire::frame::classify,
 };
+
+/// Connections taken from another relay before it is others' turn.
+const ACCEPTED: usize = 64;
 
 /// A flow on its way from one relay to another.
 #[derive(Debug)]
@@ -38,7 +45,7 @@ impl Moved {
 }
 
 impl Relay {
-    /// The guest's ends of the ports that are forwarded.
+    /// The guest's ends of the ports that are forwarded, as far as they stay with this relay.
     pub fn forwarded_ports(&self) -> Forwarded {
         let places = self
             .forwarded()
@@ -105,7 +112,7 @@ impl Relay {
         }
     }
 
-    /// Whether other relays have handed over frames.
+    /// Whether other relays have handed over frames or connections.
     pub fn has_handed(&self) -> bool {
         self.share.as_ref().is_some_and(Share::has_handed)
     }
@@ -114,6 +121,42 @@ impl Relay {
     pub fn wakes(&mut self) -> u32 {
         let share = self.share.as_mut();
         share.map_or(0, Share::wakes)
+    }
+
+    /// Hands a peer's connection to another relay, if it is that one's turn.
+    ///
+    /// # Errors
+    /// The connection, if it stays here: always where it is not known yet where the guest is, as that is found out here.
+    pub(super) fn hand_on(
+        &mut self,
+        socket: OwnedFd,
+        peer: SocketAddr,
+        key: Key,
+    ) -> Result<(), OwnedFd> {
+        match &mut self.share {
+            Some(share) if self.guest.is_at(key.guest.addr) => {
+                share.hand_on(socket, peer, key, self.guest)
+            }
+            _ => Err(socket),
+        }
+    }
+
+    /// Takes over connections that another relay has accepted.
+    pub(super) fn take_accepted(&mut self, outbox: &mut Outbox, now: Now) {
+        for _ in 0..ACCEPTED {
+            let Some(accepted) = self.share.as_ref().and_then(Share::accepted) else {
+                return;
+            };
+            self.met = true;
+            self.guest.hear_of(&accepted.guest);
+            let Accepted {
+                socket, peer, key, ..
+            } = accepted;
+            if let Err(why) = self.tcp_inbound(socket, peer, key, outbox, now) {
+                self.count(why);
+            }
+            self.looked_at(Some(accepted.slot));
+        }
     }
 
     /// Takes what other relays have handed over for as long as it fits at once; its frames are in the inbox, which is to be

@@ -19,6 +19,8 @@ mod waiting;
 
 mod away;
 
+mod crossing;
+
 mod share;
 
 mod backlog;
@@ -106,8 +108,9 @@ impl Relay {
         taken
     }
 
-    /// Takes the frames that other relays have handed over, as many as fit at once.
+    /// Takes the frames and connections that other relays have handed over, as many as fit at once.
     pub fn take_handed(&mut self, outbox: &mut Outbox, now: Now) {
+        self.take_accepted(outbox, now);
         let Some(held) = self.take_held() else {
             return;
         };

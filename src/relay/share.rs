@@ -2,7 +2,8 @@
 //!
 //! A frame that belongs to another relay is copied into a ring to that one. Where the ring is full the frame stays in the
 //! guest's queue, and those behind it. What no relay owns is the first one's: services, groups, and the guest's ends of
-//! forwarded ports, as what comes to those comes in there.
+//! forwarded UDP ports, as what comes to those comes in there. Connections to forwarded ports come in there too, and go to
+//! each relay in turn, which has its queue for what they bring.
 //!
 //! What is guaranteed: frames of a flow that come by one queue are taken in their order, whoever owns the flow, and also
 //! where it begins, ends or begins anew meanwhile. For all of them take one way: from a queue straight to the owner, or by one
@@ -13,13 +14,16 @@
 //! packet may be lost that came by several queues, where the owner of its flow has no room: nobody waits for another who is
 //! waited for.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
-use super::kinds::{DHCP, DHCPV6, is_error, is_for_service, membership};
+use super::{
+    crossing::{Accepted, Entry, Exit, crossing},
+    kinds::{DHCP, DHCPV6, is_error, is_for_service, membership},
+};
 use crate::{
     config::Net,
     flow::{
-        self, ClaimSlot, Claims, Key, Quota,
+        self, ClaimSlot, Claims, Guest, Key, Quota,
         ring::{Receiver, Sender, ring},
     },
     link::{FRAME_MAX, Frame, Inbox},
@@ -54,12 +58,9 @@ pub enum Place {
     Nowhere,
 }
 
-/// The guest's ends of forwarded ports.
+/// The guest's ends of forwarded UDP ports.
 #[derive(Debug)]
-pub struct Forwarded {
-    tcp: PortSet,
-    udp: PortSet,
-}
+pub struct Forwarded(PortSet);
 
 /// One relay's part in a guest that several share.
 #[derive(Debug)]
@@ -71,6 +72,10 @@ pub struct Share {
     /// Rings to and from the others, by their numbers.
     to: Vec<Option<Sender>>,
     from: Vec<Option<Receiver>>,
+    /// The ways of the first one's connections to the others, and to this one; whose turn it was.
+    entries: Vec<Option<Entry>>,
+    exit: Option<Exit>,
+    served: usize,
     /// What came from others and is looked at, and what was said of each frame.
     handed: Option<Inbox>,
     labels: Vec<Label>,
@@ -97,6 +102,9 @@ impl Share {
                 forwarded: Arc::clone(&forwarded),
                 to: (0..count).map(|_| None).collect(),
                 from: (0..count).map(|_| None).collect(),
+                entries: Vec::new(),
+                exit: None,
+                served: FIRST,
                 handed: Some(Inbox::new()),
                 labels: Vec::with_capacity(8192),
                 able: me == FIRST,
@@ -105,6 +113,16 @@ impl Share {
                 news: false,
             })
             .collect();
+        let mut entries = Vec::with_capacity(count);
+        for share in &mut shares {
+            let way = (share.me != FIRST).then(crossing);
+            let (entry, exit) = way.unzip();
+            entries.push(entry);
+            share.exit = exit;
+        }
+        if let Some(first) = shares.get_mut(FIRST) {
+            first.entries = entries;
+        }
         for from in 0..count {
             for to in (0..count).filter(|&to| to != from) {
                 let (sender, receiver) = ring(RING);
@@ -146,14 +164,69 @@ impl Share {
 
     /// The slot that a flow of this key counts on.
     fn slot(&self, key: &Key) -> Option<ClaimSlot> {
-        let ports = match key.protocol {
-            Protocol::Tcp => &self.forwarded.tcp,
+        let of_first = match key.protocol {
             // Where these services are off, they are datagrams like others.
-            Protocol::Udp if matches!(key.remote.port, DHCP | DHCPV6) => return None,
-            Protocol::Udp => &self.forwarded.udp,
-            Protocol::Echo => return Some(self.claims.slot(key)),
+            Protocol::Udp if matches!(key.remote.port, DHCP | DHCPV6) => true,
+            Protocol::Udp => self.forwarded.0.contains(key.guest.port),
+            Protocol::Tcp | Protocol::Echo => false,
         };
-        (!ports.contains(key.guest.port)).then(|| self.claims.slot(key))
+        (!of_first).then(|| self.claims.slot(key))
+    }
+
+    /// Whether a flow of this key can be this relay's. Then it counts on its slot, if it has one, until it has been looked at.
+    pub(super) fn can_have(&self, key: &Key) -> (bool, Option<ClaimSlot>) {
+        let Some(slot) = self.slot(key) else {
+            return (self.is_first(), None);
+        };
+        let is_ours = self.claims.claim(slot, self.me) == self.me;
+        if !is_ours {
+            self.claims.release(slot);
+        }
+        (is_ours, is_ours.then_some(slot))
+    }
+
+    /// Hands a peer's connection to the relay whose turn it is, or the one that has its slot.
+    ///
+    /// # Errors
+    /// The connection, if it is this relay's, or there is no room for it.
+    pub(super) fn hand_on(
+        &mut self,
+        socket: OwnedFd,
+        peer: SocketAddr,
+        key: Key,
+        guest: Guest,
+    ) -> Result<(), OwnedFd> {
+        let count = self.entries.len();
+        let turn = (1..=count).map(|n| (self.served + n) % count);
+        self.served = turn
+            .into_iter()
+            .find(|&n| self.quota.welcomes(n))
+            .unwrap_or(self.me);
+        let slot = self.claims.slot(&key);
+        let owner = self.claims.claim(slot, self.served);
+        let Some(Some(entry)) = self.entries.get(owner) else {
+            self.claims.release(slot);
+            return Err(socket);
+        };
+        let accepted = Accepted {
+            socket,
+            peer,
+            key,
+            slot,
+            guest,
+        };
+        let sent = entry.send(accepted);
+        if sent.is_ok() {
+            self.wakes |= 1 << owner;
+        } else {
+            self.claims.release(slot);
+        }
+        sent
+    }
+
+    /// Takes a connection that was handed on to this relay. It counts on its slot until it has been looked at.
+    pub(super) fn accepted(&self) -> Option<Accepted> {
+        self.exit.as_ref()?.take()
     }
 
     /// A flow that was there before counts here from now on.
@@ -275,15 +348,19 @@ impl Share {
         others.all(|sender| sender.has_room(FRAME_MAX))
     }
 
-    /// Whether others have handed over frames.
+    /// Whether others have handed over frames or connections.
     pub fn has_handed(&self) -> bool {
+        self.has_frames() || self.exit.as_ref().is_some_and(Exit::has_any)
+    }
+
+    fn has_frames(&self) -> bool {
         let mut rings = self.from.iter().flatten();
         rings.any(|ring| ring.next().is_some())
     }
 
     /// Takes what others have handed over; its frames are in the inbox, which is to be given back.
     pub(super) fn take(&mut self) -> Option<Inbox> {
-        if !self.has_handed() {
+        if !self.has_frames() {
             return None;
         }
         let mut held = self.handed.take()?;
@@ -341,18 +418,13 @@ impl Share {
 /// What the guest's ends of these forwarded ports are.
 impl FromIterator<(Protocol, u16)> for Forwarded {
     fn from_iter<T: IntoIterator<Item = (Protocol, u16)>>(ports: T) -> Self {
-        let mut forwarded = Self {
-            tcp: PortSet::new(),
-            udp: PortSet::new(),
-        };
+        let mut forwarded = PortSet::new();
         for (protocol, port) in ports {
-            match protocol {
-                Protocol::Tcp => forwarded.tcp.insert(port),
-                Protocol::Udp => forwarded.udp.insert(port),
-                Protocol::Echo => {}
+            if protocol == Protocol::Udp {
+                forwarded.insert(port);
             }
         }
-        forwarded
+        Self(forwarded)
     }
 }
 

@@ -12,6 +12,7 @@ mod chance;
 mod crowds;
 mod datagrams;
 mod guests;
+mod inbound;
 mod offload;
 mod polling;
 mod protocol;

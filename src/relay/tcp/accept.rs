@@ -13,7 +13,7 @@ use super::super::{
     state::Relay,
 };
 use crate::{
-    flow::Id,
+    flow::{Id, Key},
     host::{listen::Forward, socket},
     link::Outbox,
     net::{Endpoint, Now, Protocol, Seq, Why},
@@ -37,7 +37,39 @@ impl Relay {
         socket::reset_on_close(&socket);
         let addr = forward.target.or_else(|| self.guest.address_for(peer.ip()));
         let guest = Endpoint::new(addr.ok_or(Why::NoGuest)?, forward.guest);
-        let key = self.inbound_key(Protocol::Tcp, guest, peer)?;
+        let key = self.peer_key(Protocol::Tcp, guest, peer)?;
+        match self.hand_on(socket, peer, key) {
+            Ok(()) => Ok(()),
+            Err(socket) => self.tcp_inbound(socket, peer, key, outbox, now),
+        }
+    }
+
+    /// A peer's connection that is to be this relay's, under this key if that can be.
+    ///
+    /// # Errors
+    /// As [`Relay::tcp_accepted`].
+    pub(in super::super) fn tcp_inbound(
+        &mut self,
+        socket: OwnedFd,
+        peer: SocketAddr,
+        first: Key,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
+        let (key, slot) = self.free_key(first, peer)?;
+        let done = self.tcp_toward_guest(socket, peer, key, outbox, now);
+        self.looked_at(slot);
+        done
+    }
+
+    fn tcp_toward_guest(
+        &mut self,
+        socket: OwnedFd,
+        peer: SocketAddr,
+        key: Key,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Result<(), Why> {
         self.admit_peer(key.remote.addr)?;
         let mss = self.segment_size(key.remote.addr);
         let iss = Seq(self.initial_sequence(&key, now));
@@ -51,7 +83,7 @@ impl Relay {
         };
         let flow = TcpFlow::new(socket, conn, syn, peeks);
         let id = self.insert_inbound(key, Flow::Tcp(flow), raw)?;
-        if self.guest.is_at(guest.addr) {
+        if self.guest.is_at(key.guest.addr) {
             self.send_syn(id, outbox, now);
         } else {
             self.wait_for_guest(id, now);

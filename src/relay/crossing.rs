@@ -1,0 +1,83 @@
+//! Connections from outside that one relay has accepted and another is to have: their way there. It is bounded, and takes no
+//! memory and no locks on the way.
+
+use std::{
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+};
+
+use crate::flow::{ClaimSlot, Guest, Key};
+
+/// Connections that may be on their way to a relay at a time.
+const MOST: usize = 256;
+
+/// A connection to a forwarded port.
+#[derive(Debug)]
+pub struct Accepted {
+    pub socket: OwnedFd,
+    pub peer: SocketAddr,
+    /// As the guest is to see it, if that can be, and the slot that it counts on meanwhile.
+    pub key: Key,
+    pub slot: ClaimSlot,
+    /// What is known of the guest, which need not have shown itself to each relay.
+    pub guest: Guest,
+}
+
+/// The end that connections go in at.
+#[derive(Debug)]
+pub struct Entry {
+    sender: SyncSender<Accepted>,
+    count: Arc<AtomicUsize>,
+}
+
+/// The end that they come out of.
+#[derive(Debug)]
+pub struct Exit {
+    receiver: Receiver<Accepted>,
+    count: Arc<AtomicUsize>,
+}
+
+/// A way from one relay to another.
+pub fn crossing() -> (Entry, Exit) {
+    let (sender, receiver) = sync_channel(MOST);
+    let count = Arc::new(AtomicUsize::new(0));
+    let entry = Entry {
+        sender,
+        count: Arc::clone(&count),
+    };
+    (entry, Exit { receiver, count })
+}
+
+impl Entry {
+    /// Sends a connection, whose receiver is to be woken.
+    ///
+    /// # Errors
+    /// The connection's socket, if there is no room for it.
+    pub fn send(&self, accepted: Accepted) -> Result<(), OwnedFd> {
+        self.count.fetch_add(1, Ordering::Release);
+        self.sender.try_send(accepted).map_err(|error| {
+            self.count.fetch_sub(1, Ordering::Release);
+            match error {
+                TrySendError::Full(back) | TrySendError::Disconnected(back) => back.socket,
+            }
+        })
+    }
+}
+
+impl Exit {
+    /// Whether there is something, or is about to be.
+    pub fn has_any(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
+    pub fn take(&self) -> Option<Accepted> {
+        let accepted = self.receiver.try_recv().ok()?;
+        self.count.fetch_sub(1, Ordering::Release);
+        Some(accepted)
+    }
+}

@@ -1,0 +1,110 @@
+//! Connections from outside to a guest with several queue pairs.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+};
+
+use crate::{
+    Scene, arp_request,
+    guest::{
+        Tcp, assert_pattern,
+        frame::{ACK, PSH, SYN},
+        pattern,
+    },
+    is_arp_reply,
+    lab::{
+        front_end::{Driver, LINUX},
+        world::POD4,
+    },
+    queues::{Connection, HEADER, segments},
+};
+
+const ARGS: &[&str] = &["--mtu", "1500", "--queues", "2", "-t", "8080"];
+
+#[test]
+fn connections_from_outside_are_answered_by_either_queue() {
+    let Some(scene) = Scene::new(ARGS) else {
+        return;
+    };
+    let mut guest = scene.guest(Driver::twice(LINUX));
+    guest.transmit_by(1, &HEADER, &arp_request(), 1);
+    guest.expect("ARP reply", is_arp_reply);
+    let addr = SocketAddr::from((POD4, 8080));
+    let outside = &scene.world.outside;
+    let mut server = outside.run(|| TcpStream::connect(addr).unwrap());
+    let syn = guest.expect("SYN", |arrival| {
+        segments(arrival, 8080).into_iter().find(|tcp| tcp.has(SYN))
+    });
+    let mut next = Tcp::new(syn.dst, syn.src, SYN | ACK);
+    (next.seq, next.ack) = (5000, syn.seq.wrapping_add(1));
+    guest.transmit_by(1, &HEADER, &next.frame(), 1);
+    (next.seq, next.flags) = (5001, ACK | PSH);
+    next.payload = pattern(0, 1000);
+    guest.transmit_by(1, &HEADER, &next.frame(), 1);
+    let mut got = vec![0; 1000];
+    server.read_exact(&mut got).unwrap();
+    assert_pattern(0, &got);
+}
+
+/// Each thread has connections from outside in turn, whichever accepts them; the guest may answer by another queue.
+#[test]
+fn connections_from_outside_come_by_both_queues() {
+    const COUNT: usize = 8;
+    let Some(scene) = Scene::new(ARGS) else {
+        return;
+    };
+    let idle = scene.translator.idle_fd_count();
+    let mut guest = scene.guest(Driver::twice(LINUX));
+    guest.transmit_by(1, &HEADER, &arp_request(), 1);
+    guest.expect("ARP reply", is_arp_reply);
+    let addr = SocketAddr::from((POD4, 8080));
+    let mut by = [0; 2];
+    let mut flows = Vec::new();
+    for n in 0..COUNT {
+        let server = scene
+            .world
+            .outside
+            .run(|| TcpStream::connect(addr).unwrap());
+        let peer = server.local_addr().unwrap().port();
+        let (syn, pair) = guest.expect("SYN", |arrival| {
+            let mut all = segments(arrival, 8080).into_iter();
+            let syn = all.find(|tcp| tcp.has(SYN) && tcp.src.port() == peer);
+            syn.map(|syn| (syn, arrival.pair))
+        });
+        by[pair] += 1;
+        let mut next = Tcp::new(syn.dst, syn.src, SYN | ACK);
+        (next.seq, next.ack) = (5000, syn.seq.wrapping_add(1));
+        guest.transmit_by(n / 2 % 2, &HEADER, &next.frame(), 1);
+        (next.seq, next.flags) = (5001, ACK);
+        guest.transmit_by(n / 2 % 2, &HEADER, &next.frame(), 1);
+        let port = peer;
+        let flow = Connection {
+            next,
+            server,
+            port,
+            sent: 0,
+        };
+        flows.push((pair, flow));
+    }
+    assert!(by.iter().all(|&count| count > COUNT / 4), "{by:?}");
+    for (n, (pair, flow)) in flows.iter_mut().enumerate() {
+        flow.send(&mut guest, n % 2, 1000);
+        let mut got = vec![0; 1000];
+        flow.server.read_exact(&mut got).unwrap();
+        assert_pattern(0, &got);
+        flow.server.write_all(b"answer").unwrap();
+        guest.expect("answer", |arrival| {
+            let mut all = segments(arrival, 8080).into_iter();
+            let of_flow = |tcp: &Tcp| tcp.src.port() == flow.port && tcp.payload == b"answer";
+            let pair = *pair;
+            all.find(of_flow).map(|_| assert_eq!(arrival.pair, pair))
+        });
+    }
+    drop(guest);
+    // The peers hear of it, and nothing is left.
+    for (_, flow) in &mut flows {
+        assert!(flow.server.read(&mut [0]).is_err());
+    }
+    scene.translator.expect_fd_count(idle);
+}

@@ -57,7 +57,7 @@ tools:
 lint: tools
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
-	$(CARGO) fmt --check --manifest-path loom/Cargo.toml
+	$(CARGO) fmt --check --manifest-path tests/loom/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
 
@@ -76,7 +76,7 @@ long: test
 
 # Orders of what two threads do, and what each of their loads may see: some seconds.
 loom:
-	$(CARGO) test --manifest-path loom/Cargo.toml --target-dir $(target)/loom
+	$(CARGO) test --manifest-path tests/loom/Cargo.toml --target-dir $(target)/loom
 
 # Eleven targets: some three minutes at the default. Each run starts from the committed seeds and what earlier runs found.
 fuzz: tools

@@ -2,10 +2,10 @@
 //! load may see (<https://docs.rs/loom>). What it does not see is a load done later than a store that follows it, so that the
 //! `Release` by which the ring's reader gives room back is left to reasoning.
 
-#[path = "../../src/flow/claims.rs"]
+#[path = "../../../src/flow/claims.rs"]
 pub mod claims;
 
-#[path = "../../src/flow/ring.rs"]
+#[path = "../../../src/flow/ring.rs"]
 pub mod ring;
 
 /// What claims are made of besides.

@@ -17,7 +17,7 @@ fn work(claims: &Claims, owned: &UnsafeCell<()>, me: usize) {
 #[test]
 fn owners_of_a_slot_come_one_after_the_other() {
     loom::model(|| {
-        let claims = Arc::new(Claims::new(1));
+        let claims = Arc::new(Claims::default());
         let owned = Arc::new(UnsafeCell::new(()));
         let other = thread::spawn({
             let (claims, owned) = (claims.clone(), owned.clone());

@@ -21,9 +21,11 @@ pub const SENDERS: usize = 64;
 /// How often the guest is asked for its groups (RFC 3376, section 8.2; RFC 3810, section 9.2).
 pub const ASK: Span = Span::secs(125);
 
-/// How long what was sent may take to come back to us, and how much of that is remembered.
+/// How long what was sent may take to come back to us, and how much of that is remembered: in rows, so that little of it
+/// falls on the same place.
 const ECHO: Span = Span::secs(1);
-const ECHOES: usize = 1024;
+const ROWS: usize = 128;
+const ROW: usize = 8;
 
 /// Groups, and the sockets for them.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ pub struct Groups {
     pub left: bool,
     /// When to ask the guest for its groups next.
     pub ask: Option<Now>,
-    echoes: Box<[(u64, Now)]>,
+    echoes: Box<[[(u64, Now); ROW]]>,
     secret: RandomState,
 }
 
@@ -51,7 +53,7 @@ impl Groups {
             senders: Vec::with_capacity(SENDERS),
             left: false,
             ask: None,
-            echoes: vec![(0, Now::default()); ECHOES].into_boxed_slice(),
+            echoes: vec![[(0, Now::default()); ROW]; ROWS].into_boxed_slice(),
             secret: RandomState::new(),
         }
     }
@@ -128,7 +130,13 @@ impl Groups {
     /// Remembers what was sent, as others and our own members of the group see it.
     pub fn sent(&mut self, from: SocketAddr, payload: &[u8], now: Now) {
         let hash = self.secret.hash_one((from, payload));
-        if let Some(place) = self.echoes.get_mut(hash as usize % ECHOES) {
+        let row = self.echoes.get_mut(hash as usize % ROWS);
+        // Its own place, or that of the oldest.
+        let place = row.and_then(|row| {
+            row.iter_mut()
+                .max_by_key(|(echo, sent)| (*echo == hash, now.since(*sent)))
+        });
+        if let Some(place) = place {
             *place = (hash, now);
         }
     }
@@ -136,8 +144,9 @@ impl Groups {
     /// Whether what was received is our own.
     pub fn is_own(&self, from: SocketAddr, payload: &[u8], now: Now) -> bool {
         let hash = self.secret.hash_one((from, payload));
-        let known = self.echoes.get(hash as usize % ECHOES);
-        known.is_some_and(|&(echo, sent)| echo == hash && now.since(sent) < ECHO)
+        let row = self.echoes.get(hash as usize % ROWS);
+        let mut row = row.into_iter().flatten();
+        row.any(|&(echo, sent)| echo == hash && now.since(sent) < ECHO)
     }
 }
 
@@ -199,6 +208,17 @@ mod tests {
         let wanted: Vec<_> = groups.wanted(&config).collect();
         assert_eq!(wanted.len(), 2 + PORTS);
         assert!(wanted.contains(&(group(1), 1000, 2000)));
+    }
+
+    #[test]
+    fn much_that_is_sent_at_once_is_known_again() {
+        let mut groups = Groups::new();
+        let from = "192.0.2.1:5353".parse().unwrap();
+        for n in 0..100_u8 {
+            groups.sent(from, &[n], at(5));
+        }
+        assert!((0..100).all(|n| groups.is_own(from, &[n], at(5))));
+        assert!(!groups.is_own(from, &[100], at(5)));
     }
 
     #[test]

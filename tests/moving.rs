@@ -192,16 +192,19 @@ fn what_a_socket_was_told_the_next_is_told() {
         SockRef::from(&ours).set_tcp_keepalive(&often).unwrap();
         sockopt::set_ttl(ours.as_fd(), v6, 33).unwrap();
         sockopt::set_tos(ours.as_fd(), v6, 0x28).unwrap();
+        SockRef::from(&ours).bind_device(Some(b"eth0")).unwrap();
         let (ours, carried, _old) = migrate(&nodes, ours);
         let wanted = Options {
             ttl: 33,
             tos: 0x28,
             keepalive: Some((77, 21)),
+            device: Some("eth0".to_owned()),
         };
         assert_eq!(carried.options, wanted);
         let (fd, options) = (ours.as_fd(), SockRef::from(&ours));
         assert_eq!(sockopt::ttl(fd, v6).unwrap(), 33);
         assert_eq!(sockopt::tos(fd, v6).unwrap() & !3, 0x28);
+        assert_eq!(options.device().unwrap().unwrap(), b"eth0");
         assert!(options.keepalive().unwrap());
         let times = [
             options.tcp_keepalive_time(),

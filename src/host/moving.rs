@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use std::{
 use nix::sys::socket::{MsgFlags, recv, send};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
-use super::socket::canonical;
+use super::socket::{self, canonical};
 use crate::{
     proto::state::{Carried, HostSide, KEEPALIVE_MAX, Options, QUEUE_MAX},
     sys::{
@@ -88,7 +88,7 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
         window: repair::window(fd)?,
         ended: matches!(info.state, CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT),
         shut: has_shut(info.state),
-        options: told(socket, peer.is_ipv6())?,
+        options: told(socket, peer.ip())?,
         unacked,
         unsent,
         received,
@@ -96,7 +96,8 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
 }
 
 /// What the socket was told of its packets and of silence.
-fn told(socket: &impl AsFd, v6: bool) -> io::Result<Options> {
+fn told(socket: &impl AsFd, peer: IpAddr) -> io::Result<Options> {
+    let v6 = peer.is_ipv6();
     let (fd, options) = (socket.as_fd(), SockRef::from(socket));
     let seconds = |time: io::Result<Duration>| {
         let seconds = u16::try_from(time?.as_secs()).unwrap_or(KEEPALIVE_MAX);
@@ -113,11 +114,12 @@ fn told(socket: &impl AsFd, v6: bool) -> io::Result<Options> {
             )),
             false => None,
         },
+        device: socket::device(socket, peer),
     })
 }
 
 /// Tells a socket what another was told.
-fn tell(socket: &impl AsFd, v6: bool, told: Options) -> io::Result<()> {
+fn tell(socket: &impl AsFd, v6: bool, told: &Options) -> io::Result<()> {
     let fd = socket.as_fd();
     sockopt::set_ttl(fd, v6, told.ttl)?;
     sockopt::set_tos(fd, v6, told.tos)?;
@@ -263,6 +265,7 @@ pub fn claim(socket: &OwnedFd, carried: &Carried, scope: u32) -> io::Result<()> 
     // The kernel works out its segments here and hardly ever again; what is agreed on later does not make it.
     let mss = u32::from(carried.mss).min(MAXSEG_MAX);
     let _ = options.set_tcp_mss(mss);
+    socket::bind_again(socket, carried.options.device.as_deref());
     options.bind(&SockAddr::from(scoped(carried.local, scope)))?;
     options.connect(&SockAddr::from(scoped(carried.peer, scope)))
 }
@@ -295,7 +298,7 @@ pub fn restore(socket: &OwnedFd, carried: &Carried) -> io::Result<()> {
     repair::choose(fd, Queue::None)?;
     options.set_tcp_nodelay(true)?;
     options.set_out_of_band_inline(true)?;
-    tell(socket, carried.peer.is_ipv6(), carried.options)?;
+    tell(socket, carried.peer.is_ipv6(), &carried.options)?;
     listen(socket);
     Ok(())
 }

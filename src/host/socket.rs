@@ -201,14 +201,34 @@ pub fn udp_reply(
     Ok(socket.into())
 }
 
-/// Opens a UDP socket for a flow that had these ends elsewhere; of ours the port counts, and the address where it is the host's.
-/// `scope` is the interface of link-local addresses.
+/// Opens a UDP socket for a flow that had these ends elsewhere, and was bound to this interface; of ours the port counts, and
+/// the address and the interface where the host has them.
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2).
-pub fn udp_again(local: SocketAddr, remote: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
+pub fn udp_again(
+    local: SocketAddr,
+    remote: Peer,
+    interface: Option<&str>,
+    outbound: &Outbound,
+) -> io::Result<OwnedFd> {
     let peer = remote.address();
-    udp_reply(local, peer, None, false).or_else(|_| udp(remote, outbound, local.port()))
+    udp_reply(local, peer, interface, false).or_else(|_| udp(remote, outbound, local.port()))
+}
+
+/// The interface a socket is bound to, but for the peer's sake only (link-local IPv6 addresses).
+pub fn device(socket: &impl AsFd, peer: IpAddr) -> Option<String> {
+    if matches!(peer, IpAddr::V6(v6) if crate::net::is_link_local6(v6)) {
+        return None;
+    }
+    String::from_utf8(SockRef::from(socket).device().ok()??).ok()
+}
+
+/// Binds a socket to the interface it was bound to elsewhere. Where there is none of this name the routes decide.
+pub fn bind_again(socket: &impl AsFd, interface: Option<&str>) {
+    if let Some(name) = interface {
+        let _ = SockRef::from(socket).bind_device(Some(name.as_bytes()));
+    }
 }
 
 /// The two ends of a connected socket.

@@ -50,12 +50,12 @@ impl Relay {
             if let (Some(key), Some(Flow::Udp(flow))) = (self.flows.key(id), self.flows.get(id))
                 && let Some((local, peer)) = socket::ends(&flow.socket)
             {
-                let seen = flow.seen;
                 state.udp.push(Udp {
                     key,
                     local,
                     peer,
-                    seen,
+                    seen: flow.seen,
+                    device: socket::device(&flow.socket, peer.ip()),
                 });
             }
         }

@@ -126,7 +126,7 @@ impl Relay {
             endpoint: Endpoint::new(udp.peer.ip(), udp.peer.port()),
             scope: self.scope(),
         };
-        match socket::udp_again(udp.local, peer, &self.net.outbound) {
+        match socket::udp_again(udp.local, peer, udp.device.as_deref(), &self.net.outbound) {
             Ok(socket) => {
                 let raw = socket.as_raw_fd();
                 let mut flow = UdpFlow::new(socket, now);

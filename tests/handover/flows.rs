@@ -13,6 +13,7 @@ use crate::{
     lab::{
         LONG,
         nodes::{PEER, SERVICE},
+        wait_until,
     },
     scene::{PIECE, Scene, exchange, limit},
 };
@@ -297,6 +298,34 @@ fn datagrams_go_on_between_the_same_ports() {
         let (len, again) = theirs.recv_from(&mut octets).unwrap();
         assert_eq!((&octets[..len], again), (&b"after"[..], from));
     }
+}
+
+/// Nobody hears of a host that a guest has left, neither answers nor resets, as long as its translator is there.
+#[test]
+fn a_source_is_silent_after_its_guest_has_left() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let mut all = streams(&mut scene);
+    scene.hand_over();
+    // The network is late.
+    scene.nodes.switch("p2", "p1");
+    let segments = |scene: &Scene, at: usize| -> u64 {
+        let lines = scene.nodes.source.proc_net("snmp");
+        let values = lines.iter().filter(|line| line.starts_with("Tcp:")).nth(1);
+        values.unwrap().split(' ').nth(at).unwrap().parse().unwrap()
+    };
+    let (taken, sent, resets) = (10, 11, 14);
+    let before = [sent, resets].map(|at| segments(&scene, at));
+    let heard = segments(&scene, taken);
+    for one in &mut all {
+        one.down.sent += one.theirs.write(&pattern(0, 1000)).unwrap();
+    }
+    // Each is there, and again when nobody has answered.
+    assert!(wait_until(LONG, || segments(&scene, taken) >= heard + 4));
+    assert_eq!([sent, resets].map(|at| segments(&scene, at)), before);
+    scene.nodes.switch("p1", "p2");
+    drain(&mut scene, &mut all);
 }
 
 /// What clients from outside said goes on, whoever speaks first where the guest is now.

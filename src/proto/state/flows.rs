@@ -9,11 +9,14 @@ use crate::{flow::Key, net::Protocol};
 /// Octets of one queue of a connection, at most.
 pub const QUEUE_MAX: usize = 64 << 20;
 
+/// Octets of an interface's name at most (IFNAMSIZ, less the one that ends it; net/if.h).
+const DEVICE_MAX: usize = 15;
+
 /// Seconds of a keepalive at most (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL in net/tcp.h).
 pub const KEEPALIVE_MAX: u16 = 32_767;
 
 /// A UDP flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Udp {
     pub key: Key,
     /// The host's ends.
@@ -21,6 +24,8 @@ pub struct Udp {
     pub peer: SocketAddr,
     /// Datagrams seen from the guest and from the host, up to two each.
     pub seen: (u8, u8),
+    /// The interface its socket is bound to.
+    pub device: Option<String>,
 }
 
 /// A TCP connection.
@@ -69,7 +74,7 @@ pub struct Carried {
 }
 
 /// What the socket was told of packets and silence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Time to live, or hop limit; 1 at least.
     pub ttl: u8,
@@ -77,6 +82,8 @@ pub struct Options {
     pub tos: u8,
     /// After how many seconds of silence the peer is asked whether it is still there, and how often then: 1 to 32,767.
     pub keepalive: Option<(u16, u16)>,
+    /// The interface it is bound to.
+    pub device: Option<String>,
 }
 
 impl Default for Options {
@@ -85,6 +92,7 @@ impl Default for Options {
             ttl: 64,
             tos: 0,
             keepalive: None,
+            device: None,
         }
     }
 }
@@ -95,18 +103,36 @@ pub fn write_udp(to: &mut Writer, udp: &Udp) {
     to.socket(udp.peer);
     to.u8(udp.seen.0);
     to.u8(udp.seen.1);
+    write_device(to, udp.device.as_deref());
 }
 
-pub fn read_udp(from: &mut Reader<'_>) -> Option<Udp> {
+/// A flow as that version has it.
+pub fn read_udp(from: &mut Reader<'_>, version: u16) -> Option<Udp> {
     let key = read_key(from, Protocol::Udp)?;
     let (local, peer) = (from.socket()?, from.socket()?);
     let seen = (from.u8()?, from.u8()?);
+    let device = match version {
+        1 => None,
+        _ => read_device(from)?,
+    };
     let sound = seen.0 <= 2 && seen.1 <= 2 && peer.port() > 0;
     (sound && local.is_ipv4() == peer.is_ipv4()).then_some(Udp {
         key,
         local,
         peer,
         seen,
+        device,
+    })
+}
+
+fn write_device(to: &mut Writer, name: Option<&str>) {
+    to.option(name, |to, name| to.list(name.as_bytes()));
+}
+
+fn read_device(from: &mut Reader<'_>) -> Option<Option<String>> {
+    from.option(|from| {
+        let name = str::from_utf8(from.list(DEVICE_MAX)?).ok()?;
+        (!name.is_empty() && !name.contains('\0')).then(|| name.to_owned())
     })
 }
 
@@ -171,7 +197,7 @@ fn write_carried(to: &mut Writer, carried: &Carried) {
     }
     to.flag(carried.ended);
     to.flag(carried.shut);
-    write_options(to, carried.options);
+    write_options(to, &carried.options);
     for queue in [&carried.unacked, &carried.unsent, &carried.received] {
         to.list(queue);
     }
@@ -206,13 +232,14 @@ fn read_carried(from: &mut Reader<'_>, version: u16) -> Option<Carried> {
     (scaled && sound && carried.mss > 0).then_some(carried)
 }
 
-fn write_options(to: &mut Writer, options: Options) {
+fn write_options(to: &mut Writer, options: &Options) {
     to.u8(options.ttl);
     to.u8(options.tos);
     to.option(options.keepalive, |to, (silence, pause)| {
         to.u16(silence);
         to.u16(pause);
     });
+    write_device(to, options.device.as_deref());
 }
 
 fn read_options(from: &mut Reader<'_>) -> Option<Options> {
@@ -220,6 +247,7 @@ fn read_options(from: &mut Reader<'_>) -> Option<Options> {
         ttl: from.u8()?,
         tos: from.u8()?,
         keepalive: from.option(|from| Some((from.u16()?, from.u16()?)))?,
+        device: read_device(from)?,
     };
     let times = 1..=KEEPALIVE_MAX;
     let sound = options.ttl > 0

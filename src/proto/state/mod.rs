@@ -7,10 +7,10 @@
 //! records    kind u8, length u32, as many octets:
 //!              1  guest: its MAC address, the addresses it was heard at and is reached at, and what it was told of its
 //!                 network; once, the first
-//!              2  a UDP flow: its key, the host's ends, what was seen
+//!              2  a UDP flow: its key, the host's ends, what was seen; since version 2 the interface it is bound to
 //!              3  a TCP connection: its key, the numbers of the guest's side, and what the host's kernel knew of it, with
 //!                 the octets in its queues; since version 2 what its socket was told: time to live, type of service,
-//!                 keepalive
+//!                 keepalive, and the interface it is bound to
 //!              0  the end, with a checksum (u64) of everything before this record
 //! ```
 //!
@@ -169,7 +169,7 @@ impl State {
             let read = match (kind, known) {
                 (END, true) => return Ok(state),
                 (GUEST, false) => read_guest(&mut body).map(|guest| state.guest = guest),
-                (UDP, true) => read_udp(&mut body).map(|udp| state.udp.push(udp)),
+                (UDP, true) => read_udp(&mut body, version).map(|udp| state.udp.push(udp)),
                 (TCP, true) => read_tcp(&mut body, version).map(|tcp| state.tcp.push(tcp)),
                 _ => None,
             };

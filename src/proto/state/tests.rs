@@ -32,12 +32,20 @@ fn sockets() -> impl Strategy<Value = (std::net::SocketAddr, std::net::SocketAdd
 }
 
 fn udp() -> impl Strategy<Value = Udp> {
-    (key(Protocol::Udp), sockets(), (0..3_u8, 0..3_u8)).prop_map(|(key, (local, peer), seen)| Udp {
-        key,
-        local,
-        peer,
-        seen,
-    })
+    let seen = (0..3_u8, 0..3_u8);
+    (key(Protocol::Udp), sockets(), seen, device()).prop_map(
+        |(key, (local, peer), seen, device)| Udp {
+            key,
+            local,
+            peer,
+            seen,
+            device,
+        },
+    )
+}
+
+fn device() -> impl Strategy<Value = Option<String>> {
+    option::of("[a-z]{1,10}[0-9]{1,5}")
 }
 
 fn half() -> impl Strategy<Value = Half> {
@@ -97,11 +105,12 @@ prop_compose! {
         (ended, shut) in any::<(bool, bool)>(),
         (ttl, tos) in (1..=u8::MAX, 0..64_u8),
         keepalive in option::of((1..=KEEPALIVE_MAX, 1..=KEEPALIVE_MAX)),
+        device in device(),
         (unacked, unsent, received) in (octets(), octets(), octets()),
     ) -> Carried {
         Carried {
             local, peer, send_seq, receive_seq, mss, scales, sack, timestamp, window, ended, shut,
-            options: Options { ttl, tos: tos << 2, keepalive },
+            options: Options { ttl, tos: tos << 2, keepalive, device },
             unacked, unsent, received,
         }
     }
@@ -234,8 +243,8 @@ proptest! {
     /// It had the same, but for what sockets were told.
     #[test]
     fn a_connection_of_the_first_version_is_read(tcp in tcp()) {
-        let options = Options { ttl: 1, tos: 0xa8, keepalive: Some((0x5aa5, 0x6996)) };
-        let told = [1, 0xa8, 1, 0x5a, 0xa5, 0x69, 0x96];
+        let options = Options { ttl: 1, tos: 0xa8, keepalive: Some((0x5aa5, 0x6996)), device: None };
+        let told = [1, 0xa8, 1, 0x5a, 0xa5, 0x69, 0x96, 0];
         let mut wanted = tcp.clone();
         let mut written = tcp;
         if let (HostSide::Open(wanted), HostSide::Open(written)) = (&mut wanted.host, &mut written.host) {

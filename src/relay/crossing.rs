@@ -81,3 +81,45 @@ impl Exit {
         Some(accepted)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        flow::Claims,
+        net::{Endpoint, Protocol},
+    };
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn connections_come_out_in_order_until_there_is_no_room() {
+        let (entry, exit) = crossing();
+        let key = |port| Key {
+            protocol: Protocol::Tcp,
+            guest: Endpoint::new([10, 0, 0, 1].into(), 80),
+            remote: Endpoint::new([10, 0, 0, 2].into(), port),
+        };
+        let claims = Claims::default();
+        let send = |port: u16| {
+            entry.send(Accepted {
+                socket: UnixDatagram::unbound().unwrap().into(),
+                peer: ([10, 0, 0, 2], port).into(),
+                key: key(port),
+                slot: claims.slot(&key(port)),
+                guest: Guest::new(None, None),
+            })
+        };
+        for round in 0..3 {
+            assert!(!exit.has_any() && exit.take().is_none());
+            let ports = (0..MOST as u16).map(|n| 1000 * round + n);
+            assert!(ports.clone().all(|port| send(port).is_ok()));
+            assert!(send(7).is_err());
+            assert!(exit.has_any());
+            for port in ports {
+                assert_eq!(exit.take().unwrap().key, key(port));
+            }
+        }
+        drop(exit);
+        assert!(send(7).is_err());
+    }
+}

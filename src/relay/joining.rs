@@ -156,6 +156,7 @@ impl Relay {
                 self.count(why);
             }
             self.looked_at(Some(accepted.slot));
+            self.release_waiting(outbox, now);
         }
     }
 

@@ -13,11 +13,11 @@ use crate::{
     },
     lab::{
         LONG,
-        front_end::{Driver, LINUX, TX, cut},
+        front_end::{Driver, LINUX, RX, TX, cut},
         servers::udp_socket,
         world::INTERNET4,
     },
-    queues::{Connection, HEADER, scene, segments},
+    queues::{Connection, HEADER, halt, scene, segments},
 };
 
 /// Whoever fills the table by one queue pair leaves the others their part of it.
@@ -68,7 +68,7 @@ fn segments_of_a_connection_pass_those_that_begin_others() {
     for pair in [1, 0] {
         let remote = (INTERNET4, 7 + pair as u16).into();
         let mut flow = Connection::new(&scene, &mut guest, pair, remote, 40_000);
-        scene.translator.signal(Signal::SIGSTOP);
+        halt(&scene);
         for n in 0..SYNS {
             let from = guest_addr(refused, (10_000 + 1000 * pair + n) as u16);
             let syn = Tcp::new(from, refused, SYN);
@@ -111,7 +111,7 @@ fn datagrams_of_flows_that_wait_to_begin_keep_their_order() {
         let server = udp_socket(&scene.world.outside, remote);
         let datagram =
             |n: u16, payload: &[u8]| Udp::new(guest_addr(remote, 10_000 + n), remote, payload);
-        scene.translator.signal(Signal::SIGSTOP);
+        halt(&scene);
         for n in 0..FLOWS {
             guest.post_by(pair, &HEADER, &datagram(n, &[0]).frame(), 1);
         }
@@ -132,5 +132,47 @@ fn datagrams_of_flows_that_wait_to_begin_keep_their_order() {
             assert_eq!((len, octets[0]), (1, *next), "{from}");
             *next += 1;
         }
+    }
+}
+
+/// Beginnings that wait go on by the first pair when theirs is disabled.
+#[test]
+fn flows_that_wait_to_begin_do_so_when_their_queue_pair_is_disabled() {
+    const FLOWS: u16 = 60;
+    let Some(scene) = scene("2") else { return };
+    let idle = scene.translator.idle_fd_count();
+    let remote = SocketAddr::from((INTERNET4, 7));
+    let server = udp_socket(&scene.world.outside, remote);
+    for _ in 0..5 {
+        let mut guest = scene.guest(Driver::twice(LINUX));
+        halt(&scene);
+        for n in 0..FLOWS {
+            let udp = Udp::new(guest_addr(remote, 10_000 + n), remote, &n.to_be_bytes());
+            guest.post_by(1, &HEADER, &udp.frame(), 1);
+        }
+        scene.translator.signal(Signal::SIGCONT);
+        // The device has taken all of them, and few of the flows have begun.
+        let mut left = FLOWS;
+        while left > 0 {
+            match guest.collect(TX + 2) {
+                Some(_) => left -= 1,
+                None => std::thread::yield_now(),
+            }
+        }
+        guest.enable(RX + 2..TX + 3, false);
+        let mut seen = [false; FLOWS as usize];
+        for _ in 0..FLOWS {
+            let mut octets = [0; 9];
+            assert_eq!(server.recv(&mut octets).unwrap(), 2);
+            let n = u16::from_be_bytes([octets[0], octets[1]]);
+            assert!(!std::mem::replace(&mut seen[usize::from(n)], true));
+        }
+        // Whatever was counted on is free again: the second pair has flows as before.
+        guest.enable(RX + 2..TX + 3, true);
+        let mut flow = Connection::new(&scene, &mut guest, 1, (INTERNET4, 8).into(), 40_000);
+        flow.send(&mut guest, 1, 100);
+        flow.arrive(&mut guest, 0);
+        drop(guest);
+        scene.translator.expect_fd_count(idle);
     }
 }

@@ -27,6 +27,8 @@ mod backlog;
 
 mod state;
 
+mod table;
+
 mod report;
 
 mod errors;

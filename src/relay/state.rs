@@ -4,9 +4,7 @@ use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
     io,
-    net::IpAddr,
     num::NonZeroU64,
-    os::fd::{AsRawFd, RawFd},
 };
 
 use super::{
@@ -24,15 +22,12 @@ use super::{
 use crate::{
     config::Net,
     flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Wheel},
-    host::{
-        listen::Ports,
-        socket::{self, Features},
-    },
+    host::{listen::Ports, socket::Features},
     link::Passed,
     net::{Drops, Mac, Now, Protocol, Span, Why},
-    proto::tcp::{Disorder, Phase, SynRetries},
+    proto::tcp::{Disorder, SynRetries},
     service::Note,
-    sys::{Iovecs, reason},
+    sys::Iovecs,
     wire::headers::Template,
 };
 
@@ -60,9 +55,6 @@ pub const FAILURES: usize = 16;
 
 /// Datagrams of others that may lie in a socket between bind(2) and connect(2).
 pub const STRAYS: usize = 256;
-
-/// Flows looked at for one that a new one from outside may replace.
-const REPLACED: usize = 64;
 
 /// Requests one burst of frames may give rise to: as many flows ended as begun.
 const REQUESTS: usize = 2 * 8192;
@@ -108,7 +100,7 @@ pub struct Relay {
     /// Tells packets apart that we fragment.
     pub(super) fragment_id: u32,
     /// The flow found last: frames of one flow come in rows.
-    last: Option<(Key, Id)>,
+    pub(super) last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
     pub(super) starved: VecDeque<Id>,
     /// Connections whose acknowledgements wait for an answer, and since when, the earliest first.
@@ -143,12 +135,12 @@ pub struct Relay {
     /// When it was last warned of want of descriptors or room in the table, of peers with too many flows, and of sockets that
     /// cannot be watched.
     pub(super) wanted: Option<Now>,
-    crowded: Option<Now>,
+    pub(super) crowded: Option<Now>,
     pub(super) unwatched: Option<Now>,
     /// Word of a client's MAC address.
     pub(super) sighted: RateLimit,
     /// When a flow was last given up for want of what the system allows.
-    gave_up: Option<Now>,
+    pub(super) gave_up: Option<Now>,
     /// The time of the current turn of the loop.
     pub(super) turn: Now,
     /// Octets that connections may send to the guest in what is left of it.
@@ -283,209 +275,6 @@ impl Relay {
         if armed.is_none_or(|earlier| at.0 < earlier.get()) {
             wheel.arm(id.slot, at);
             *armed = NonZeroU64::new(at.0);
-        }
-    }
-
-    /// Finds a flow by its key.
-    pub(super) fn find(&mut self, key: &Key) -> Option<Id> {
-        if let Some((last, id)) = &self.last
-            && last == key
-            && self.flows.get(*id).is_some()
-        {
-            return Some(*id);
-        }
-        let id = self.flows.find(key)?;
-        self.last = Some((*key, id));
-        Some(id)
-    }
-
-    /// Adds a flow of the guest's own and has its socket watched.
-    pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
-        self.insert_of(None, key, flow, raw)
-    }
-
-    /// Adds a flow that its peer began, once [`Relay::admit_peer`] has let it in.
-    pub(super) fn insert_inbound(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
-        self.insert_of(Some(key.remote.addr), key, flow, raw)
-    }
-
-    fn insert_of(
-        &mut self,
-        peer: Option<IpAddr>,
-        key: Key,
-        flow: Flow,
-        raw: RawFd,
-    ) -> Result<Id, Why> {
-        let connects = matches!(&flow, Flow::Tcp(flow) if flow.conn.phase() == Phase::Connecting);
-        let of_group = flow.is_of_group();
-        let inserted = if self.find_room() {
-            let inserted = self.flows.insert(key, flow);
-            if let (Err(_), Some(share)) = (&inserted, &self.share) {
-                share.give_room_back();
-            }
-            inserted
-        } else {
-            Err(flow)
-        };
-        match inserted {
-            Ok(id) => {
-                if let Some(share) = &self.share {
-                    share.opened(&key, of_group);
-                }
-                log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
-                self.census.enter(id.slot, peer);
-                self.requests.push(if connects {
-                    Request::Watch(raw, id)
-                } else {
-                    Request::Hear(raw, id)
-                });
-                Ok(id)
-            }
-            Err(mut flow) => {
-                if let Flow::Tcp(flow) = &mut flow {
-                    // In order, its peer would take what it has for all there is.
-                    socket::reset_on_close(&flow.socket);
-                    self.pool.release(std::mem::take(&mut flow.spill));
-                }
-                self.requests.push(Request::Close(flow.into_socket()));
-                Err(Why::NoFlow)
-            }
-        }
-    }
-
-    /// Takes room for another flow, in favour of which others may have to end. `false` if there is none.
-    fn find_room(&mut self) -> bool {
-        loop {
-            let free = self.flows.len() < self.flows.capacity();
-            if free && self.share.as_ref().is_none_or(Share::take_room) {
-                return true;
-            }
-            // Another relay may have been faster, until this one has no more than its part.
-            if !self.make_room() {
-                return false;
-            }
-        }
-    }
-
-    fn make_room(&mut self) -> bool {
-        let flows = self.flows.len();
-        let made = self.evict();
-        let outcome = if made {
-            "those idle or half-open for longest make way"
-        } else {
-            "new flows are refused"
-        };
-        if is_news(&mut self.wanted, self.turn) {
-            log::warn!("Flow table full ({flows} flows): {outcome}");
-        }
-        made
-    }
-
-    /// Ends a flow in favour of another: the datagram flow that was idle for longest, or the connection whose handshake is
-    /// the oldest, whichever was used less recently. So a flood of either pushes out itself. `false` if there is none.
-    fn evict(&mut self) -> bool {
-        while let Some(id) = self.census.oldest().and_then(|slot| self.flows.at(slot)) {
-            if self.makes_room(id) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Ends a flow in favour of another, if it may be ended.
-    fn makes_room(&mut self, id: Id) -> bool {
-        match self.flows.get(id) {
-            Some(Flow::Tcp(flow)) if flow.conn.phase().is_handshake() => self.abort(id),
-            Some(Flow::Udp(_) | Flow::Echo(_)) => self.remove(id),
-            // It has come through since, or the guest has asked for it: it stays.
-            Some(Flow::Tcp(_) | Flow::Group(_)) | None => {
-                self.census.forget(id.slot);
-                return false;
-            }
-        }
-        log::debug!("flow {}: makes room", id.slot);
-        true
-    }
-
-    /// Lets a peer begin another flow, in favour of which an older one may have to end.
-    ///
-    /// # Errors
-    /// [`Why::Share`] where the peer, or all of them together, have as many as they may.
-    pub(super) fn admit_peer(&mut self, peer: IpAddr) -> Result<(), Why> {
-        let all = self.flows.capacity();
-        let room = self.share.as_ref().map_or(all, Share::room);
-        self.census.set_capacity(room.min(all));
-        if self.census.admits(peer) {
-            return Ok(());
-        }
-        let replaced = self.replace_idle(peer);
-        if is_news(&mut self.crowded, self.turn) {
-            let (peers, all) = (self.census.peers(), self.flows.capacity());
-            let outcome = if replaced {
-                "those idle or half-open for longest make way"
-            } else {
-                "it gets no more"
-            };
-            log::warn!("Peers have {peers} flows of {all}, too many for one of {peer}: {outcome}");
-        }
-        if replaced { Ok(()) } else { Err(Why::Share) }
-    }
-
-    /// Ends one of the flows from outside that are idle for longest, if there is one a flow of this peer may replace.
-    fn replace_idle(&mut self, peer: IpAddr) -> bool {
-        let mut next = self.census.oldest_of_peers();
-        for _ in 0..REPLACED {
-            let Some(slot) = next else { break };
-            next = self.census.next_of_peers(slot);
-            let Some(id) = self.flows.at(slot) else { break };
-            let theirs = self.flows.key(id).map_or(peer, |key| key.remote.addr);
-            if self.census.may_replace(theirs, peer) && self.makes_room(id) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Where an error means that the system is short of what flows need, says so and gives up a flow for the next one.
-    pub(super) fn make_do(&mut self, error: &io::Error) {
-        if !is_shortage(error) {
-            return;
-        }
-        // Sockets are closed at the end of a turn: giving up more before would not help.
-        if self.gave_up.replace(self.turn) != Some(self.turn) {
-            self.evict();
-        }
-        if is_news(&mut self.wanted, self.turn) {
-            log::warn!("Cannot open more sockets for flows: {}", reason(error));
-        }
-    }
-
-    /// Opens a socket, and for want of descriptors once more, after a flow has given up its own.
-    pub(super) fn open_socket<T>(&mut self, open: impl Fn(&Net) -> io::Result<T>) -> io::Result<T> {
-        match open(&self.net) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                self.evict_at_once();
-                open(&self.net)
-            }
-            opened => opened,
-        }
-    }
-
-    /// Makes room as [`Relay::evict`] does, and closes the flow's socket at once, where no request names its descriptor any
-    /// more: the next one has that.
-    fn evict_at_once(&mut self) {
-        self.evict();
-        let Some((Request::Close(socket), before)) = self.requests.split_last() else {
-            return;
-        };
-        let raw = socket.as_raw_fd();
-        let names = |request: &Request| match request {
-            Request::Watch(fd, _) | Request::Hear(fd, _) | Request::Rewatch(fd, _) => *fd == raw,
-            Request::Listen(fd, _) => *fd == raw,
-            Request::Close(_) => false,
-        };
-        if !before.iter().any(names) {
-            self.requests.pop();
         }
     }
 

@@ -4,15 +4,13 @@ use std::{io, os::fd::AsFd};
 
 use super::super::{
     flow::{Flow, Peeks, TcpFlow},
-    request::Request,
     state::Relay,
 };
 use super::deliver::window_space;
 use crate::{
     flow::Id,
-    host::socket,
     link::{Flushed, Outbox},
-    net::{Now, Seq, Why},
+    net::{Now, Seq},
     sys::msg,
     wire::{headers::TcpFields, tcp::Flags},
 };
@@ -365,56 +363,6 @@ impl Relay {
             }
         }
         self.remove(id);
-    }
-
-    /// Ends a flow with a reset towards the host.
-    pub(in super::super) fn abort(&mut self, id: Id) {
-        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
-            socket::reset_on_close(&flow.socket);
-        }
-        self.remove(id);
-    }
-
-    /// Forgets a flow and closes its socket.
-    pub(in super::super) fn remove(&mut self, id: Id) {
-        if let Some(flow) = self.take_out(id) {
-            if let Flow::Tcp(flow) = &flow
-                && !flow.conn.phase().is_handshake()
-                && socket::heard_icmp_error(&flow.socket)
-            {
-                self.count(Why::HostError);
-            }
-            self.requests.push(Request::Close(flow.into_socket()));
-        }
-    }
-
-    /// Forgets a flow, with all that was kept for it.
-    pub(in super::super) fn take_out(&mut self, id: Id) -> Option<Flow> {
-        self.forget_held(id);
-        let key = self.flows.key(id);
-        let mut flow = self.flows.remove(id)?;
-        log::debug!("flow {}: ends", id.slot);
-        if let Some(key) = &key {
-            self.census.leave(id.slot, key.remote.addr);
-            if let Some(share) = &self.share {
-                share.closed(key, flow.is_of_group());
-            }
-        }
-        if let Flow::Udp(flow) = &flow
-            && flow.bound
-            && let Some(key) = key
-            && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port))
-        {
-            *sharing = sharing.saturating_sub(1);
-        }
-        self.wheel.disarm(id.slot);
-        if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
-            self.pool.release(std::mem::take(spill));
-            if let Some(lent) = state.disorder {
-                self.disorders.take_back(lent);
-            }
-        }
-        Some(flow)
     }
 
     /// Arms the wheel for a flow's next deadline.

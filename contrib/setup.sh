@@ -45,15 +45,15 @@ backported=(
   qemu-system-x86 qemu-system-common qemu-system-data qemu-utils qemu-block-extra
 )
 
-# The firmware of virtio-net, for the machine that boots over the network.
-firmware=/usr/lib/ipxe/qemu/efi-virtio.rom:ipxe-qemu
+# The firmware of virtio-net, for the machine that boots over the network, where distributions have it.
+firmware=({/usr/lib/ipxe/qemu,/usr/share/ipxe/qemu,/usr/share/qemu}/efi-virtio.rom)
 
 missing_packages() {
   local tool
   for tool in "${tools[@]}"; do
     command -v "${tool%%:*}" >/dev/null || printf '%s\n' "${tool##*:}"
   done
-  [ -e "${firmware%%:*}" ] || printf '%s\n' "${firmware##*:}"
+  [ -n "$(find "${firmware[@]}" 2>/dev/null)" ] || echo ipxe-qemu
 }
 
 # The dynamic busybox of Debian has no DHCP client and does not run without the host's libraries.

@@ -133,7 +133,8 @@ impl Census {
         self.share.saturating_sub(self.peers)
     }
 
-    fn is_foreign(&self, slot: u32) -> bool {
+    /// Whether a peer has begun the flow.
+    pub fn is_foreign(&self, slot: u32) -> bool {
         self.foreign.get(slot as usize).copied().unwrap_or(false)
     }
 

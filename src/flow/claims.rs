@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::key::Key;
 use crate::sys::zeroed;
 
-/// Slots; a power of two. Zeroed memory, backed on use.
+/// Slots of flows, and as many of packets in parts; a power of two. Zeroed memory, backed on use.
 const SLOTS: usize = 1 << 16;
 
 /// The owner stands above the count.
@@ -48,7 +48,7 @@ impl Default for Claims {
     /// Nobody has anything yet.
     fn default() -> Self {
         Self {
-            slots: zeroed::halves(SLOTS),
+            slots: zeroed::halves(2 * SLOTS),
             hasher: RandomState::new(),
         }
     }
@@ -57,6 +57,11 @@ impl Default for Claims {
 impl Claims {
     pub fn slot(&self, key: &Key) -> Slot {
         Slot(self.hasher.hash_one(key) as u32 & (SLOTS as u32 - 1))
+    }
+
+    /// The slot of a packet in parts, which it shares with no flow: so few packets wait that hardly any two meet.
+    pub fn slot_of_parts(&self, key: &Key) -> Slot {
+        Slot(self.slot(key).0 + SLOTS as u32)
     }
 
     /// Counts on a slot, as whoever owns it, or `owner` (below 255) if nobody does. Returns the owner.

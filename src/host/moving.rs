@@ -104,7 +104,7 @@ fn told(socket: &impl AsFd, peer: IpAddr) -> io::Result<Options> {
         Ok::<_, io::Error>(seconds.clamp(1, KEEPALIVE_MAX))
     };
     Ok(Options {
-        ttl: sockopt::ttl(fd, v6)?,
+        ttl: sockopt::ttl(fd, v6)?.max(1),
         // The rest is congestion's, which the kernel works out anew.
         tos: sockopt::tos(fd, v6)? & !3,
         keepalive: match options.keepalive()? {

@@ -213,7 +213,9 @@ pub fn udp_again(
     outbound: &Outbound,
 ) -> io::Result<OwnedFd> {
     let peer = remote.address();
-    udp_reply(local, peer, interface, false).or_else(|_| udp(remote, outbound, local.port()))
+    udp_reply(local, peer, interface, false)
+        .or_else(|_| udp_reply(local, peer, None, false))
+        .or_else(|_| udp(remote, outbound, local.port()))
 }
 
 /// The interface a socket is bound to, but for the peer's sake only (link-local IPv6 addresses).

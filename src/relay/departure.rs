@@ -85,7 +85,10 @@ impl Relay {
         }
         let flows = std::mem::take(&mut self.away.flows);
         let sockets = self.sockets(&flows);
-        self.listen(&flows);
+        // Those that stay silent are to answer nobody until they are reset.
+        if helper.is_some() {
+            self.listen(&flows);
+        }
         let back = match helper.map(|helper| helper.order(Command::Off, &sockets)) {
             Some(Ok(())) => flows.len(),
             Some(Err((done, _))) => done,

@@ -1,7 +1,7 @@
 //! Several relays that serve one guest: how they come together, and how one takes over what another has.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
@@ -26,6 +26,8 @@ const ACCEPTED: usize = 64;
 #[derive(Debug)]
 pub struct Moved {
     key: Key,
+    /// Who began it, if that was not the guest.
+    peer: Option<IpAddr>,
     flow: Flow,
     /// What its connection had taken from the guest.
     held: Vec<u8>,
@@ -148,7 +150,12 @@ impl Relay {
                 return;
             };
             self.met = true;
+            let mac = self.guest.mac;
             self.guest.hear_of(&accepted.guest);
+            // What came by our own queue is newer.
+            if mac != Mac::BROADCAST {
+                self.guest.mac = mac;
+            }
             let Accepted {
                 socket, peer, key, ..
             } = accepted;
@@ -242,27 +249,38 @@ impl Relay {
             flow.forget_all();
             held.extend(self.pool.pieces(&flow.spill).flatten());
         }
+        let peer = self.census.is_foreign(id.slot).then_some(key.remote.addr);
         let flow = self.take_out(id)?;
-        Some(Moved { key, flow, held })
+        Some(Moved {
+            key,
+            peer,
+            flow,
+            held,
+        })
     }
 
     /// Takes a flow of another relay's over; it goes on here as one does that has come from another machine. One there is no
     /// room for ends. Nobody else runs meanwhile.
     pub fn adopt(&mut self, moved: Moved, now: Now) {
         let raw = moved.socket();
-        let Moved { key, flow, held } = moved;
+        let Moved {
+            key,
+            peer,
+            flow,
+            held,
+        } = moved;
         if let Some(share) = &self.share {
             share.moves(&key);
         }
         let due = match flow {
-            Flow::Tcp(flow) => return self.adopt_tcp(key, flow, &held, now),
+            Flow::Tcp(flow) => return self.adopt_tcp(peer, key, flow, &held, now),
             Flow::Udp(ref flow) => flow.last + self.udp_timeout(flow),
             Flow::Echo(ref flow) => flow.last + ECHO_TIMEOUT,
             // The first relay has had these from their start.
             Flow::Group(_) => return,
         };
         let bound = matches!(&flow, Flow::Udp(flow) if flow.bound);
-        let Ok(id) = self.insert(key, flow, raw) else {
+        let Ok(id) = self.insert_of(peer, key, flow, raw) else {
             return;
         };
         if bound && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port)) {
@@ -278,7 +296,7 @@ impl Relay {
         self.starve(id);
     }
 
-    fn adopt_tcp(&mut self, key: Key, flow: TcpFlow, held: &[u8], now: Now) {
+    fn adopt_tcp(&mut self, peer: Option<IpAddr>, key: Key, flow: TcpFlow, held: &[u8], now: Now) {
         let TcpFlow {
             socket,
             conn,
@@ -306,7 +324,7 @@ impl Relay {
         };
         let whole = self.pool.append(&mut flow.spill, held, QUEUE_MAX) == held.len();
         let spill = std::mem::take(&mut flow.spill);
-        let Ok(id) = self.insert(key, Flow::Tcp(flow), raw) else {
+        let Ok(id) = self.insert_of(peer, key, Flow::Tcp(flow), raw) else {
             return self.pool.release(spill);
         };
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {

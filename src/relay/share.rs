@@ -9,10 +9,10 @@
 //! where it begins, ends or begins anew meanwhile. For all of them take one way: from a queue straight to the owner, or by one
 //! ring; a frame that has to wait is waited for by all behind it in its queue; and one that counts on its slot, wherever it
 //! is, keeps the flow's owner what it is. Packets in parts go no other way: whoever takes the first part that comes has the
-//! others sent to it, and as they come by one queue, it is the relay of that queue. Where a guest sends a flow by several
-//! queues the order between these is not defined (virtio knows none), so each stays in order by itself. Then the parts of one
-//! packet may be lost that came by several queues, where the owner of its flow has no room: nobody waits for another who is
-//! waited for.
+//! others sent to it, and as they come by one queue, it is the relay of that queue, but for the rare two packets that share a
+//! slot and for a queue that cannot be answered by. Where a guest sends a flow by several queues the order between these is
+//! not defined (virtio knows none), so each stays in order by itself. Packets whose parts went to another relay first may be
+//! lost where the owner of their flow has no room: nobody waits for another who is waited for.
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
@@ -147,6 +147,11 @@ impl Share {
         self.quota.take(self.me)
     }
 
+    /// Takes the room of a flow that has just ended in favour of another.
+    pub(super) fn keep_room(&self) {
+        self.quota.note(self.me);
+    }
+
     /// There is no flow after all.
     pub(super) fn give_room_back(&self) {
         self.quota.give_back(self.me);
@@ -260,7 +265,10 @@ impl Share {
 
     /// The slot that a frame counts on.
     fn slot_of(&self, net: &Net, body: &Body, head: &[u8]) -> Option<ClaimSlot> {
-        key_of(net, body, head).and_then(|key| self.slot(&key))
+        match body {
+            Body::Fragment(ip, part) => Some(self.claims.slot_of_parts(&parts_key(ip, part))),
+            _ => key_of(net, body, head).and_then(|key| self.slot(&key)),
+        }
     }
 
     /// Has a frame of this relay's count on its slot until it has been looked at again.
@@ -273,7 +281,7 @@ impl Share {
 
     /// The same of a part of a packet.
     pub(super) fn count_on_parts(&self, ip: &Ip, part: &Fragment) -> ClaimSlot {
-        let slot = self.claims.slot(&parts_key(ip, part));
+        let slot = self.claims.slot_of_parts(&parts_key(ip, part));
         let owner = self.claims.claim(slot, self.me);
         debug_assert_eq!(owner, self.me, "a part of another's packet");
         slot
@@ -501,8 +509,7 @@ fn key_of(net: &Net, body: &Body, head: &[u8]) -> Option<Key> {
             let octets = head.get(message.octets.clone()).unwrap_or_default();
             icmp_key(ip, message, octets.get(..quote::START).unwrap_or(octets))
         }
-        Body::Fragment(ip, part) => Some(parts_key(ip, part)),
-        Body::Arp | Body::Igmp(..) => None,
+        Body::Arp | Body::Igmp(..) | Body::Fragment(..) => None,
     }
 }
 

@@ -49,7 +49,8 @@ impl Relay {
         self.insert_of(Some(key.remote.addr), key, flow, raw)
     }
 
-    fn insert_of(
+    /// Adds a flow that this peer began, or else the guest.
+    pub(super) fn insert_of(
         &mut self,
         peer: Option<IpAddr>,
         key: Key,
@@ -95,16 +96,16 @@ impl Relay {
 
     /// Takes room for another flow, in favour of which others may have to end. `false` if there is none.
     fn find_room(&mut self) -> bool {
-        loop {
-            let free = self.flows.len() < self.flows.capacity();
-            if free && self.share.as_ref().is_none_or(Share::take_room) {
-                return true;
-            }
-            // Another relay may have been faster, until this one has no more than its part.
-            if !self.make_room() {
-                return false;
-            }
+        let free = |relay: &Self| relay.flows.len() < relay.flows.capacity();
+        if free(self) && self.share.as_ref().is_none_or(Share::take_room) {
+            return true;
         }
+        let made = self.make_room() && free(self);
+        // The one for the other: though all relays together may have too many, this does not make them more.
+        if made && let Some(share) = &self.share {
+            share.keep_room();
+        }
+        made
     }
 
     fn make_room(&mut self) -> bool {
@@ -160,7 +161,7 @@ impl Relay {
         }
         let replaced = self.replace_idle(peer);
         if is_news(&mut self.crowded, self.turn) {
-            let (peers, all) = (self.census.peers(), self.flows.capacity());
+            let (peers, all) = (self.census.peers(), room.min(all));
             let outcome = if replaced {
                 "those idle or half-open for longest make way"
             } else {

@@ -39,8 +39,9 @@ impl Membership {
         self.said = now;
         match record.kind {
             Kind::IsExclude | Kind::ToExclude => self.begin(true),
-            Kind::ToInclude => self.begin(false),
-            Kind::IsInclude | Kind::Allow | Kind::Block => {}
+            Kind::ToInclude if self.exclude || record.is_empty() => self.begin(false),
+            // Of a list in several records each adds its own (RFC 3376, section 4.2.16).
+            Kind::ToInclude | Kind::IsInclude | Kind::Allow | Kind::Block => {}
         }
         let listed = match record.kind {
             Kind::IsExclude | Kind::ToExclude | Kind::Block => self.exclude,
@@ -131,6 +132,8 @@ mod tests {
             (Allow, vec![2, 3], vec![1, 2, 3]),
             (Block, vec![1, 4], vec![2, 3]),
             (IsInclude, vec![1], vec![1, 2, 3]),
+            (ToInclude, vec![4], vec![1, 2, 3, 4]),
+            (ToInclude, vec![], vec![]),
             (ToInclude, vec![4], vec![4]),
             (ToExclude, vec![4], vec![1, 2, 3]),
             (Allow, vec![4], vec![1, 2, 3, 4]),

@@ -33,6 +33,11 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
+    /// Whether it names no source.
+    pub const fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
     /// The sources it names, of the group's family.
     pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
         let len = match self.group {

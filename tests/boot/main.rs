@@ -49,7 +49,10 @@ impl Files {
             .arg(modules)
             .arg(&image)
             .status();
-        assert!(made.unwrap().success());
+        if !made.is_ok_and(|made| made.success()) {
+            println!("skipped: no image for a guest can be made (contrib/setup.sh)");
+            return None;
+        }
         let at = format!("http://{INTERNET4}:{PORT}");
         let script = format!(
             "#!ipxe\n{}echo the script is whole\n\

@@ -133,12 +133,9 @@ impl Outlet {
         self.broken
     }
 
-    /// Whether buffers were missing, and still are. Not while about all there are wait here: no more will come, and nothing
-    /// waits for them.
+    /// Whether buffers were missing, and still are.
     pub fn is_short(&mut self) -> bool {
-        let is_all = self.taken < self.staged.len() && self.is_all();
-        let is_short = self.broken.is_some() || !is_all && !self.ring.has_more();
-        self.short &= is_short;
+        self.short &= self.broken.is_some() || !self.ring.has_more();
         self.short
     }
 
@@ -183,7 +180,11 @@ impl Outlet {
                 break;
             }
         }
-        let enough = !self.short || room >= want.min(cut).min(WORTH) || self.is_all();
+        if room > 0 && self.is_all() {
+            // No more will come, and nothing waits for them.
+            self.short = false;
+        }
+        let enough = !self.short || room >= want.min(cut).min(WORTH);
         (room > 0 && enough).then_some(room)
     }
 
@@ -287,7 +288,9 @@ impl Outlet {
         let (chains, octets) = self.gather_chains(first, total, usize::MAX);
         if octets < total {
             // A frame that no buffers of this driver will ever hold is not waited with.
-            return chains > 0 && (!self.abilities.mergeable || self.is_all());
+            let never = chains > 0 && (!self.abilities.mergeable || self.is_all());
+            self.short &= !never;
+            return never;
         }
         let header = Vnet {
             buffers: chains as u16,

@@ -247,12 +247,7 @@ fn timestamps_go_on_where_they_were() {
 
 /// Segments of established connections that a host has refused for their timestamps.
 fn paws(host: &Host) -> u64 {
-    let lines = host.proc_net("netstat");
-    let mut ext = lines.iter().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (ext.next().unwrap(), ext.next().unwrap());
-    let mut both = names.split(' ').zip(values.split(' '));
-    let (_, value) = both.find(|(name, _)| *name == "PAWSEstab").unwrap();
-    value.parse().unwrap()
+    host.counter("netstat", "TcpExt:", "PAWSEstab")
 }
 
 /// Octets in every queue: read by neither side, not acknowledged, not sent.
@@ -335,12 +330,7 @@ fn a_peer_that_repeats_itself_during_the_move_is_heard_once() {
 
 /// Segments that a host's connections have sent again.
 fn retransmissions(host: &Host) -> u64 {
-    let lines = host.proc_net("snmp");
-    let mut tcp = lines.iter().filter_map(|line| line.strip_prefix("Tcp: "));
-    let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
-    let mut pairs = names.split(' ').zip(values.split(' '));
-    let (_, count) = pairs.find(|(name, _)| *name == "RetransSegs").unwrap();
-    count.parse().unwrap()
+    host.counter("snmp", "Tcp:", "RetransSegs")
 }
 
 /// There and back, with octets in every queue each time, and no end to how often.

@@ -56,16 +56,12 @@ fn connected(host: &Host, remote: SocketAddr) -> UdpSocket {
 
 /// How often the guest was told that something did not fit.
 fn told(guest: &Host) -> u64 {
-    let table = guest.proc_net("snmp");
-    let mut rows = table.iter().filter(|line| line.starts_with("Icmp:"));
-    let (names, values) = rows.next().zip(rows.next()).expect("Icmp: twice");
-    let mut columns = names.split(' ').zip(values.split(' '));
-    let v4 = columns.find(|(name, _)| *name == "InDestUnreachs");
+    let v4 = guest.counter("snmp", "Icmp:", "InDestUnreachs");
     let table = guest.proc_net("snmp6");
     let v6 = table
         .iter()
         .find_map(|line| line.strip_prefix("Icmp6InPktTooBigs"));
-    v4.unwrap().1.parse::<u64>().unwrap() + v6.unwrap().trim().parse::<u64>().unwrap()
+    v4 + v6.unwrap().trim().parse::<u64>().unwrap()
 }
 
 #[test]

@@ -1,16 +1,13 @@
 //! A machine of QEMU's with a network card that has its firmware, and a serial console.
 
 use std::{
-    fmt::Write as _,
-    io::{Read, Write},
+    io::Write,
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::{Arc, Mutex},
-    thread,
     time::Duration,
 };
 
-use crate::lab::{janitor, wait_until};
+use crate::lab::{Log, janitor, wait_until};
 
 /// Firmware and kernel start by emulation, on a machine that others use.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -69,7 +66,7 @@ pub fn can_run(link: Link) -> bool {
 pub struct Machine {
     process: Child,
     keyboard: ChildStdin,
-    console: Arc<Mutex<String>>,
+    console: Log,
 }
 
 impl Machine {
@@ -102,15 +99,7 @@ impl Machine {
             .spawn()
             .unwrap();
         janitor::watch_pid(process.id());
-        let console = Arc::new(Mutex::new(String::new()));
-        let (said, mut out) = (Arc::clone(&console), process.stdout.take().unwrap());
-        thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(octets @ 1..) = out.read(&mut piece) {
-                let text = String::from_utf8_lossy(&piece[..octets]);
-                let _ = said.lock().unwrap().write_str(&text);
-            }
-        });
+        let console = Log::follow(process.stdout.take().unwrap());
         Self {
             keyboard: process.stdin.take().unwrap(),
             process,
@@ -119,28 +108,17 @@ impl Machine {
     }
 
     pub fn console(&self) -> String {
-        self.console.lock().unwrap().clone()
+        self.console.text()
     }
 
     /// Waits for this on the console.
     pub fn expect(&self, text: &str) {
-        let said = wait_until(PATIENCE, || self.console().contains(text));
-        assert!(said, "{text}\n{}", self.console());
+        self.console.expect(PATIENCE, text);
     }
 
     /// The line that begins so, once it is whole.
     pub fn line(&self, beginning: &str) -> String {
-        let mut line = None;
-        let said = wait_until(PATIENCE, || {
-            let console = self.console();
-            let mut whole = console.split_inclusive('\n').filter(|l| l.ends_with('\n'));
-            line = whole
-                .find(|l| l.starts_with(beginning))
-                .map(|l| l.trim_end().to_owned());
-            line.is_some()
-        });
-        assert!(said, "{beginning}\n{}", self.console());
-        line.unwrap()
+        self.console.line(PATIENCE, beginning)
     }
 
     /// Has the firmware listen to what is typed: it looks for Ctrl-B for two seconds before and after it tries to boot.

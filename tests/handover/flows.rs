@@ -310,12 +310,8 @@ fn a_source_is_silent_after_its_guest_has_left() {
     scene.hand_over();
     // The network is late.
     scene.nodes.switch("p2", "p1");
-    let segments = |scene: &Scene, at: usize| -> u64 {
-        let lines = scene.nodes.source.proc_net("snmp");
-        let values = lines.iter().filter(|line| line.starts_with("Tcp:")).nth(1);
-        values.unwrap().split(' ').nth(at).unwrap().parse().unwrap()
-    };
-    let (taken, sent, resets) = (10, 11, 14);
+    let segments = |scene: &Scene, name| scene.nodes.source.counter("snmp", "Tcp:", name);
+    let (taken, sent, resets) = ("InSegs", "OutSegs", "OutRsts");
     let before = [sent, resets].map(|at| segments(&scene, at));
     let heard = segments(&scene, taken);
     for one in &mut all {

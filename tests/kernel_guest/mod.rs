@@ -125,21 +125,12 @@ impl KernelGuest {
 
     /// TCP segments its stack has sent again since it was made.
     pub fn retransmissions(&self) -> u64 {
-        self.tcp_counter("snmp", "Tcp:", "RetransSegs")
+        self.host.counter("snmp", "Tcp:", "RetransSegs")
     }
 
     /// Segments of its stack that arrived more than once, as it was told (D-SACK, RFC 2883).
     pub fn needless(&self) -> u64 {
-        self.tcp_counter("netstat", "TcpExt:", "TCPDSACKRecvSegs")
-    }
-
-    fn tcp_counter(&self, table: &str, protocol: &str, name: &str) -> u64 {
-        let table = self.host.proc_net(table);
-        let mut rows = table.iter().filter(|line| line.starts_with(protocol));
-        let (names, values) = rows.next().zip(rows.next()).expect("two rows each");
-        let mut columns = names.split(' ').zip(values.split(' '));
-        let (_, value) = columns.find(|(column, _)| *column == name).expect(name);
-        value.parse().expect("a number")
+        self.host.counter("netstat", "TcpExt:", "TCPDSACKRecvSegs")
     }
 
     /// Frames lost at its device, either way: a flood of datagrams does that, TCP must not.

@@ -13,6 +13,7 @@
 pub mod capture;
 pub mod front_end;
 pub mod janitor;
+pub mod log;
 pub mod netns;
 pub mod nodes;
 pub mod numbers;
@@ -25,6 +26,7 @@ pub mod translator;
 pub mod world;
 
 pub use capture::Capture;
+pub use log::Log;
 pub use netns::Host;
 pub use nodes::Nodes;
 pub use repair::Repair;

@@ -143,4 +143,14 @@ impl Host {
         let text = self.run(|| fs::read_to_string(path)).expect(name);
         text.lines().map(str::to_owned).collect()
     }
+
+    /// One of the counters that /proc/net/`table` has in two rows, of names and of values, behind `protocol` (proc_net(5)).
+    pub fn counter(&self, table: &str, protocol: &str, name: &str) -> u64 {
+        let table = self.proc_net(table);
+        let mut rows = table.iter().filter(|line| line.starts_with(protocol));
+        let (names, values) = rows.next().zip(rows.next()).expect("two rows each");
+        let mut columns = names.split(' ').zip(values.split(' '));
+        let (_, value) = columns.find(|(column, _)| *column == name).expect(name);
+        value.parse().expect("a number")
+    }
 }

@@ -4,14 +4,12 @@ use std::{
     env,
     ffi::OsString,
     fmt, fs,
-    io::Read,
     os::{
         fd::OwnedFd,
         unix::{net::UnixStream, process::ExitStatusExt},
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
@@ -29,7 +27,7 @@ use seccompiler::{
 };
 
 use super::{
-    Host, LONG,
+    Host, LONG, Log,
     front_end::{Driver, LINUX, bridge},
     janitor::{self, TempDir},
     wait_until,
@@ -207,7 +205,7 @@ impl Setup {
         drop(command);
         janitor::watch_pid(child.id());
         let log = if self.unheard {
-            Log(Arc::default())
+            Log::default()
         } else {
             Log::follow(child.stderr.take().expect("piped"))
         };
@@ -431,8 +429,7 @@ impl Translator {
 
     /// Waits for `text` on stderr.
     pub fn expect_log(&self, text: &str) {
-        let said = wait_until(LONG, || self.log().contains(text));
-        assert!(said, "never said {text:?}\n{}", self.log());
+        self.log.expect(LONG, text);
     }
 
     /// Resident memory, in KiB.
@@ -500,28 +497,6 @@ impl Drop for Translator {
         if thread::panicking() {
             eprintln!("--- the translator said:\n{}---", self.log());
         }
-    }
-}
-
-/// What a process says on stderr, collected by a thread that ends with it.
-#[derive(Debug, Clone)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn follow(mut from: impl Read + Send + 'static) -> Self {
-        let log = Self(Arc::default());
-        let text = Arc::clone(&log.0);
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(n @ 1..) = from.read(&mut bytes) {
-                text.lock().expect("log").extend_from_slice(&bytes[..n]);
-            }
-        });
-        log
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().expect("log")).into_owned()
     }
 }
 

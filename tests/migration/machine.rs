@@ -2,16 +2,14 @@
 
 use std::{
     env,
-    fmt::Write as _,
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, OnceLock},
-    thread,
+    sync::OnceLock,
 };
 
-use crate::lab::{PATIENCE, janitor, wait_until};
+use crate::lab::{Log, PATIENCE, janitor, wait_until};
 
 /// Kernel and first file system of the guest; none where this machine cannot boot it.
 fn disk() -> Option<&'static (String, janitor::TempDir)> {
@@ -47,7 +45,7 @@ pub fn can_run() -> bool {
 #[derive(Debug)]
 pub struct Machine {
     process: Child,
-    console: Arc<Mutex<String>>,
+    console: Log,
     qmp: BufReader<UnixStream>,
     keyboard: std::process::ChildStdin,
     folder: janitor::TempDir,
@@ -108,15 +106,7 @@ impl Machine {
             .spawn()
             .unwrap();
         janitor::watch_pid(process.id());
-        let console = Arc::new(Mutex::new(String::new()));
-        let (said, mut out) = (Arc::clone(&console), process.stdout.take().unwrap());
-        thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(octets @ 1..) = out.read(&mut piece) {
-                let text = String::from_utf8_lossy(&piece[..octets]);
-                let _ = said.lock().unwrap().write_str(&text);
-            }
-        });
+        let console = Log::follow(process.stdout.take().unwrap());
         let mut stream = None;
         assert!(wait_until(PATIENCE, || {
             stream = UnixStream::connect(&qmp).ok();
@@ -173,27 +163,14 @@ impl Machine {
         done == Some("completed")
     }
 
-    pub fn console(&self) -> String {
-        self.console.lock().unwrap().clone()
-    }
-
     /// Waits for the guest to say this.
     pub fn expect(&self, text: &str) {
-        let said = wait_until(PATIENCE, || self.console().contains(text));
-        assert!(said, "{text}\n{}", self.console());
+        self.console.expect(PATIENCE, text);
     }
 
     /// The line that begins so, once the guest has ended it.
     pub fn line(&self, beginning: &str) -> String {
-        let mut line = None;
-        let said = wait_until(PATIENCE, || {
-            let console = self.console();
-            let whole = console.split_inclusive('\n').filter(|l| l.ends_with('\n'));
-            line = whole.map(str::to_owned).find(|l| l.starts_with(beginning));
-            line.is_some()
-        });
-        assert!(said, "{beginning}\n{}", self.console());
-        line.unwrap()
+        self.console.line(PATIENCE, beginning)
     }
 
     pub fn type_line(&mut self, line: &str) {

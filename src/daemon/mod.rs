@@ -240,30 +240,7 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
     let pid = ready.as_ref().map_or_else(std::process::id, Ready::pid);
     let limits = limits(opened.descriptors, opened.ports.len());
     let (relay, further) = relays(config, &resolved.net, opened.ports, limits);
-    let mut reactor = failed(
-        "Failed to set up the event loop",
-        Reactor::new(
-            relay,
-            opened.entrance,
-            config.vhost_user.then_some(config.vhost_features),
-            config.one_off,
-            capture,
-        ),
-    )?;
-    failed(
-        "Failed to watch the network",
-        reactor.follow(opened.changes),
-    )?;
-    match Watch::open().and_then(|watch| reactor.follow_neighbours(watch)) {
-        Ok(()) => {}
-        // Then all are at our own link address.
-        Err(error) => ::log::warn!(
-            "Neighbours of the host will not be known: {}",
-            reason(&error)
-        ),
-    }
-    reactor.set_stats(config.stats);
-    reactor.set_busy_poll(config.busy_poll);
+    let mut reactor = set_up(config, relay, opened.entrance, opened.changes, capture)?;
     if let Some(file) = &mut pid_file {
         failed("Couldn't write PID file", file.write(pid))?;
     }
@@ -281,6 +258,38 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
         ready,
         log,
     })
+}
+
+/// The event loop with what it watches before it runs.
+fn set_up(
+    config: &Config,
+    relay: Relay,
+    entrance: Entrance,
+    changes: Changes,
+    capture: Option<Capture>,
+) -> Result<Reactor, String> {
+    let mut reactor = failed(
+        "Failed to set up the event loop",
+        Reactor::new(
+            relay,
+            entrance,
+            config.vhost_user.then_some(config.vhost_features),
+            config.one_off,
+            capture,
+        ),
+    )?;
+    failed("Failed to watch the network", reactor.follow(changes))?;
+    match Watch::open().and_then(|watch| reactor.follow_neighbours(watch)) {
+        Ok(()) => {}
+        // Then all are at our own link address.
+        Err(error) => ::log::warn!(
+            "Neighbours of the host will not be known: {}",
+            reason(&error)
+        ),
+    }
+    reactor.set_stats(config.stats);
+    reactor.set_busy_poll(config.busy_poll);
+    Ok(reactor)
 }
 
 /// What a relay may use, with so many descriptors of which some are ports'.

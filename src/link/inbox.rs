@@ -33,7 +33,7 @@ pub struct Frame<'a> {
     /// Private memory, the first octets of the frame: all headers, and the whole of a message to a service.
     pub head: &'a [u8],
     /// The whole frame, for the kernel.
-    pub payload: Slot,
+    pub whole: Slot,
     /// The payload octets of each datagram, if it stands for several.
     pub segment: Option<u16>,
     /// Where checksumming starts and where behind that the checksum goes, if the guest has left it to us.
@@ -109,7 +109,7 @@ impl Inbox {
             let whole = Slot::ours(0, frame.len());
             self.frames.push(Fetched {
                 head: whole,
-                payload: whole,
+                whole,
                 segment: None,
                 checksum: None,
             });
@@ -140,7 +140,7 @@ impl Inbox {
             let whole = Slot::ours(self.end, len);
             self.frames.push(Fetched {
                 head: whole,
-                payload: whole,
+                whole,
                 segment,
                 checksum,
             });
@@ -252,7 +252,7 @@ impl Inbox {
             let whole = Slot::ours(at, len as usize);
             self.frames.push(Fetched {
                 head: whole,
-                payload: whole,
+                whole,
                 segment: None,
                 checksum: None,
             });
@@ -271,7 +271,7 @@ impl Inbox {
         let frame = *self.frames.get(index)?;
         Some(Frame {
             head: self.octets(frame.head),
-            payload: frame.payload,
+            whole: frame.whole,
             segment: frame.segment,
             checksum: frame.checksum,
         })

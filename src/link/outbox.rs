@@ -136,7 +136,7 @@ impl Outbox {
         if self.capture.is_some() {
             for frame in (0..inbox.frames()).filter_map(|index| inbox.frame(index)) {
                 self.whole.clear();
-                inbox.copy(frame.payload, |octets| self.whole.extend_from_slice(octets));
+                inbox.copy(frame.whole, |octets| self.whole.extend_from_slice(octets));
                 if let Some(place) = frame.checksum {
                     vnet::complete_checksum(&mut self.whole, place);
                 }

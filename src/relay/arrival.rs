@@ -366,16 +366,9 @@ impl Relay {
                     arrival.to = Some(to);
                     let interfaces = !flow.bound;
                     let place = place.or_else(|| self.ports.udp_place(to, interfaces));
-                    match self.stray_flow(place, arrival, now) {
-                        Ok((owner, is_new)) => {
-                            self.hold(owner, arrival.len, arrival.marks);
-                            // No event tells of what its socket does not hold.
-                            self.deliver_held(owner, outbox);
-                            if is_new {
-                                return Some(owner);
-                            }
-                        }
-                        Err(why) => self.count(why),
+                    let new = self.take_stray(place, arrival, outbox, now);
+                    if new.is_some() {
+                        return new;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -397,6 +390,28 @@ impl Relay {
         }
         self.starve(id);
         None
+    }
+
+    /// Gives the datagram in `self.message` to the flow whose it is; one that begins by it is returned.
+    fn take_stray(
+        &mut self,
+        place: Option<u32>,
+        arrival: Arrival,
+        outbox: &mut Outbox,
+        now: Now,
+    ) -> Option<Id> {
+        match self.stray_flow(place, arrival, now) {
+            Ok((owner, is_new)) => {
+                self.hold(owner, arrival.len, arrival.marks);
+                // No event tells of what its socket does not hold.
+                self.deliver_held(owner, outbox);
+                is_new.then_some(owner)
+            }
+            Err(why) => {
+                self.count(why);
+                None
+            }
+        }
     }
 
     /// Hands the guest a datagram of the flow in whose socket it was.

@@ -46,7 +46,7 @@ impl Backlog {
 
     /// Puts a frame behind the others; `false` if there is no room.
     pub fn push(&mut self, inbox: &Inbox, frame: Frame<'_>, label: Label) -> bool {
-        let (start, len) = (self.end, frame.payload.len());
+        let (start, len) = (self.end, frame.whole.len());
         if len == 0
             || start + len > self.octets.len()
             || self.frames.len() == self.frames.capacity()
@@ -62,7 +62,7 @@ impl Backlog {
         };
         // What was read of it stays what it was, whatever the guest writes meanwhile.
         put(frame.head);
-        inbox.copy(frame.payload.part(&(frame.head.len()..len)), put);
+        inbox.copy(frame.whole.part(&(frame.head.len()..len)), put);
         let len = self.end - start;
         self.frames.push_back(Waiting { start, len, label });
         true

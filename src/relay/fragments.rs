@@ -97,12 +97,9 @@ impl Relay {
         });
         self.reassembly.release(packet, &mut self.pool);
         let held = whole.ok_or(Why::Fragment)?;
-        // Nothing of the burst may wait for memory that is about to be another's.
-        self.send_run(inbox, outbox);
         self.end_burst(inbox, outbox, now);
         let result = self.whole(&held, outbox, now);
         self.forget_parts();
-        self.send_run(&held, outbox);
         self.end_burst(&held, outbox, now);
         self.reassembly.held = Some(held);
         result
@@ -111,7 +108,7 @@ impl Relay {
     /// A packet that was in parts.
     fn whole(&mut self, held: &Inbox, outbox: &mut Outbox, now: Now) -> Result<(), Why> {
         let frame = held.frame(0).ok_or(Why::Fragment)?;
-        let mut read = classify(frame.head, frame.payload.len())?;
+        let mut read = classify(frame.head, frame.whole.len())?;
         // Who sends parts does not mind that others make them.
         read.body.allow_parts();
         // Extension headers in the whole may say again that it is a part, which would never end.

@@ -231,9 +231,7 @@ impl Relay {
             let frame = held.frame(0);
             if !frame.is_some_and(|frame| self.backlog.push(&held, frame, label)) {
                 self.count(Why::Backlog);
-                if let (Some(slot), Some(share)) = (label.slot, &self.share) {
-                    share.looked_at(slot);
-                }
+                self.looked_at(label.slot);
             }
         }
         other.backlog.held = Some(held);

@@ -101,10 +101,9 @@ impl Relay {
             if let Err(why) = done {
                 self.drop_frame(frame, why);
             }
-            self.passed.count(frame.payload.len());
+            self.passed.count(frame.whole.len());
             taken += 1;
         }
-        self.send_run(inbox, outbox);
         self.end_burst(inbox, outbox, now);
         self.release_waiting(outbox, now);
         taken
@@ -124,10 +123,15 @@ impl Relay {
             let in_parts = label.is_some_and(|label| label.in_parts);
             self.take_again(frame, in_parts, &held, outbox, now);
         }
-        self.send_run(&held, outbox);
         self.end_burst(&held, outbox, now);
         self.release_waiting(outbox, now);
         self.put_held(held);
+    }
+
+    /// Hands on what flows have collected of these frames, before their memory is another's.
+    fn end_burst(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+        self.send_run(inbox, outbox);
+        self.end_touched(inbox, outbox, now);
     }
 
     /// Reads a frame, and takes it or hands it to the relay it belongs to. `None` if that has no room.
@@ -138,7 +142,7 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Option<Result<(), Why>> {
-        match classify(frame.head, frame.payload.len()) {
+        match classify(frame.head, frame.whole.len()) {
             Err(why) => Some(Err(why)),
             Ok(read) if self.share.is_none() => Some(self.frame(&read, frame, inbox, outbox, now)),
             Ok(read) => self.place(&read, frame, inbox, outbox, now),
@@ -175,7 +179,7 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) {
-        let done = classify(frame.head, frame.payload.len()).and_then(|mut read| {
+        let done = classify(frame.head, frame.whole.len()).and_then(|mut read| {
             if in_parts {
                 read.body.allow_parts();
             }
@@ -187,7 +191,7 @@ impl Relay {
     }
 
     fn drop_frame(&mut self, frame: Frame<'_>, why: Why) {
-        log::trace!("frame of {} octets dropped: {why}", frame.payload.len());
+        log::trace!("frame of {} octets dropped: {why}", frame.whole.len());
         self.count(why);
     }
 
@@ -262,7 +266,7 @@ impl Relay {
             }
             Body::Tcp(ip, segment) => {
                 self.served(Protocol::Tcp)?;
-                self.tcp_segment(ip, segment, frame.payload, inbox, outbox, now)
+                self.tcp_segment(ip, segment, frame.whole, inbox, outbox, now)
             }
             Body::Udp(ip, datagram) => {
                 self.served(Protocol::Udp)?;
@@ -270,7 +274,7 @@ impl Relay {
             }
             Body::Icmp(ip, message) => {
                 self.served(Protocol::Echo)?;
-                self.icmp_message(ip, message, frame.payload, inbox, outbox, now)
+                self.icmp_message(ip, message, frame.whole, inbox, outbox, now)
             }
         }
     }
@@ -344,7 +348,6 @@ impl Relay {
             if let (Some(frame), Some(label)) = (held.frame(0), label) {
                 self.take_again(frame, label.in_parts, &held, outbox, now);
             }
-            self.send_run(&held, outbox);
             self.end_burst(&held, outbox, now);
             self.looked_at(label.and_then(|label| label.slot));
             self.backlog.held = Some(held);

@@ -27,47 +27,8 @@ impl Relay {
         now: Now,
     ) -> Result<bool, Why> {
         self.learn(frame, head);
-        let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
-        let neighbours = &self.neighbours;
-        let answer = match &frame.body {
-            Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, neighbours, out),
-            Body::Arp => return Err(Why::Disabled),
-            Body::Udp(ip, datagram)
-                if is_dhcp(ip, datagram) && net.serve.dhcp && net.v4.is_some() =>
-            {
-                dhcp::answer(
-                    frame.mac,
-                    head.get(datagram.payload.clone()).unwrap_or_default(),
-                    net,
-                    out,
-                )
-            }
-            Body::Udp(ip, datagram) if is_dhcpv6(ip, datagram) && net.serve.dhcpv6 => {
-                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else {
-                    return Ok(false);
-                };
-                let payload = head.get(datagram.payload.clone()).unwrap_or_default();
-                dhcpv6::answer(frame.mac, src, dst, payload, net, out)
-            }
-            Body::Icmp(ip, message) if is_neighbour_discovery(ip, message) => {
-                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else {
-                    return Ok(false);
-                };
-                if !net.serve.ndp || net.v6.is_none() {
-                    return Err(Why::Disabled);
-                }
-                let octets = head.get(message.octets.clone()).unwrap_or_default();
-                ndp::answer(
-                    frame.mac, src, dst, ip.ttl, octets, net, guest, neighbours, out,
-                )
-            }
-            Body::Udp(..)
-            | Body::Icmp(..)
-            | Body::Tcp(..)
-            | Body::Igmp(..)
-            | Body::Fragment(..) => {
-                return Ok(false);
-            }
+        let Some(answer) = self.ask_service(frame, head)? else {
+            return Ok(false);
         };
         match answer {
             Answer::Reply(note) => {
@@ -86,6 +47,53 @@ impl Relay {
             }
             Answer::Silent(why) => Err(why),
         }
+    }
+
+    /// Has the service that a frame is for write its answer; `None` if it is for none.
+    fn ask_service(&mut self, frame: &Frame, head: &[u8]) -> Result<Option<Answer>, Why> {
+        let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
+        let neighbours = &self.neighbours;
+        let answer = match &frame.body {
+            Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, neighbours, out),
+            Body::Arp => return Err(Why::Disabled),
+            Body::Udp(ip, datagram)
+                if is_dhcp(ip, datagram) && net.serve.dhcp && net.v4.is_some() =>
+            {
+                dhcp::answer(
+                    frame.mac,
+                    head.get(datagram.payload.clone()).unwrap_or_default(),
+                    net,
+                    out,
+                )
+            }
+            Body::Udp(ip, datagram) if is_dhcpv6(ip, datagram) && net.serve.dhcpv6 => {
+                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else {
+                    return Ok(None);
+                };
+                let payload = head.get(datagram.payload.clone()).unwrap_or_default();
+                dhcpv6::answer(frame.mac, src, dst, payload, net, out)
+            }
+            Body::Icmp(ip, message) if is_neighbour_discovery(ip, message) => {
+                let (IpAddr::V6(src), IpAddr::V6(dst)) = (ip.src, ip.dst) else {
+                    return Ok(None);
+                };
+                if !net.serve.ndp || net.v6.is_none() {
+                    return Err(Why::Disabled);
+                }
+                let octets = head.get(message.octets.clone()).unwrap_or_default();
+                ndp::answer(
+                    frame.mac, src, dst, ip.ttl, octets, net, guest, neighbours, out,
+                )
+            }
+            Body::Udp(..)
+            | Body::Icmp(..)
+            | Body::Tcp(..)
+            | Body::Igmp(..)
+            | Body::Fragment(..) => {
+                return Ok(None);
+            }
+        };
+        Ok(Some(answer))
     }
 
     /// Learns where the guest is from what it tells its neighbours.

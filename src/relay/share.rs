@@ -336,11 +336,11 @@ impl Share {
         let Some(Some(sender)) = self.to.get_mut(owner) else {
             return false;
         };
-        let len = frame.payload.len();
+        let len = frame.whole.len();
         if !sender.has_room(len) {
             return false;
         }
-        let rest = frame.payload.part(&(frame.head.len()..len));
+        let rest = frame.whole.part(&(frame.head.len()..len));
         let wake = sender.send(len, label.pack(), |put| {
             // What was read of it stays what it was, whatever the guest writes meanwhile.
             put(frame.head);

@@ -71,7 +71,7 @@ impl Relay {
             guest: ip.source(datagram.src_port),
             remote: ip.destination(datagram.dst_port),
         };
-        let payload = frame.payload.part(&datagram.payload);
+        let payload = frame.whole.part(&datagram.payload);
         let size = frame.segment.map_or(payload.len(), usize::from).max(1);
         if payload.len() > size * SEGMENTS {
             return Err(Why::Malformed);

@@ -34,7 +34,7 @@ pub struct Fetched {
     /// Its copied octets, in the burst's private memory.
     pub head: Slot,
     /// All of it, in guest memory.
-    pub payload: Slot,
+    pub whole: Slot,
     /// The payload octets of each datagram it stands for, if it is more than one.
     pub segment: Option<u16>,
     /// Where checksumming starts and where behind that the checksum goes, if it was left to us.
@@ -44,7 +44,7 @@ pub struct Fetched {
 /// What stands for a frame that is none, so that it is counted with those that are too short.
 const NOTHING: Fetched = Fetched {
     head: Slot::ours(0, 0),
-    payload: Slot::ours(0, 0),
+    whole: Slot::ours(0, 0),
     segment: None,
     checksum: None,
 };
@@ -151,13 +151,13 @@ impl Intake {
             Cut::Udp(size) => Some(size),
             Cut::Unknown => return None,
         };
-        let payload = Slot::guests(first, self.header, len);
+        let whole = Slot::guests(first, self.header, len);
         let head = len.min(HEAD);
-        self.read(payload, out.get_mut(..head)?);
+        self.read(whole, out.get_mut(..head)?);
         let head = if vnet::is_carried(out.get(..head)?) {
             head
         } else {
-            self.read(payload, out.get_mut(..len)?);
+            self.read(whole, out.get_mut(..len)?);
             if let Some(place) = header.checksum {
                 vnet::complete_checksum(out.get_mut(..len)?, place);
             }
@@ -165,7 +165,7 @@ impl Intake {
         };
         Some(Fetched {
             head: Slot::ours(at, head),
-            payload,
+            whole,
             segment,
             checksum: header.checksum,
         })

@@ -43,8 +43,8 @@ pub(in super::super) struct Arrival<'a> {
 }
 
 impl Relay {
-    /// Hands the burst's payloads on, flow by flow, and answers the guest.
-    pub(in super::super) fn end_burst(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
+    /// Hands the burst's payloads on, connection by connection, and answers the guest.
+    pub(in super::super) fn end_touched(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
         while let Some(id) = self.burst.touched.pop() {
             self.end_burst_of(id, inbox, outbox, now);
         }

@@ -43,7 +43,8 @@ pub struct Config {
     pub repair_path: RepairPath,
     /// Quit once migrated away from (`--migrate-exit`, deprecated).
     pub migrate_exit: bool,
-    /// Close TCP sockets once migrated away from (`--migrate-no-linger`, deprecated).
+    /// Close the sockets of TCP connections that have migrated when the front-end leaves, not when the next one comes
+    /// (`--migrate-no-linger`, deprecated).
     pub migrate_no_linger: bool,
     /// Exit when the client leaves (`--one-off`, implied by `--fd`).
     pub one_off: bool,

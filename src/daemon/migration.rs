@@ -32,6 +32,8 @@ pub(super) struct Migration {
     pub(super) repair: Option<OwnedFd>,
     /// Whether we are to end when the guest has left for good.
     pub(super) exits: bool,
+    /// Whether sockets of connections that have moved are kept until the next guest comes.
+    pub(super) lingers: bool,
     /// The helper of a migration that is not decided yet.
     helper: Option<Helper>,
 }

@@ -173,7 +173,7 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
     open_repair(repair_path.as_deref(), &mut leftovers)
         .and_then(|repair| {
             let mut prepared = build(config, opened, &mut leftovers)?;
-            prepared.reactor.set_repair(repair, config.migrate_exit);
+            prepared.reactor.set_migration(repair, config);
             Ok(prepared)
         })
         .inspect_err(|_| leftovers.remove())

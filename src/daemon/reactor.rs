@@ -425,6 +425,7 @@ impl Reactor {
     }
 
     fn attach(&mut self, socket: OwnedFd) -> io::Result<()> {
+        self.core.relay.end_silence();
         SockRef::from(&socket).set_nonblocking(true)?;
         if let Some(features) = self.vhost {
             return self.attach_front_end(socket, features);
@@ -471,6 +472,9 @@ impl Reactor {
         self.core.link_readable = false;
         self.end_session();
         self.core.relay.guest_left();
+        if !self.migration.lingers {
+            self.core.relay.end_silence();
+        }
         self.migration.over();
         self.core.register();
         if let Some(fd) = self.client.take() {

@@ -3,13 +3,14 @@
 use std::os::fd::OwnedFd;
 
 use super::{migration, reactor::Reactor};
-use crate::{link::Transfer, sys::reason};
+use crate::{config::Config, link::Transfer, sys::reason};
 
 impl Reactor {
-    /// Has passt-repair connect here. `exits`: the loop ends when a guest has left for good.
-    pub(super) fn set_repair(&mut self, listener: Option<OwnedFd>, exits: bool) {
-        self.migration.repair = listener;
-        self.migration.exits = exits;
+    /// Listens here for passt-repair, and heeds what else is said of migrations.
+    pub(super) fn set_migration(&mut self, repair: Option<OwnedFd>, config: &Config) {
+        self.migration.repair = repair;
+        self.migration.exits = config.migrate_exit;
+        self.migration.lingers = !config.migrate_no_linger;
     }
 
     /// Makes the transfer the front-end has asked for, if it has, and sees whether a guest that left is still here.
@@ -38,7 +39,7 @@ impl Reactor {
             self.core.take_handed();
         }
         self.core.outbox.flush();
-        // Nobody is waited for in vain.
+        // Without connections no helper is needed: none is waited for.
         let helper = if self.core.relay.has_connections() {
             self.migration.helper()
         } else {

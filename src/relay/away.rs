@@ -14,8 +14,8 @@ pub struct Away {
     pub on_the_way: bool,
     /// Connections that move: silent, and in repair mode.
     pub flows: Vec<Id>,
-    /// Sockets of connections that have moved. They are never heard of again, but as long as they are there the kernel resets
-    /// nobody who still sends here.
+    /// Sockets of connections that have moved, until the next guest comes. As long as they are there the kernel resets nobody who
+    /// still sends here.
     pub silent: Vec<OwnedFd>,
     /// Resets for connections that could not come along, until the guest takes them.
     pub farewells: Vec<(Key, TcpFields)>,

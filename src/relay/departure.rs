@@ -151,22 +151,16 @@ impl Relay {
         self.away.on_the_way = false;
         self.away.farewells.clear();
         for id in std::mem::take(&mut self.away.flows) {
-            self.forget_held(id);
-            self.wheel.disarm(id.slot);
-            if let Some(key) = self.flows.key(id) {
-                self.census.leave(id.slot, key.remote.addr);
-                if let Some(share) = &self.share {
-                    share.closed(&key, false);
-                }
-            }
-            if let Some(Flow::Tcp(mut flow)) = self.flows.remove(id) {
-                self.pool.release(std::mem::take(&mut flow.spill));
-                if let Some(lent) = flow.state.disorder {
-                    self.disorders.take_back(lent);
-                }
-                self.away.silent.push(flow.socket);
+            if let Some(flow) = self.take_out(id) {
+                self.away.silent.push(flow.into_socket());
             }
         }
+    }
+
+    /// Closes the sockets of connections that have moved, which the guest may come back with. Nobody hears of it: they are in
+    /// repair mode. What still comes for them is answered by resets from now on.
+    pub fn end_silence(&mut self) {
+        self.away.silent.clear();
     }
 
     /// Connections that can move.

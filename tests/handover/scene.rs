@@ -33,18 +33,20 @@ pub struct Scene {
     pub source: Translator,
     pub target: Translator,
     pub nodes: Nodes,
+    /// The bridge's ports to source and target.
+    ports: [&'static str; 2],
 }
 
 impl Scene {
     /// `None` when the test is not to go on here.
     pub fn new() -> Option<Self> {
-        Self::with(|setup| setup)
+        Self::with(&[], |setup| setup)
     }
 
-    /// The same with another set-up of the target's translator.
-    pub fn with(change: impl FnOnce(Setup) -> Setup) -> Option<Self> {
+    /// The same with more arguments for the source's translator, and another set-up of the target's.
+    pub fn with(more: &[&str], change: impl FnOnce(Setup) -> Setup) -> Option<Self> {
         let nodes = Nodes::routed()?;
-        let source = Setup::new(&ARGS).start(&nodes.source);
+        let source = Setup::new(&[&ARGS, more].concat()).start(&nodes.source);
         let target = change(Setup::new(&ARGS)).start(&nodes.target);
         let (card, wire) = Movable::new(source.connect(), Driver::new(LINUX));
         let mut guest = Guest::new(wire, 1500, false);
@@ -59,6 +61,7 @@ impl Scene {
             source,
             target,
             nodes,
+            ports: ["p1", "p2"],
         })
     }
 
@@ -68,6 +71,13 @@ impl Scene {
         let took = self.hand_over_alone(|state| state);
         drop(helpers);
         took
+    }
+
+    /// The target becomes the source of the next move, which leads back.
+    pub fn turn_round(&mut self) {
+        std::mem::swap(&mut self.source, &mut self.target);
+        std::mem::swap(&mut self.nodes.source, &mut self.nodes.target);
+        self.ports.reverse();
     }
 
     /// A helper of ours for each translator.
@@ -94,7 +104,7 @@ impl Scene {
         let mut front_end = FrontEnd::greet(self.target.connect(), Driver::new(LINUX));
         let (well, arriving) = front_end.load(&state);
         assert!(well, "{}", self.target.log());
-        self.nodes.switch("p1", "p2");
+        self.nodes.switch(self.ports[0], self.ports[1]);
         front_end.share_memory();
         front_end.start_rings(0, 0);
         if !loses {

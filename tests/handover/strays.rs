@@ -48,7 +48,7 @@ fn hear(guest: &mut Guest, socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
 #[test]
 fn strangers_that_call_while_a_flow_arrives_have_flows_of_their_own() {
     let mut faults = None;
-    let scene = Scene::with(|setup| {
+    let scene = Scene::with(&[], |setup| {
         let (held, setup) = Faults::around(setup, &[libc::SYS_connect]);
         faults = Some(held);
         setup

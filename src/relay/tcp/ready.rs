@@ -49,14 +49,6 @@ impl Relay {
         if flow.conn.window_would_open(free) {
             self.acknowledge(id, outbox, now);
         }
-        let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
-            return;
-        };
-        if flow.conn.shutdown_due() && flow.spill.is_empty() {
-            self.shut_down(id);
-            if matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.over) {
-                self.finish(id);
-            }
-        }
+        self.shut_down_if_due(id);
     }
 }

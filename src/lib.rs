@@ -3,7 +3,7 @@
 //! ```text
 //! guest ── frames ──► link ─► classify ─► service (ARP, DHCP, DHCPv6, NDP)
 //!                       ▲          └────► relay: flow (TCP, UDP, ICMP echo) ──► host sockets
-//!                       └── frame slots ◄── services and relay ◄─────────── readiness, errors
+//!                       └── frames ◄─────── services and relay ◄─────────── readiness, errors
 //! ```
 //!
 //! Every frame gets one of three answers: a service answers it, a flow carries it, or it is dropped with a named and
@@ -41,7 +41,7 @@ pub mod proto;
 /// Answers: ARP, DHCP, DHCPv6, NDP.
 pub mod service;
 
-/// Guest side: frames in, frame slots out.
+/// Guest side: frames in, frames out.
 pub mod link;
 
 /// Host side: sockets, netlink, resolver.

@@ -19,6 +19,9 @@ pub(super) const MTU_MAX: u16 = 65_521;
 /// The smallest log file: enough for the header and a few thousand characters of recent past.
 pub(super) const LOG_SIZE_MIN: u64 = 40_960;
 
+/// Microseconds of `--busy-poll`.
+const BUSY_POLL_MAX: u64 = 1_000_000;
+
 /// Room in sockaddr_un, less the terminating zero (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -30,47 +33,46 @@ const NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 
 pub(super) fn socket_path(path: &Path) -> Result<PathBuf, String> {
-    unix_path(path).ok_or_else(|| {
-        format!(
-            "Invalid socket path: {} (1 to {SOCKET_PATH_MAX} octets)",
-            path.display()
-        )
-    })
+    unix_path("socket path", path)
 }
 
 pub(super) fn queues(text: &str) -> Result<usize, String> {
     number(text)
         .and_then(|number| usize::try_from(number).ok())
         .filter(|number| (1..=QUEUES_MAX).contains(number))
-        .ok_or_else(|| format!("Invalid number of queue pairs: {text}"))
+        .ok_or_else(|| format!("Invalid number of queue pairs: {text} (1 to {QUEUES_MAX})"))
 }
 
 /// A time, in whole microseconds up to a second.
 pub(super) fn busy_poll(text: &str) -> Result<Span, String> {
     number(text)
-        .filter(|&micros| micros <= 1_000_000)
+        .filter(|&micros| micros <= BUSY_POLL_MAX)
         .map(Span)
-        .ok_or_else(|| format!("Invalid --busy-poll: {text}"))
+        .ok_or_else(|| {
+            format!("Invalid --busy-poll: {text} (microseconds, at most {BUSY_POLL_MAX})")
+        })
 }
 
 pub(super) fn conf_path(path: &Path) -> Result<PathBuf, String> {
-    unix_path(path).ok_or_else(|| format!("Invalid configuration path: {}", path.display()))
+    unix_path("configuration path", path)
 }
 
 pub(super) fn repair_path(path: &Path) -> Result<RepairPath, String> {
     if path == Path::new("none") {
         return Ok(RepairPath::Off);
     }
-    unix_path(path)
-        .map(RepairPath::At)
-        .ok_or_else(|| format!("Invalid passt-repair path: {}", path.display()))
+    unix_path("passt-repair path", path).map(RepairPath::At)
 }
 
-fn unix_path(path: &Path) -> Option<PathBuf> {
+fn unix_path(what: &str, path: &Path) -> Result<PathBuf, String> {
     let length = path.as_os_str().as_bytes().len();
-    (1..=SOCKET_PATH_MAX)
-        .contains(&length)
-        .then(|| path.to_owned())
+    if (1..=SOCKET_PATH_MAX).contains(&length) {
+        return Ok(path.to_owned());
+    }
+    Err(format!(
+        "Invalid {what}: {} (1 to {SOCKET_PATH_MAX} octets)",
+        path.display()
+    ))
 }
 
 pub(super) fn descriptor(text: &str) -> Result<RawFd, String> {
@@ -219,7 +221,7 @@ pub(super) fn multicast_ports(text: &str) -> Result<Vec<u16>, String> {
             .filter(|item| item.bytes().all(|b| b.is_ascii_digit()))
             .and_then(|item| item.parse().ok())
             .filter(|&port: &u16| port > 0)
-            .ok_or_else(|| format!("Invalid multicast ports: {text}"))?;
+            .ok_or_else(|| format!("Invalid multicast port: {item} (1 to 65535, or none)"))?;
         if !ports.contains(&port) {
             ports.push(port);
         }

@@ -68,7 +68,7 @@ impl Source {
     /// The kind, for a person.
     const fn kind(self) -> &'static str {
         match self {
-            Self::Listener => "client at the door",
+            Self::Listener => "client connecting",
             Self::Link => "guest's link",
             Self::Signal => "signal",
             Self::Monitor => "host's network",

@@ -84,7 +84,7 @@ impl Reactor {
     /// # Errors
     /// What a worker's thread has ended by.
     pub(super) fn hear_crew(&mut self) -> io::Result<()> {
-        // Who was waited for may have room.
+        // The thread whose ring was full may have room now.
         self.core.link_readable = true;
         if let Some(why) = self.crew.hear(&mut self.core)?
             && self.session.is_some()

@@ -10,7 +10,8 @@
 //! 6. enter a user namespace, and have what is forked next live in a PID namespace;
 //! 7. go to the background; the caller's process waits;
 //! 8. build the reactor, write the PID file;
-//! 9. close the sandbox: nothing can be opened by path any more; start further threads before its last layer, which forbids to;
+//! 9. close the sandbox: nothing can be opened by path any more; start further threads before its last layer, which
+//!    forbids starting any;
 //! 10. print what was held back, let the caller's process exit, run.
 
 mod log_file;
@@ -137,7 +138,7 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         ));
         None
     });
-    // Heard from before the tables are read. Where nobody tells of changes there are none.
+    // Opened before the tables are read, so that no change between is missed. Without it changes go unnoticed.
     let monitor = Monitor::open()
         .map_err(|error| {
             let why = reason(&error);

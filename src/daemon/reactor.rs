@@ -77,7 +77,7 @@ pub fn hold_signals() -> io::Result<SigSet> {
     Ok(mask)
 }
 
-/// What one thread owns.
+/// The first thread: its core, the client, services, signals, and changes of the network.
 #[derive(Debug)]
 pub struct Reactor {
     pub(super) core: Core,

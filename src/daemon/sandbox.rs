@@ -1,4 +1,4 @@
-//! The cage around the running process, layer by layer.
+//! What the running process shuts itself in, layer by layer.
 //!
 //! | layer | when | what it takes away |
 //! |---|---|---|
@@ -8,14 +8,13 @@
 //! | empty root | | every file; what is needed from then on is open |
 //! | capabilities | | all, the bounding set too |
 //! | no new privileges, no dumps | | what exec could give; debuggers of the same user |
-//! | Landlock | | files once more; abstract sockets and processes of others |
+//! | Landlock | | files, a second time; abstract sockets and processes of others |
 //! | seccomp | last | system calls the data path does not make |
 //!
 //! Containers, AppArmor and sysctls forbid some of these to some. A layer that cannot be had is left out with a warning that
 //! names it, unless all of them are required. All but seccomp hold for the thread that asks and those it starts, so further
-//! threads start when these layers stand; the filter of system calls, which forbids to start any, then is put on all of them.
-//! User and group are not mapped into the user namespace: nothing here
-//! creates files or asks who it is.
+//! threads start when these layers stand; the filter of system calls, which forbids starting any, is put on all of them last.
+//! User and group are not mapped into the user namespace: nothing here creates files or asks who it is.
 
 use std::{
     fmt, io,

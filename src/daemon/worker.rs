@@ -117,7 +117,7 @@ impl Worker {
         self.core.watch(fd, source, Interest::READABLE).is_ok()
     }
 
-    /// Has them heard no more.
+    /// Stops polling this kick's descriptor.
     pub(super) fn close_kick(&mut self, kick: &Arc<OwnedFd>, queue: usize) {
         let registry = self.core.poll.registry();
         let _ = registry.deregister(&mut SourceFd(&kick.as_raw_fd()));
@@ -149,7 +149,7 @@ impl Worker {
             match source {
                 Source::Flow(id) => self.core.flow_event(id, event),
                 Source::Kick(queue) => self.kicked(usize::from(queue)),
-                // Who was waited for may have room.
+                // The thread whose ring was full may have room now.
                 _ => self.core.link_readable = true,
             }
         }

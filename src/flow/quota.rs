@@ -83,7 +83,7 @@ impl Quota {
         taken
     }
 
-    /// The same of one that is there already.
+    /// Counts a flow that is there already as [`Quota::take`] does, whether there is room or not.
     pub fn note(&self, member: usize) {
         if let Some(member) = self.members.get(member) {
             let flows = member.flows();

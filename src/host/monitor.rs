@@ -19,7 +19,7 @@ const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 /// Events read at a time.
 const EVENTS_MOST: usize = 4096;
 
-/// The open ear.
+/// A netlink socket that is told of changes.
 #[derive(Debug)]
 pub struct Monitor(Socket);
 

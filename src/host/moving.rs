@@ -216,7 +216,7 @@ pub fn open(peer: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 /// A socket from which these octets and the end of the stream can be read, and no more: what is left of a connection whose
-/// peer is gone. It is one of this host's to itself.
+/// peer is gone. It is a loopback connection of this host.
 ///
 /// # Errors
 /// Those of socket(2), bind(2), connect(2) and send(2): `WouldBlock` if this host does not hold that much.

@@ -42,7 +42,7 @@ const READS: usize = 64;
 /// After events were lost the whole table is read, but no more often than that.
 const REST: Span = Span::secs(1);
 
-/// The open ear.
+/// A netlink socket that is told of neighbours.
 #[derive(Debug)]
 pub struct Watch {
     socket: Socket,

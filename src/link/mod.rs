@@ -1,4 +1,4 @@
-//! Guest side: frames in, frame slots out.
+//! Guest side: frames in, frames out.
 
 mod capture;
 

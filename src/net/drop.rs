@@ -76,16 +76,22 @@ reasons! {
     Share = "share of peers used up",
     /// More new flows at once than can have their turn soon.
     Backlog = "too many new flows at once",
+    /// The flow ended in the midst of the burst.
+    Gone = "flow ended meanwhile",
+    /// Too many peers of a forwarded port look the same to the guest.
+    Alike = "peers look the same",
     /// The socket could not be opened, bound or connected.
     Socket = "no socket to be had",
+    /// The host would not send a datagram, for another reason than a full socket or its size.
+    Unsent = "host refused to send",
     /// The host's socket would not take a datagram.
     HostFull = "socket of the host full",
     /// The link had no room for an answer; the guest will ask again.
     LinkFull = "link full",
     /// No guest is connected, or nothing is known of where it is.
     NoGuest = "no guest",
-    /// A datagram larger than the guest's link MTU.
-    TooBig = "larger than the guest's MTU",
+    /// A datagram that must not be fragmented, and that the path takes only in parts.
+    TooBig = "larger than the path MTU",
     /// Multicast or broadcast that stays on the guest's link.
     Multicast = "multicast that stays on the link",
     /// Accepted-window data that neither the socket nor the spill pool could take; the guest sends it again.

@@ -195,7 +195,7 @@ impl Relay {
     /// one, until it has been looked at.
     ///
     /// # Errors
-    /// [`Why::NoFlow`] where too many peers look the same.
+    /// [`Why::Alike`] where too many peers look the same.
     pub(super) fn free_key(
         &self,
         first: Key,
@@ -218,7 +218,7 @@ impl Relay {
                     Some((false, _)) => None,
                 },
             )
-            .ok_or(Why::NoFlow)
+            .ok_or(Why::Alike)
     }
 
     /// Whether a UDP flow is that of this peer.

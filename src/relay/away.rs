@@ -7,7 +7,7 @@ use crate::{
     wire::headers::TcpFields,
 };
 
-/// Connections between two homes.
+/// Connections in migration.
 #[derive(Debug, Default)]
 pub struct Away {
     /// The guest stands still, and its state is handed over: nothing may change it.

@@ -135,7 +135,7 @@ impl Relay {
         }
     }
 
-    /// Has every flow looked at whose deadline passed while nothing happened.
+    /// Looks at every flow whose deadline passed while nothing happened.
     fn expire_soon(&mut self, now: Now) {
         let flows: Vec<Id> = self.flows.ids().collect();
         for id in flows {
@@ -180,7 +180,7 @@ impl Relay {
         flows.iter().filter_map(socket).collect()
     }
 
-    /// Has all of these connections in repair mode, or none.
+    /// Puts these connections into repair mode, all or none.
     fn fall_silent(&mut self, flows: &[Id], helper: Option<&Helper>) -> Result<(), String> {
         if flows.is_empty() {
             return Ok(());
@@ -196,7 +196,7 @@ impl Relay {
         done
     }
 
-    /// Has the peers of these connections hear nothing.
+    /// Drops what would be said to the peers of these connections, and what comes from them.
     fn silence(&mut self, flows: &[Id]) -> Result<(), String> {
         for &id in flows {
             self.drain_spill(id);
@@ -208,17 +208,17 @@ impl Relay {
         Ok(())
     }
 
-    /// Has these connections out of repair mode, if they are in it, and their peers hear of them again.
+    /// Takes these connections out of repair mode, if they are in it; their peers hear of them again.
     fn speak(&self, flows: &[Id], helper: &Helper) {
         if flows.is_empty() {
             return;
         }
         self.listen(flows);
-        // A helper that fails here may have done it all the same.
+        // A helper that fails here may have changed the sockets before it did.
         let _ = helper.order(Command::Off, &self.sockets(flows));
     }
 
-    /// Has these connections hear again; before they are out of repair mode, which asks the peer, and a peer that is gone
+    /// Lets these connections hear again; before they are out of repair mode, which asks the peer, and a peer that is gone
     /// answers but once.
     fn listen(&self, flows: &[Id]) {
         for &id in flows {

@@ -120,7 +120,7 @@ impl Relay {
         let v4 = key.remote.addr.is_ipv4();
         for _ in 0..2 {
             let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
-                return Err(Why::NoFlow);
+                return Err(Why::Gone);
             };
             flow.last = now;
             flow.sent.note(packet);
@@ -140,11 +140,11 @@ impl Relay {
                         continue;
                     };
                     self.echo_refused(key, fault, packet, octets, inbox, outbox);
-                    return Err(Why::Socket);
+                    return Err(Why::Unsent);
                 }
             }
         }
-        Err(Why::Socket)
+        Err(Why::Unsent)
     }
 
     /// Tells the guest of a request that was not sent.

@@ -186,7 +186,7 @@ impl Relay {
             }
         }
         let Some(Flow::Group(flow)) = self.flows.get_mut(id) else {
-            return Err(Why::NoFlow);
+            return Err(Why::Gone);
         };
         flow.last = now;
         let message = &mut self.message;
@@ -205,7 +205,7 @@ impl Relay {
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Why::HostFull),
-            Err(_) => Err(Why::Socket),
+            Err(_) => Err(Why::Unsent),
         }
     }
 

@@ -76,7 +76,7 @@ impl Reassembly {
     /// [`Reassembly::release`].
     ///
     /// # Errors
-    /// [`Why::Fragment`] for a part that fits none, which ends its packet; [`Why::SpillFull`] where it cannot be held.
+    /// [`Why::Fragment`] for a part that fits none, which ends its packet; [`Why::NoMemory`] where it cannot be held.
     pub fn add(
         &mut self,
         ip: &Ip,

@@ -231,7 +231,8 @@ impl Relay {
         {
             *guest = Half::FinSeen;
         }
-        let conn = Conn::restored(&saved, self.syn_retries, now).ok_or("it contradicts itself")?;
+        let conn = Conn::restored(&saved, self.syn_retries, now)
+            .ok_or("its saved state contradicts itself")?;
         let peeks = self.features.peek_offset(tcp.key.remote.addr);
         let mut spill = Chain::default();
         let unsent = carried.map_or(&[][..], |carried| &carried.unsent);

@@ -7,12 +7,12 @@
 //!
 //! What is guaranteed: frames of a flow that come by one queue are taken in their order, whoever owns the flow, and also
 //! where it begins, ends or begins anew meanwhile. For all of them take one way: from a queue straight to the owner, or by one
-//! ring; a frame that has to wait is waited for by all behind it in its queue; and one that counts on its slot, wherever it
-//! is, keeps the flow's owner what it is. Packets in parts go no other way: whoever takes the first part that comes has the
+//! ring; a frame that must wait blocks all behind it in its queue; and one that counts on its slot, wherever it is, keeps
+//! the flow's owner what it is. Packets in parts go no other way: whoever takes the first part that comes has the
 //! others sent to it, and as they come by one queue, it is the relay of that queue, but for the rare two packets that share a
 //! slot and for a queue that cannot be answered by. Where a guest sends a flow by several queues the order between these is
 //! not defined (virtio knows none), so each stays in order by itself. Packets whose parts went to another relay first may be
-//! lost where the owner of their flow has no room: nobody waits for another who is waited for.
+//! lost where the owner of their flow has no room: to rule out deadlock no thread waits there.
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
@@ -441,7 +441,7 @@ impl FromIterator<(Protocol, u16)> for Forwarded {
 pub struct Label {
     /// The slot it counts on.
     pub slot: Option<ClaimSlot>,
-    /// Who sent it does not mind that it is cut: it came in parts, which it does not show.
+    /// It was reassembled, so it may be fragmented again: it does not show that it came in parts.
     pub in_parts: bool,
     pub segment: Option<u16>,
     pub checksum: Option<(u16, u16)>,

@@ -94,7 +94,7 @@ impl Relay {
         }
     }
 
-    /// Takes room for another flow, in favour of which others may have to end. `false` if there is none.
+    /// Takes room for another flow, for which an older one ends if need be. `false` if there is none.
     fn find_room(&mut self) -> bool {
         let free = |relay: &Self| relay.flows.len() < relay.flows.capacity();
         if free(self) && self.share.as_ref().is_none_or(Share::take_room) {

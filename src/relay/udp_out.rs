@@ -96,7 +96,7 @@ impl Relay {
             None => self.udp_open(key, packet, outbox, now)?,
         };
         let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
-            return Err(Why::NoFlow);
+            return Err(Why::Gone);
         };
         flow.last = now;
         flow.seen.0 = flow.seen.0.saturating_add(1).min(2);
@@ -136,7 +136,7 @@ impl Relay {
         outbox: &mut Outbox,
     ) {
         let Some(key) = self.flows.key(id) else {
-            return row.iter().for_each(|_| self.count(Why::NoFlow));
+            return row.iter().for_each(|_| self.count(Why::Gone));
         };
         if let Some(Flow::Udp(flow)) = self.flows.get_mut(id) {
             let v6 = key.remote.addr.is_ipv6();
@@ -175,7 +175,7 @@ impl Relay {
                     let mut payload = [0; QUOTED];
                     let len = inbox.copy_start(first.payload, &mut payload);
                     self.unreachable(&key, first.packet, &payload[..len], &refused.error, outbox);
-                    self.count(Why::Socket);
+                    self.count(Why::Unsent);
                 }
             }
             (row, failed) = (rest, false);
@@ -235,7 +235,7 @@ impl Relay {
             return;
         };
         let headers = if v4 { HEADERS4 } else { HEADERS6 } as usize - HEADER;
-        // Larger than any packet: no path would take it.
+        // It fits the path: the kernel refused it for another reason, of which nothing can be said.
         if usize::from(piece.packet.len) + headers <= mtu as usize {
             return;
         }

@@ -42,18 +42,33 @@ fn bad_values_are_refused_in_one_line() {
             &["--stats", "4294967296"],
             "Invalid --stats delay: 4294967296 (whole seconds, at least 1)",
         ),
-        (&["--queues", "0"], "Invalid number of queue pairs: 0"),
-        (&["--queues", "17"], "Invalid number of queue pairs: 17"),
-        (&["--busy-poll", "x"], "Invalid --busy-poll: x"),
-        (&["--busy-poll", "1000001"], "Invalid --busy-poll: 1000001"),
-        (&["-c", ""], "Invalid configuration path: "),
+        (
+            &["--queues", "0"],
+            "Invalid number of queue pairs: 0 (1 to 16)",
+        ),
+        (
+            &["--queues", "17"],
+            "Invalid number of queue pairs: 17 (1 to 16)",
+        ),
+        (
+            &["--busy-poll", "x"],
+            "Invalid --busy-poll: x (microseconds, at most 1000000)",
+        ),
+        (
+            &["--busy-poll", "1000001"],
+            "Invalid --busy-poll: 1000001 (microseconds, at most 1000000)",
+        ),
+        (
+            &["-c", ""],
+            "Invalid configuration path:  (1 to 107 octets)",
+        ),
         (
             &["-c", &path],
-            &format!("Invalid configuration path: {path}"),
+            &format!("Invalid configuration path: {path} (1 to 107 octets)"),
         ),
         (
             &["--vhost-user", "--repair-path", &path],
-            &format!("Invalid passt-repair path: {path}"),
+            &format!("Invalid passt-repair path: {path} (1 to 107 octets)"),
         ),
         (
             &["--log-size", "40959"],

@@ -41,7 +41,7 @@ impl Relay {
             return self.tcp_unknown(key, ip, segment, outbox, now);
         };
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
-            return Err(Why::NoFlow);
+            return Err(Why::Gone);
         };
         if flow.state.over && segment.flags.has(Flags::SYN) {
             // The connection before came to its end in this very burst.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     config::{Config, Dns, Net, Net4, Net6, Resolved, Rule},
-    net::Protocol,
+    net::{Protocol, mask4},
 };
 
 /// Writes the print-out, one fact a line, each line ended. `bound` is the socket the guest connects to; none with `--fd`.
@@ -102,7 +102,10 @@ impl Page {
         if net.serve.dhcp {
             self.line("DHCP:");
             self.item(format_args!("assign: {}", v4.addr));
-            self.item(format_args!("mask: {}", mask(v4.prefix)));
+            self.item(format_args!(
+                "mask: {}",
+                Ipv4Addr::from_bits(mask4(v4.prefix))
+            ));
         }
         if let Some(router) = v4.router.filter(|_| net.serve.dhcp) {
             self.item(format_args!("router: {router}"));
@@ -183,9 +186,4 @@ fn run(first: u16, last: u16) -> String {
     } else {
         format!("{first}-{last}")
     }
-}
-
-fn mask(prefix: u8) -> Ipv4Addr {
-    let host_bits = 32 - u32::from(prefix.min(32));
-    Ipv4Addr::from_bits(u32::MAX.checked_shl(host_bits).unwrap_or(0))
 }

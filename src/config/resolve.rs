@@ -9,7 +9,7 @@ use super::{
     net::{Dns, HEARD_MOST, Multicast, Net, Net4, Net6},
     template::{Family, Template, named},
 };
-use crate::net::{Protocol, is_link_local6};
+use crate::net::{Protocol, is_link_local6, mask4};
 
 /// The outcome, with what the caller should be told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -242,19 +242,13 @@ const fn class_prefix(addr: Ipv4Addr) -> u8 {
 
 /// The first host address of the guest's network that is not the guest's; a link-local one where the network has no other.
 fn neighbour(guest: Ipv4Addr, prefix: u8) -> Ipv4Addr {
-    let mask = mask(prefix);
+    let mask = mask4(prefix);
     let first = (guest.to_bits() & mask) | u32::from(prefix < 31);
     [first, first.wrapping_add(1)]
         .into_iter()
         .map(Ipv4Addr::from_bits)
         .find(|&addr| addr != guest && prefix < 32)
         .unwrap_or(LOCAL_ROUTER4)
-}
-
-fn mask(prefix: u8) -> u32 {
-    u32::MAX
-        .checked_shl(32 - u32::from(prefix.min(32)))
-        .unwrap_or(0)
 }
 
 /// The template's further routes, where the guest could use them: their gateway has to be on its link. With a prefix of 32
@@ -268,7 +262,7 @@ fn routes(
     let alone = prefix == 32;
     let all = template.routes4();
     let within = |addr: Ipv4Addr, net: Ipv4Addr, prefix: u8| {
-        addr.to_bits() & mask(prefix) == net.to_bits() & mask(prefix)
+        addr.to_bits() & mask4(prefix) == net.to_bits() & mask4(prefix)
     };
     let on_link = |via: Ipv4Addr| {
         Some(via) == router

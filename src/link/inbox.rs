@@ -7,19 +7,13 @@ use std::{
 };
 
 use super::{
-    slot::Slot,
+    slot::{FRAME_MAX, FRAME_MIN, Slot},
     vhost::{
         intake::{Fetched, Intake, Look},
         ring::Broken,
     },
 };
 use crate::sys::{Gather, msg};
-
-/// The shortest frame: an Ethernet header.
-const FRAME_MIN: usize = 14;
-
-/// The longest frame, QEMU's own limit: 64 KiB and a page.
-pub const FRAME_MAX: usize = 69_632;
 
 /// The framing before each frame, in octets.
 pub(super) const PREFIX: usize = 4;

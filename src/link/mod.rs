@@ -15,9 +15,9 @@ mod outbox;
 pub mod listen;
 
 pub use capture::Capture;
-pub use inbox::{FRAME_MAX, Frame, Inbox, Received};
+pub use inbox::{Frame, Inbox, Received};
 pub use outbox::{Flushed, Outbox, Room, Rooms};
-pub use slot::{Passed, Piece, Slot};
+pub use slot::{FRAME_MAX, Passed, Piece, Slot};
 pub use vhost::{
     ring::Broken,
     session::{Halves, RECEIVE, Served, Session, TRANSMIT, Transfer, Watch, hear},

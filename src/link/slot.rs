@@ -4,6 +4,12 @@ use std::ops::Range;
 
 use crate::wire::checksum::Sum;
 
+/// The shortest frame: an Ethernet header.
+pub const FRAME_MIN: usize = 14;
+
+/// The longest frame, QEMU's own limit: 64 KiB and a page.
+pub const FRAME_MAX: usize = 69_632;
+
 /// No piece of guest memory.
 const NONE: u32 = u32::MAX;
 

@@ -125,6 +125,13 @@ pub const fn is_link_local6(addr: Ipv6Addr) -> bool {
     addr.segments()[0] & 0xffc0 == 0xfe80
 }
 
+/// The netmask of a prefix length of IPv4; more than 32 bits are 32.
+pub fn mask4(prefix: u8) -> u32 {
+    u32::MAX
+        .checked_shl(32 - u32::from(prefix.min(32)))
+        .unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +170,21 @@ mod tests {
             ("10.0.0.1", Class::Global),
         ] {
             assert_eq!(class(text.parse().unwrap()), want, "{text}");
+        }
+    }
+
+    /// Regression D10.
+    #[test]
+    fn masks_follow_from_prefix_lengths() {
+        for (prefix, want) in [
+            (0, 0),
+            (8, 0xff00_0000),
+            (24, 0xffff_ff00),
+            (30, 0xffff_fffc),
+            (32, u32::MAX),
+            (99, u32::MAX),
+        ] {
+            assert_eq!(mask4(prefix), want, "/{prefix}");
         }
     }
 }

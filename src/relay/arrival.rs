@@ -98,13 +98,8 @@ impl Relay {
 
     /// Lets a datagram flow rest whose socket cannot be read for now.
     pub(super) fn rest(&mut self, id: Id, now: Now) {
-        let waits = match self.flows.get_mut(id) {
-            Some(Flow::Udp(flow)) => &mut flow.starved,
-            Some(Flow::Echo(flow)) => &mut flow.starved,
-            Some(Flow::Group(flow)) => &mut flow.starved,
-            Some(Flow::Tcp(_)) | None => return,
-        };
-        if !std::mem::replace(waits, true) {
+        let flow = self.flows.get_mut(id);
+        if flow.is_some_and(|flow| !std::mem::replace(flow.starved(), true)) {
             self.weary.push(id);
             self.rested.get_or_insert(now + REST);
         }
@@ -280,7 +275,6 @@ impl Relay {
                 self.make_do(&error);
                 Why::Socket
             })?;
-        let raw = socket.as_raw_fd();
         let known = self.guest.is_at(addr);
         let flow = UdpFlow {
             seen: (0, 1),
@@ -289,7 +283,7 @@ impl Relay {
             ..UdpFlow::new(socket, now)
         };
         let timeout = self.udp_timeout(&flow);
-        let id = self.insert_inbound(key, Flow::Udp(flow), raw)?;
+        let id = self.insert_inbound(key, Flow::Udp(flow))?;
         self.wheel.arm(id.slot, now + timeout);
         if !known {
             self.wait_for_guest(id, now);

@@ -4,11 +4,11 @@
 use std::{
     io,
     net::{IpAddr, Ipv6Addr},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
 };
 
 use super::{
-    errors::{Fault, Quote},
+    errors::{Fault, QUOTED, Quote},
     flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
     kinds::is_error,
     request::Ready,
@@ -39,9 +39,6 @@ const REQUEST4: u8 = 8;
 const REPLY4: u8 = 0;
 const REQUEST6: u8 = 128;
 const REPLY6: u8 = 129;
-
-/// Octets of a request at fault that are quoted: the least of an IPv6 error's room.
-const QUOTED: usize = 1280;
 
 /// Octets of an echo message before its payload.
 const HEADER: usize = 8;
@@ -200,7 +197,6 @@ impl Relay {
                 return fault.map(Err).ok_or(Why::Socket);
             }
         };
-        let raw = socket.as_raw_fd();
         let flow = EchoFlow {
             socket,
             last: now,
@@ -209,7 +205,7 @@ impl Relay {
             readable: false,
             starved: false,
         };
-        self.insert(key, Flow::Echo(flow), raw)
+        self.insert(key, Flow::Echo(flow))
             .inspect(|&id| self.wheel.arm(id.slot, now + ECHO_TIMEOUT))
             .map(Ok)
     }

@@ -7,7 +7,7 @@ use crate::{
     flow::{self, Key},
     host::socket::Manner,
     link::Outbox,
-    net::Protocol,
+    net::{Protocol, number},
     sys::errqueue::SocketError,
     wire::{
         build::{Ends, HOPS},
@@ -96,6 +96,9 @@ impl Fault {
     }
 }
 
+/// Octets of a packet at fault that are quoted: the least of an IPv6 error's room.
+pub const QUOTED: usize = 1280;
+
 /// What the packet at fault carried.
 #[derive(Debug, Clone, Copy)]
 pub struct Quote<'a> {
@@ -133,7 +136,7 @@ impl Relay {
             id: quote.id,
             whole: quote.manner.whole,
         };
-        let protocol = number(key.protocol, ip.src.is_ipv4());
+        let protocol = number_of(key.protocol, ip.src.is_ipv4());
         let len = quote.len.max(quote.upper.len());
         self.quote.clear();
         fragment::header(&mut self.quote, &ip, protocol, None, len);
@@ -202,11 +205,11 @@ impl Relay {
     }
 }
 
-const fn number(protocol: Protocol, v4: bool) -> u8 {
+const fn number_of(protocol: Protocol, v4: bool) -> u8 {
     match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-        Protocol::Echo if v4 => 1,
-        Protocol::Echo => 58,
+        Protocol::Tcp => number::TCP,
+        Protocol::Udp => number::UDP,
+        Protocol::Echo if v4 => number::ICMP,
+        Protocol::Echo => number::ICMPV6,
     }
 }

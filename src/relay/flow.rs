@@ -29,6 +29,25 @@ impl Flow {
         matches!(self, Self::Group(_))
     }
 
+    pub const fn socket(&self) -> &OwnedFd {
+        match self {
+            Self::Tcp(flow) => &flow.socket,
+            Self::Udp(flow) => &flow.socket,
+            Self::Echo(flow) => &flow.socket,
+            Self::Group(flow) => &flow.socket,
+        }
+    }
+
+    /// Whether it waits for room on the link, or for its socket to be readable again.
+    pub const fn starved(&mut self) -> &mut bool {
+        match self {
+            Self::Tcp(flow) => &mut flow.state.starved,
+            Self::Udp(flow) => &mut flow.starved,
+            Self::Echo(flow) => &mut flow.starved,
+            Self::Group(flow) => &mut flow.starved,
+        }
+    }
+
     pub fn into_socket(self) -> OwnedFd {
         match self {
             Self::Tcp(flow) => flow.socket,

@@ -1,6 +1,9 @@
 //! Fragments, both ways: parts of the guest's packets become whole packets, and what is too large for the link becomes parts.
 
-use super::{errors::Fault, state::Relay};
+use super::{
+    errors::{Fault, QUOTED},
+    state::Relay,
+};
 use crate::{
     flow::Key,
     link::{Flushed, Frame, Inbox, Outbox},
@@ -14,9 +17,6 @@ use crate::{
         headers::TTL,
     },
 };
-
-/// Octets of a part that are quoted when the others did not come in time.
-const QUOTED: usize = 1280;
 
 impl Relay {
     /// Hands the guest a packet of a flow, in the manner it came, in parts if the link takes no more at once; the `len` octets

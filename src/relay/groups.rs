@@ -5,7 +5,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
 };
 
 use super::{
@@ -134,7 +134,6 @@ impl Relay {
     }
 
     fn add_group(&mut self, key: Key, socket: OwnedFd, member: bool, now: Now) -> Option<Id> {
-        let raw = socket.as_raw_fd();
         let flow = GroupFlow {
             socket,
             member,
@@ -144,7 +143,7 @@ impl Relay {
             readable: false,
             starved: false,
         };
-        self.insert(key, Flow::Group(flow), raw).ok()
+        self.insert(key, Flow::Group(flow)).ok()
     }
 
     /// A group, with the interface it is reached through.

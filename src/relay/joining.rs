@@ -36,13 +36,7 @@ pub struct Moved {
 impl Moved {
     /// Its socket.
     pub fn socket(&self) -> RawFd {
-        let socket = match &self.flow {
-            Flow::Tcp(flow) => &flow.socket,
-            Flow::Udp(flow) => &flow.socket,
-            Flow::Echo(flow) => &flow.socket,
-            Flow::Group(flow) => &flow.socket,
-        };
-        socket.as_raw_fd()
+        self.flow.socket().as_raw_fd()
     }
 }
 
@@ -260,7 +254,6 @@ impl Relay {
     /// Takes a flow of another relay's over; it goes on here as one does that has come from another machine. One there is no
     /// room for ends. Nobody else runs meanwhile.
     pub fn adopt(&mut self, moved: Moved, now: Now) {
-        let raw = moved.socket();
         let Moved {
             key,
             peer,
@@ -278,7 +271,7 @@ impl Relay {
             Flow::Group(_) => return,
         };
         let bound = matches!(&flow, Flow::Udp(flow) if flow.bound);
-        let Ok(id) = self.insert_of(peer, key, flow, raw) else {
+        let Ok(id) = self.insert_of(peer, key, flow) else {
             return;
         };
         if bound && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port)) {
@@ -308,7 +301,6 @@ impl Relay {
             Some(saved) => Conn::restored(&saved, self.syn_retries, now).unwrap_or(conn),
             None => conn,
         };
-        let raw = socket.as_raw_fd();
         let mut flow = TcpFlow::new(socket, conn, syn, false);
         flow.peeks = peeks;
         flow.state = State {
@@ -322,7 +314,7 @@ impl Relay {
         };
         let whole = self.pool.append(&mut flow.spill, held, QUEUE_MAX) == held.len();
         let spill = std::mem::take(&mut flow.spill);
-        let Ok(id) = self.insert_of(peer, key, Flow::Tcp(flow), raw) else {
+        let Ok(id) = self.insert_of(peer, key, Flow::Tcp(flow)) else {
             return self.pool.release(spill);
         };
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {

@@ -5,17 +5,12 @@ use std::ops::Range;
 use crate::{
     net::{Class, class},
     service::multicast::{MLD_DONE, MLD_REPORT, MLD_REPORT_V2},
-    wire::frame::{Body, Datagram, Ip, Message},
+    wire::{
+        dhcp, dhcpv6,
+        frame::{Body, Datagram, Ip, Message},
+        ndp::kind::{NEIGHBOR_ADVERTISEMENT, NEIGHBOR_SOLICITATION, ROUTER_SOLICITATION},
+    },
 };
-
-/// Ports of DHCP and DHCPv6 servers (RFC 2131, section 4.1; RFC 8415, section 7.2).
-pub const DHCP: u16 = 67;
-pub const DHCPV6: u16 = 547;
-
-/// ICMPv6 types of neighbour discovery (RFC 4861, section 4).
-const ROUTER_SOLICITATION: u8 = 133;
-const NEIGHBOUR_SOLICITATION: u8 = 135;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 /// Whether a frame is a request to a service.
 pub fn is_for_service(body: &Body) -> bool {
@@ -42,12 +37,12 @@ pub fn membership(body: &Body) -> Option<Range<usize>> {
 }
 
 pub fn is_dhcp(ip: &Ip, datagram: &Datagram) -> bool {
-    ip.src.is_ipv4() && datagram.dst_port == DHCP
+    ip.src.is_ipv4() && datagram.dst_port == dhcp::SERVER_PORT
 }
 
 pub fn is_dhcpv6(ip: &Ip, datagram: &Datagram) -> bool {
     ip.src.is_ipv6()
-        && datagram.dst_port == DHCPV6
+        && datagram.dst_port == dhcpv6::SERVER_PORT
         && matches!(class(ip.dst), Class::Multicast | Class::LinkLocal)
 }
 
@@ -55,7 +50,7 @@ pub fn is_neighbour_discovery(ip: &Ip, message: &Message) -> bool {
     ip.src.is_ipv6()
         && matches!(
             message.kind,
-            ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
+            ROUTER_SOLICITATION | NEIGHBOR_SOLICITATION | NEIGHBOR_ADVERTISEMENT
         )
 }
 

@@ -128,12 +128,11 @@ impl Relay {
         };
         match socket::udp_again(udp.local, peer, udp.device.as_deref(), &self.net.outbound) {
             Ok(socket) => {
-                let raw = socket.as_raw_fd();
                 let mut flow = UdpFlow::new(socket, now);
                 flow.seen = udp.seen;
                 flow.fresh = Some(now + FRESH);
                 let timeout = self.udp_timeout(&flow);
-                if let Ok(id) = self.insert(udp.key, Flow::Udp(flow), raw) {
+                if let Ok(id) = self.insert(udp.key, Flow::Udp(flow)) {
                     self.wheel.arm(id.slot, now + timeout);
                 }
             }
@@ -241,14 +240,13 @@ impl Relay {
             return Err("no room for what the peer was not sent");
         }
         socket::close_in_order(&socket);
-        let raw = socket.as_raw_fd();
         let mut flow = TcpFlow::new(socket, conn, Syn::default(), peeks);
         flow.spill = spill;
         flow.state.readable = true;
         flow.state.ended = carried.is_some_and(|carried| carried.ended);
         flow.state.owes_ack = !flow.conn.phase().is_handshake();
         let id = self
-            .insert(tcp.key, Flow::Tcp(flow), raw)
+            .insert(tcp.key, Flow::Tcp(flow))
             .map_err(|_| "no room for another flow")?;
         self.drain_spill(id);
         self.shut_down_if_due(id);

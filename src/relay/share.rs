@@ -18,7 +18,7 @@ use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use super::{
     crossing::{Accepted, Entry, Exit, crossing},
-    kinds::{DHCP, DHCPV6, is_error, is_for_service, membership},
+    kinds::{is_error, is_for_service, membership},
 };
 use crate::{
     config::Net,
@@ -32,7 +32,7 @@ use crate::{
         number::{TCP, UDP},
     },
     wire::{
-        self,
+        self, dhcp, dhcpv6,
         frame::{Body, Fragment, Ip, Message},
         quote::{self, Quoted},
     },
@@ -171,7 +171,9 @@ impl Share {
     fn slot(&self, key: &Key) -> Option<ClaimSlot> {
         let of_first = match key.protocol {
             // Where these services are off, they are datagrams like others.
-            Protocol::Udp if matches!(key.remote.port, DHCP | DHCPV6) => true,
+            Protocol::Udp if matches!(key.remote.port, dhcp::SERVER_PORT | dhcpv6::SERVER_PORT) => {
+                true
+            }
             Protocol::Udp => self.forwarded.0.contains(key.guest.port),
             Protocol::Tcp | Protocol::Echo => false,
         };

@@ -1,11 +1,7 @@
 //! Flows come into the table and go: room is made for new ones in favour of which others end, and what was kept for one that
 //! ends is given back.
 
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::{AsRawFd, RawFd},
-};
+use std::{io, net::IpAddr, os::fd::AsRawFd};
 
 use super::{
     flow::{Flow, TcpFlow},
@@ -40,13 +36,13 @@ impl Relay {
     }
 
     /// Adds a flow of the guest's own and has its socket watched.
-    pub(super) fn insert(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
-        self.insert_of(None, key, flow, raw)
+    pub(super) fn insert(&mut self, key: Key, flow: Flow) -> Result<Id, Why> {
+        self.insert_of(None, key, flow)
     }
 
     /// Adds a flow that its peer began, once [`Relay::admit_peer`] has let it in.
-    pub(super) fn insert_inbound(&mut self, key: Key, flow: Flow, raw: RawFd) -> Result<Id, Why> {
-        self.insert_of(Some(key.remote.addr), key, flow, raw)
+    pub(super) fn insert_inbound(&mut self, key: Key, flow: Flow) -> Result<Id, Why> {
+        self.insert_of(Some(key.remote.addr), key, flow)
     }
 
     /// Adds a flow that this peer began, or else the guest.
@@ -55,8 +51,8 @@ impl Relay {
         peer: Option<IpAddr>,
         key: Key,
         flow: Flow,
-        raw: RawFd,
     ) -> Result<Id, Why> {
+        let raw = flow.socket().as_raw_fd();
         let connects = matches!(&flow, Flow::Tcp(flow) if flow.conn.phase() == Phase::Connecting);
         let of_group = flow.is_of_group();
         let inserted = if self.find_room() {

@@ -1,13 +1,10 @@
 //! UDP, carried: each pair of endpoints has a connected socket of its own. [`udp_out`](super::udp_out) takes datagrams from
 //! the guest to the host, [`udp_in`](super::udp_in) the other way.
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::{io, os::fd::AsFd};
 
 use super::{
-    errors::{Fault, Quote},
+    errors::{Fault, QUOTED, Quote},
     flow::{FRESH, Flow, Packet, UdpFlow},
     request::Ready,
     state::Relay,
@@ -25,9 +22,6 @@ pub const HEADER: usize = 8;
 
 /// Errors taken from a socket's queue at a time.
 const ERRORS: usize = 16;
-
-/// Octets of a datagram at fault that are quoted: the least of an IPv6 error's room.
-pub const QUOTED: usize = 1280;
 
 /// Sockets bound to one port of the host: the kernel goes through all of them to bind another, so that a guest which talks to
 /// very many peers from one port would be slowed down, and everybody with it. What is more has a port of the kernel's choice.
@@ -70,7 +64,6 @@ impl Relay {
                 return Err(Why::Socket);
             }
         };
-        let raw = socket.as_raw_fd();
         if !bound {
             socket::receive_segments(&socket);
         }
@@ -80,7 +73,7 @@ impl Relay {
             ..UdpFlow::new(socket, now)
         };
         let timeout = self.udp_timeout(&flow);
-        let id = self.insert(key, Flow::Udp(flow), raw)?;
+        let id = self.insert(key, Flow::Udp(flow))?;
         if bound && let Some(sharing) = self.sharing.get_mut(usize::from(port)) {
             *sharing += 1;
         }

@@ -4,11 +4,11 @@
 use std::{io, os::fd::AsFd};
 
 use super::{
-    errors::Fault,
+    errors::{Fault, QUOTED},
     flow::{Flow, Packet, UdpFlow},
     run::{Piece, message},
     state::Relay,
-    udp::{HEADER, QUOTED},
+    udp::HEADER,
 };
 use crate::{
     flow::{self, Id, Key},

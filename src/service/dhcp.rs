@@ -9,7 +9,7 @@ use std::{
 use super::note::{Answer, Note};
 use crate::{
     config::{Net, Net4},
-    net::{Class, Mac, Why, class},
+    net::{Class, Mac, Why, class, mask4},
     wire::{
         build::{Ends, HOPS, Ip4, udp4},
         dhcp::{
@@ -284,7 +284,7 @@ impl Reply<'_> {
     fn setting(&self, code: u8, value: &mut Vec<u8>) {
         let Net { dns, serve, .. } = self.net;
         match code {
-            code::SUBNET_MASK => value.extend(mask(self.net4.prefix).to_be_bytes()),
+            code::SUBNET_MASK => value.extend(mask4(self.net4.prefix).to_be_bytes()),
             code::ROUTER => value.extend(self.net4.router.iter().flat_map(Ipv4Addr::octets)),
             code::DNS if serve.dhcp_dns => {
                 value.extend(self.net4.dns.iter().flat_map(Ipv4Addr::octets));
@@ -329,7 +329,7 @@ impl Reply<'_> {
             ref routes,
             ..
         } = *self.net4;
-        let outside = |router: &Ipv4Addr| (router.to_bits() ^ addr.to_bits()) & mask(prefix) != 0;
+        let outside = |router: &Ipv4Addr| (router.to_bits() ^ addr.to_bits()) & mask4(prefix) != 0;
         let beyond = || routes.iter().filter(|(_, prefix, _)| *prefix > 0);
         let router_outside = router.filter(outside);
         if router_outside.is_none() && beyond().next().is_none() {
@@ -348,13 +348,6 @@ impl Reply<'_> {
             }
         }
     }
-}
-
-/// The mask of a prefix length.
-fn mask(prefix: u8) -> u32 {
-    u32::MAX
-        .checked_shl(32 - u32::from(prefix.min(32)))
-        .unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Frames from the guest: the transmit queue. Payloads stay where they are; what is to be read of a frame is copied out once.
 
-use super::super::slot::Slot;
+use super::super::slot::{FRAME_MAX, FRAME_MIN, Slot};
 use super::ring::{Broken, Ring};
 use crate::{
     sys::{
@@ -20,10 +20,6 @@ const PIECES: usize = 4096;
 
 /// The most pieces of one frame, so that each fits a list for the kernel.
 const FRAME_PIECES: u32 = 512;
-
-/// The shortest and the longest frame.
-const FRAME_MIN: u64 = 14;
-const FRAME_MAX: u64 = 69_632;
 
 /// Octets copied at a time.
 const CHUNK: usize = 4096;
@@ -118,7 +114,7 @@ impl Intake {
         while self.heads.len() < FRAMES
             && octets < OCTETS
             && self.pieces.len() < PIECES
-            && memory.len() - used >= FRAME_MAX as usize
+            && memory.len() - used >= FRAME_MAX
         {
             let first = self.pieces.len();
             let Some(chain) = self.ring.take(false, &mut self.pieces)? else {
@@ -131,7 +127,8 @@ impl Intake {
             octets += chain.len;
             let len = chain.len.saturating_sub(self.header as u64);
             let free = memory.get_mut(used..).unwrap_or_default();
-            let frame = ((FRAME_MIN..=FRAME_MAX).contains(&len) && chain.pieces <= FRAME_PIECES)
+            let frame = ((FRAME_MIN as u64..=FRAME_MAX as u64).contains(&len)
+                && chain.pieces <= FRAME_PIECES)
                 .then(|| self.open(first, len as usize, used, free));
             let frame = frame.flatten().unwrap_or(NOTHING);
             used += frame.head.len().next_multiple_of(64);

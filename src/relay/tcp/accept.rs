@@ -3,10 +3,7 @@
 //! The peer sees its connection established before the guest has answered: plain sockets cannot hold the answer back. A
 //! guest that refuses makes it a reset.
 
-use std::{
-    net::SocketAddr,
-    os::fd::{AsRawFd, OwnedFd},
-};
+use std::{net::SocketAddr, os::fd::OwnedFd};
 
 use super::super::{
     flow::{Flow, Syn, TcpFlow},
@@ -74,7 +71,6 @@ impl Relay {
         let mss = self.segment_size(key.remote.addr);
         let iss = Seq(self.initial_sequence(&key, now));
         socket::close_in_order(&socket);
-        let raw = socket.as_raw_fd();
         let peeks = self.features.peek_offset(peer.ip());
         let conn = Conn::toward_guest(iss, mss, self.syn_retries, now);
         let syn = Syn {
@@ -82,7 +78,7 @@ impl Relay {
             ..Syn::default()
         };
         let flow = TcpFlow::new(socket, conn, syn, peeks);
-        let id = self.insert_inbound(key, Flow::Tcp(flow), raw)?;
+        let id = self.insert_inbound(key, Flow::Tcp(flow))?;
         if self.guest.is_at(key.guest.addr) {
             self.send_syn(id, outbox, now);
         } else {

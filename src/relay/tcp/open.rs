@@ -1,10 +1,6 @@
 //! A connection begins: the guest's SYN becomes a connect() on the host, and the host's answer becomes the guest's.
 
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::{io, net::IpAddr, os::fd::AsFd};
 
 use super::super::{
     errors::{Fault, Quote},
@@ -34,29 +30,22 @@ const HEADERS6: u16 = 60;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     Reset,
-    /// ICMP or ICMPv6 destination unreachable, with the code of each.
-    Unreachable {
-        code4: u8,
-        code6: u8,
-    },
+    /// ICMP or ICMPv6 destination unreachable, most often.
+    Error(Fault),
     /// Nothing: the guest's own timer says it.
     Silence,
 }
 
 impl Refusal {
-    /// RFC 792 and RFC 4443 codes by what Linux makes of them.
-    fn of(error: &io::Error) -> Self {
+    /// `told` is the ICMP error behind it, where there was one: the guest hears it in the same words.
+    fn of(v4: bool, error: &io::Error, told: Option<Fault>) -> Self {
         match error.raw_os_error() {
-            Some(libc::ENETUNREACH | libc::ENETDOWN) => Self::Unreachable { code4: 0, code6: 0 },
-            Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => Self::Unreachable { code4: 1, code6: 3 },
-            Some(libc::EACCES | libc::EPERM) => Self::Unreachable {
-                code4: 13,
-                code6: 1,
-            },
             Some(libc::ETIMEDOUT) => Self::Silence,
             // Ours to bear: when the guest repeats its SYN, a flow that was given up has made room.
             Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Silence,
-            _ => Self::Reset,
+            _ => told
+                .or_else(|| Fault::of_send(v4, error))
+                .map_or(Self::Reset, Self::Error),
         }
     }
 }
@@ -123,10 +112,9 @@ impl Relay {
         if connected {
             conn.connected(now);
         }
-        let raw = socket.as_raw_fd();
         let peeks = self.features.peek_offset(key.remote.addr);
         let flow = TcpFlow::new(socket, conn, syn, peeks);
-        let id = match self.insert(key, Flow::Tcp(flow), raw) {
+        let id = match self.insert(key, Flow::Tcp(flow)) {
             Ok(id) => id,
             Err(why) => {
                 self.say_to(&key, reset_for(segment), outbox);
@@ -215,12 +203,7 @@ impl Relay {
         told: Option<Fault>,
         outbox: &mut Outbox,
     ) {
-        let refusal = match (Refusal::of(error), told) {
-            // A router or the host itself said so: the guest hears it in the same words.
-            (Refusal::Reset, Some(_)) => Refusal::Unreachable { code4: 3, code6: 4 },
-            (refusal, _) => refusal,
-        };
-        match refusal {
+        match Refusal::of(key.guest.addr.is_ipv4(), error, told) {
             Refusal::Silence => {}
             Refusal::Reset => {
                 let flags = Flags::RST | Flags::ACK;
@@ -233,9 +216,7 @@ impl Relay {
                 };
                 self.say_to(key, fields, outbox);
             }
-            Refusal::Unreachable { code4, code6 } => {
-                let fault = told
-                    .unwrap_or_else(|| Fault::unreachable(key.guest.addr.is_ipv4(), code4, code6));
+            Refusal::Error(fault) => {
                 // What is known of its header is what its stack looks at: ports and sequence number.
                 let mut upper = [0; 8];
                 upper[0..2].copy_from_slice(&key.guest.port.to_be_bytes());

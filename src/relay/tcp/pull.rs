@@ -259,14 +259,8 @@ impl Relay {
 
     /// Puts a flow in line for room on the link.
     pub(in super::super) fn starve(&mut self, id: Id) {
-        let starved = match self.flows.get_mut(id) {
-            Some(Flow::Tcp(flow)) => &mut flow.state.starved,
-            Some(Flow::Udp(flow)) => &mut flow.starved,
-            Some(Flow::Echo(flow)) => &mut flow.starved,
-            Some(Flow::Group(flow)) => &mut flow.starved,
-            None => return,
-        };
-        if !std::mem::replace(starved, true) {
+        let flow = self.flows.get_mut(id);
+        if flow.is_some_and(|flow| !std::mem::replace(flow.starved(), true)) {
             self.starved.push_back(id);
         }
     }

@@ -340,21 +340,6 @@ fn overloaded_requests_are_understood() {
     assert_eq!(ask(&request).0, said("DHCP: nak to request"));
 }
 
-/// D10.
-#[test]
-fn masks_follow_from_prefix_lengths() {
-    for (prefix, want) in [
-        (0, 0),
-        (8, 0xff00_0000),
-        (24, 0xffff_ff00),
-        (30, 0xffff_fffc),
-        (32, u32::MAX),
-        (99, u32::MAX),
-    ] {
-        assert_eq!(mask(prefix), want, "/{prefix}");
-    }
-}
-
 fn with_routes(prefix: u8, router: Option<[u8; 4]>, routes: &[([u8; 4], u8, [u8; 4])]) -> Net {
     let mut net = net();
     let v4 = net.v4.as_mut().unwrap();

@@ -254,7 +254,7 @@ const MMAP: Narrow = Narrow {
 
 const MPROTECT: Narrow = Narrow {
     call: ("SYS_mprotect", libc::SYS_mprotect),
-    why: "nor made so later",
+    why: "no memory can be made executable later",
     ways: &[&[(2, libc::PROT_EXEC, 0)]],
 };
 

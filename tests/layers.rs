@@ -357,28 +357,3 @@ fn functions_stay_short() {
         }
     }
 }
-
-#[test]
-fn each_unsafe_block_says_why_it_is_sound() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sys");
-    let mut files = Vec::new();
-    walk(&src, &mut files);
-    for file in files {
-        let text = fs::read_to_string(&file).unwrap();
-        let lines: Vec<&str> = text.lines().collect();
-        for (at, line) in lines.iter().enumerate() {
-            let code = line.split("//").next().unwrap();
-            if code.contains("unsafe {") || code.contains("unsafe impl") {
-                let said = lines[at.saturating_sub(6)..=at]
-                    .iter()
-                    .any(|above| above.contains("// SAFETY:"));
-                assert!(
-                    said,
-                    "{}:{} is unsafe without a SAFETY line",
-                    file.display(),
-                    at + 1
-                );
-            }
-        }
-    }
-}

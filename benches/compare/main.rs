@@ -77,9 +77,9 @@ struct Arguments {
     /// Congestion control of the sockets in guest and server: reno, cubic, bbr
     #[arg(long, default_value = "reno")]
     congestion: String,
-    /// Address family
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(4..=6))]
-    family: u8,
+    /// Over IPv6 instead of IPv4
+    #[arg(long)]
+    ipv6: bool,
     /// Put the server behind a veth pair instead of on the pod's loopback
     #[arg(long)]
     remote: bool,
@@ -196,7 +196,7 @@ fn one(
     workload: Workload,
     who: &str,
 ) -> Option<Sample> {
-    let (server, bind, target) = world.server(arguments.remote, arguments.family);
+    let (server, bind, target) = world.server(arguments.remote, arguments.ipv6);
     let load = Load {
         guest: &subject.guest,
         server,
@@ -292,7 +292,7 @@ fn facts(arguments: &Arguments, world: &World) -> Vec<(String, String)> {
         .find_map(|line| line.strip_prefix("model name"))
         .map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (_, bind, target) = world.server(arguments.remote, arguments.family);
+    let (_, bind, target) = world.server(arguments.remote, arguments.ipv6);
     let mut facts = vec![
         (
             "machine",

@@ -56,13 +56,13 @@ impl World {
     }
 
     /// Where a server runs, the address it binds to, and the address the guest connects to for it.
-    pub(crate) fn server(&self, remote: bool, version: u8) -> (&Host, IpAddr, IpAddr) {
+    pub(crate) fn server(&self, remote: bool, ipv6: bool) -> (&Host, IpAddr, IpAddr) {
         let hosts = &self.hosts;
-        match (remote, version) {
-            (false, 6) => (&hosts.pod, Ipv6Addr::LOCALHOST.into(), LOCAL6.into()),
-            (false, _) => (&hosts.pod, Ipv4Addr::LOCALHOST.into(), LOCAL4.into()),
-            (true, 6) => (&hosts.outside, INTERNET6.into(), INTERNET6.into()),
-            (true, _) => (&hosts.outside, INTERNET4.into(), INTERNET4.into()),
+        match (remote, ipv6) {
+            (false, true) => (&hosts.pod, Ipv6Addr::LOCALHOST.into(), LOCAL6.into()),
+            (false, false) => (&hosts.pod, Ipv4Addr::LOCALHOST.into(), LOCAL4.into()),
+            (true, true) => (&hosts.outside, INTERNET6.into(), INTERNET6.into()),
+            (true, false) => (&hosts.outside, INTERNET4.into(), INTERNET4.into()),
         }
     }
 

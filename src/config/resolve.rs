@@ -163,7 +163,7 @@ fn resolve4(
         addr,
         prefix,
         router,
-        ours: router.unwrap_or_else(|| neighbour(addr, prefix)),
+        ours: router.unwrap_or_else(|| first_other_host(addr, prefix)),
         routes: template.map_or_else(Vec::new, |t| routes(&t, addr, prefix, router)),
         map_host_loopback,
         map_guest_addr: config.map_guest_addr4,
@@ -241,7 +241,7 @@ const fn class_prefix(addr: Ipv4Addr) -> u8 {
 }
 
 /// The first host address of the guest's network that is not the guest's; a link-local one where the network has no other.
-fn neighbour(guest: Ipv4Addr, prefix: u8) -> Ipv4Addr {
+fn first_other_host(guest: Ipv4Addr, prefix: u8) -> Ipv4Addr {
     let mask = mask4(prefix);
     let first = (guest.to_bits() & mask) | u32::from(prefix < 31);
     [first, first.wrapping_add(1)]

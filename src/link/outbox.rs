@@ -47,7 +47,7 @@ const STRIDE: usize = 75_264;
 const ROOM: usize = 65_536;
 
 /// Datagrams that may be received as one (UDP_MAX_SEGMENTS, linux/udp.h).
-const SEGMENTS: usize = 128;
+const UDP_SEGMENTS_RECEIVED: usize = 128;
 
 /// The largest datagram that stands for several: what the length field of an IPv4 header can say, less the headers.
 const DATAGRAM_MAX: usize = 65_535 - 28;
@@ -324,7 +324,8 @@ impl Outbox {
         if !self.has_guest() || self.used >= FULL {
             return None;
         }
-        let frames = (FRAMES - FRAMES_KEPT).saturating_sub(self.frames.len()) / SEGMENTS;
+        let frames =
+            (FRAMES - FRAMES_KEPT).saturating_sub(self.frames.len()) / UDP_SEGMENTS_RECEIVED;
         let rooms = (ARENA - ARENA_KEPT - self.used) / STRIDE;
         let count = most.min(frames).min(rooms);
         let at = self.used;

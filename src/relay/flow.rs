@@ -368,13 +368,13 @@ pub struct Burst<I> {
 }
 
 /// Segments one burst can hold, of the smallest there are.
-const SEGMENTS: usize = 8192;
+const BURST_SEGMENTS: usize = 8192;
 
 impl<I> Burst<I> {
     pub fn new() -> Self {
         Self {
-            pieces: Vec::with_capacity(SEGMENTS),
-            touched: Vec::with_capacity(SEGMENTS),
+            pieces: Vec::with_capacity(BURST_SEGMENTS),
+            touched: Vec::with_capacity(BURST_SEGMENTS),
         }
     }
 

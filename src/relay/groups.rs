@@ -271,7 +271,7 @@ impl Relay {
             if !outbox.has_room() {
                 break;
             }
-            let message = self.waste.get_mut(..).unwrap_or_default();
+            let message = &mut self.large[..];
             match msg::receive_from(flow.socket.as_fd(), message) {
                 Ok((received, from)) => {
                     flow.last = now;
@@ -287,7 +287,7 @@ impl Relay {
         self.starve(id);
     }
 
-    /// Hands over one datagram, which lies in `self.waste`.
+    /// Hands over one datagram, which lies in `self.large`.
     fn group_deliver(
         &mut self,
         key: &Key,
@@ -296,7 +296,7 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) {
-        let payload = self.waste.get(..received.len).unwrap_or_default();
+        let payload = self.large.get(..received.len).unwrap_or_default();
         let Some(from) = from.filter(|from| !self.groups.is_own(*from, payload, now)) else {
             return;
         };

@@ -1,4 +1,4 @@
-//! Keeps the log from being filled by what the guest can repeat at will.
+//! Keeps the log from being filled by what the guest can repeat at will: five times a second, or once a minute.
 
 use std::fmt;
 
@@ -65,9 +65,34 @@ impl RateLimit {
     }
 }
 
+/// How long nothing is said of what was warned of.
+const QUIET: Span = Span::secs(60);
+
+/// When something was warned of that the guest can bring about as often as it likes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OncePerMinute(Option<Now>);
+
+impl OncePerMinute {
+    /// Whether it is to be warned of now.
+    pub fn is_due(&mut self, now: Now) -> bool {
+        let due = self.0.is_none_or(|last| now.since(last) >= QUIET);
+        if due {
+            self.0 = Some(now);
+        }
+        due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_is_warned_of_once_a_minute() {
+        let mut last = OncePerMinute::default();
+        let warned = (0..200).filter(|&n| last.is_due(Now(0) + Span::secs(n)));
+        assert_eq!(warned.collect::<Vec<_>>(), [0, 60, 120, 180]);
+    }
 
     #[test]
     fn a_storm_of_warnings_is_said_five_times_a_second() {

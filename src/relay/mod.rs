@@ -74,7 +74,6 @@ use std::io;
 
 use flow::{ECHO_TIMEOUT, Flow};
 use share::{Label, Place};
-use state::is_news;
 
 use crate::{
     flow::{ClaimSlot, Id},
@@ -356,7 +355,7 @@ impl Relay {
 
     /// A flow's socket cannot be watched: nothing would ever be heard of it, so the flow ends.
     pub fn unwatched(&mut self, id: Id, error: &io::Error, outbox: &mut Outbox) {
-        if is_news(&mut self.unwatched, self.turn) {
+        if self.warned_unwatched.is_due(self.turn) {
             log::warn!(
                 "Cannot watch more sockets, flows are refused: {}",
                 reason(error)

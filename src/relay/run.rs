@@ -7,7 +7,7 @@ use crate::{flow::Id, host::socket::Manner, link::Slot};
 const LONGEST: usize = 256;
 
 /// The most datagrams in one message: UDP_MAX_SEGMENTS of kernels before 6.10.
-const SEGMENTS: usize = 64;
+const UDP_SEGMENTS_SENT: usize = 64;
 
 /// Octets of payload in one message that the kernel cuts into datagrams (UDP_SEGMENT, udp(7)): what fits a packet.
 const MESSAGE: usize = 65_000;
@@ -65,7 +65,7 @@ pub fn message(row: &[Piece], largest: usize) -> usize {
         return 1;
     }
     let (mut octets, mut count) = (0, 0);
-    for piece in row.iter().take(SEGMENTS) {
+    for piece in row.iter().take(UDP_SEGMENTS_SENT) {
         let len = piece.payload.len();
         octets += len;
         if len == 0 || len > size || octets > MESSAGE {

@@ -12,7 +12,7 @@ use super::{
     away::Away,
     backlog::Backlog,
     flow::{Burst, Flow, UdpFlow},
-    limit::RateLimit,
+    limit::{OncePerMinute, RateLimit},
     reassembly::Reassembly,
     request::Request,
     run::Run,
@@ -31,8 +31,8 @@ use crate::{
     wire::headers::Template,
 };
 
-/// Octets read and thrown away at a time where a kernel has no peek offset.
-const WASTE: usize = 64 * 1024;
+/// Octets of the largest datagrams, and read and thrown away at a time where a kernel has no peek offset.
+const LARGE: usize = 64 * 1024;
 
 /// Octets of a block of the spill pool, a page: most flows that spill at all spill little.
 const SPILL_BLOCK: usize = 4096;
@@ -46,9 +46,6 @@ const BUDGET: usize = 1 << 20;
 /// Flows the guest may begin in a turn, and looks at forwarded ports: a dozen system calls each.
 const BEGINNINGS: usize = 32;
 const LOOKS: usize = 4;
-
-/// How long nothing is said of what was warned of.
-const QUIET: Span = Span::secs(60);
 
 /// Errors that reading a socket of datagrams may bring, each of an earlier datagram, before it is left alone for a while.
 pub const FAILURES: usize = 16;
@@ -120,7 +117,8 @@ pub struct Relay {
     pub(super) requests: Vec<Request>,
     pub(super) drops: Drops,
     pub(super) iovecs: Iovecs,
-    pub(super) waste: Box<[u8]>,
+    /// Room for the largest datagrams, and for octets read to be thrown away.
+    pub(super) large: Box<[u8]>,
     /// A frame in the making.
     pub(super) scratch: Vec<u8>,
     /// A packet to be quoted in an error.
@@ -134,9 +132,9 @@ pub struct Relay {
     pub(super) away: Away,
     /// When it was last warned of want of descriptors or room in the table, of peers with too many flows, and of sockets that
     /// cannot be watched.
-    pub(super) wanted: Option<Now>,
-    pub(super) crowded: Option<Now>,
-    pub(super) unwatched: Option<Now>,
+    pub(super) warned_full: OncePerMinute,
+    pub(super) warned_share: OncePerMinute,
+    pub(super) warned_unwatched: OncePerMinute,
     /// Word of a client's MAC address.
     pub(super) sighted: RateLimit,
     /// When a flow was last given up for want of what the system allows.
@@ -194,16 +192,16 @@ impl Relay {
             requests: Vec::with_capacity(REQUESTS),
             drops: Drops::new(),
             iovecs: Iovecs::new(),
-            waste: vec![0; WASTE].into_boxed_slice(),
+            large: vec![0; LARGE].into_boxed_slice(),
             scratch: Vec::with_capacity(70_000),
             quote: Vec::with_capacity(2048),
             message: vec![0; 65_536].into_boxed_slice(),
             secret: RandomState::new(),
             echo_warned: false,
             away: Away::default(),
-            wanted: None,
-            crowded: None,
-            unwatched: None,
+            warned_full: OncePerMinute::default(),
+            warned_share: OncePerMinute::default(),
+            warned_unwatched: OncePerMinute::default(),
             gave_up: None,
             sighted: RateLimit::default(),
             turn: Now(0),
@@ -314,25 +312,4 @@ pub fn is_shortage(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
     )
-}
-
-/// Whether something is to be warned of that was last at `last`: the guest can bring it about as often as it likes.
-pub fn is_news(last: &mut Option<Now>, now: Now) -> bool {
-    let news = last.is_none_or(|last| now.since(last) >= QUIET);
-    if news {
-        *last = Some(now);
-    }
-    news
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_same_is_warned_of_once_a_minute() {
-        let mut last = None;
-        let warned = (0..200).filter(|&n| is_news(&mut last, Now(0) + Span::secs(n)));
-        assert_eq!(warned.collect::<Vec<_>>(), [0, 60, 120, 180]);
-    }
 }

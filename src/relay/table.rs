@@ -7,7 +7,7 @@ use super::{
     flow::{Flow, TcpFlow},
     request::Request,
     share::Share,
-    state::{Relay, is_news, is_shortage},
+    state::{Relay, is_shortage},
 };
 use crate::{
     config::Net,
@@ -112,7 +112,7 @@ impl Relay {
         } else {
             "new flows are refused"
         };
-        if is_news(&mut self.wanted, self.turn) {
+        if self.warned_full.is_due(self.turn) {
             log::warn!("Flow table full ({flows} flows): {outcome}");
         }
         made
@@ -156,7 +156,7 @@ impl Relay {
             return Ok(());
         }
         let replaced = self.replace_idle(peer);
-        if is_news(&mut self.crowded, self.turn) {
+        if self.warned_share.is_due(self.turn) {
             let (peers, all) = (self.census.peers(), room.min(all));
             let outcome = if replaced {
                 "those idle or half-open for longest make way"
@@ -192,7 +192,7 @@ impl Relay {
         if self.gave_up.replace(self.turn) != Some(self.turn) {
             self.evict();
         }
-        if is_news(&mut self.wanted, self.turn) {
+        if self.warned_full.is_due(self.turn) {
             log::warn!("Cannot open more sockets for flows: {}", reason(error));
         }
     }

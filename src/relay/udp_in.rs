@@ -122,11 +122,11 @@ impl Relay {
         }
         // Parts are written where the room lies, and would write over datagrams that are still to be cut.
         let octets = outbox.received(rooms, at, 0..len);
-        let len = len.min(octets.len()).min(self.waste.len());
-        self.waste[..len].copy_from_slice(&octets[..len]);
+        let len = len.min(octets.len()).min(self.large.len());
+        self.large[..len].copy_from_slice(&octets[..len]);
         for start in (0..len).step_by(size) {
             let end = len.min(start + size);
-            let octets = self.waste.get(start..end).unwrap_or_default();
+            let octets = self.large.get(start..end).unwrap_or_default();
             let whole = datagram(&mut self.message, key, octets);
             self.udp_packet(key, whole, marks, outbox);
         }

@@ -24,7 +24,7 @@ const HEADERS4: u32 = 28;
 const HEADERS6: u32 = 48;
 
 /// The most datagrams one frame of the guest's may stand for (UDP_MAX_SEGMENTS, linux/udp.h).
-const SEGMENTS: usize = 128;
+const UDP_SEGMENTS_MOST: usize = 128;
 
 /// Cuts a payload into the datagrams it stands for, of `size` octets each but for the last: at least one.
 fn cut(
@@ -73,7 +73,7 @@ impl Relay {
         };
         let payload = frame.whole.part(&datagram.payload);
         let size = frame.segment.map_or(payload.len(), usize::from).max(1);
-        if payload.len() > size * SEGMENTS {
+        if payload.len() > size * UDP_SEGMENTS_MOST {
             return Err(Why::Malformed);
         }
         let mut packet = Packet {

@@ -70,7 +70,7 @@ pub fn answer(from: Mac, payload: &[u8], net: &Net, out: &mut Vec<u8>) -> Answer
     udp4(out, ends, ip, (SERVER_PORT, port), |out| reply.write(out));
     Answer::Reply(Some(Note::Dhcp {
         said: kind.said(),
-        to: from,
+        client: from,
     }))
 }
 
@@ -80,7 +80,7 @@ fn decide(from: Mac, request: &Request<'_>, net4: &Net4) -> Result<Kind, Answer>
         None => return Ok(Kind::Bootp),
         Some(value) => value.first().copied().and_then(MessageType::from_octet),
     };
-    let heard = |said| Answer::Noted(Note::Dhcp { said, to: from });
+    let heard = |said| Answer::Noted(Note::Dhcp { said, client: from });
     match asked {
         Some(MessageType::Discover) if request.option(code::RAPID_COMMIT).is_some() => {
             Ok(Kind::RapidAck)

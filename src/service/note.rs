@@ -18,8 +18,8 @@ pub enum Answer {
 /// An event worth a line in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
-    /// DHCP or BOOTP: what was said in answer to what, to whom.
-    Dhcp { said: &'static str, to: Mac },
+    /// DHCP or BOOTP: what was said in answer to what.
+    Dhcp { said: &'static str, client: Mac },
     /// NDP: `received NS, sending NA` and the like.
     Ndp(&'static str),
     /// DHCPv6: `received SOLICIT, sending ADVERTISE` and the like.
@@ -46,7 +46,7 @@ impl Note {
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dhcp { said, to } => write!(f, "{said}\n    from {to}"),
+            Self::Dhcp { said, client } => write!(f, "{said}\n    from {client}"),
             Self::Ndp(said) => write!(f, "NDP: {said}"),
             Self::Dhcpv6(said) => write!(f, "DHCPv6: {said}"),
             Self::NotOnLink { service, addr } => {
@@ -64,7 +64,7 @@ mod tests {
     fn notes_read_as_users_know_them() {
         let dhcp = Note::Dhcp {
             said: "DHCP: offer to discover",
-            to: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+            client: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
         };
         let not_on_link = Note::NotOnLink {
             service: "DHCPv6",

@@ -450,6 +450,14 @@ impl Translator {
         Duration::from_millis(10 * sum.expect("times"))
     }
 
+    /// It uses no more than so much processor time in a second.
+    pub fn assert_idle(&self, at_most: Duration, when: &str) {
+        let before = self.cpu();
+        thread::sleep(Duration::from_secs(1));
+        let used = self.cpu().saturating_sub(before);
+        assert!(used <= at_most, "{used:?} {when}");
+    }
+
     /// Open descriptors when it has come to rest: asleep, and as many as a moment ago.
     pub fn idle_fd_count(&self) -> usize {
         let mut count = 0;

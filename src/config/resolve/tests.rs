@@ -506,7 +506,7 @@ fn our_own_address_is_never_the_guests() {
         ("0.0.0.1", 0, "0.0.0.2"),
     ] {
         assert_eq!(
-            neighbour(ip(guest), prefix),
+            first_other_host(ip(guest), prefix),
             ip::<Ipv4Addr>(ours),
             "{guest}/{prefix}"
         );

@@ -17,12 +17,20 @@ use crate::{
     wire::vnet,
 };
 
-/// Protocol features: LOG_SHMFD, RARP, REPLY_ACK, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS, DEVICE_STATE.
-const REPLY_ACK: u64 = 1 << 3;
-const PROTOCOL: u64 = 1 << 1 | 1 << 2 | REPLY_ACK | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 19;
-
-/// And the one that only several queue pairs make sense of: MQ.
-const PROTOCOL_MQ: u64 = 1;
+/// Protocol features (VHOST_USER_PROTOCOL_F_*, vhost-user specification).
+mod protocol {
+    pub const MQ: u64 = 1;
+    pub const LOG_SHMFD: u64 = 1 << 1;
+    pub const RARP: u64 = 1 << 2;
+    pub const REPLY_ACK: u64 = 1 << 3;
+    pub const RESET_DEVICE: u64 = 1 << 13;
+    pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+    pub const STATUS: u64 = 1 << 16;
+    pub const DEVICE_STATE: u64 = 1 << 19;
+    /// Those that are always offered; MQ where there are several queue pairs.
+    pub const OFFERED: u64 =
+        LOG_SHMFD | RARP | REPLY_ACK | RESET_DEVICE | CONFIGURE_MEM_SLOTS | STATUS | DEVICE_STATE;
+}
 
 /// The most memory regions.
 const REGIONS: usize = 32;
@@ -136,11 +144,11 @@ impl Session {
 
     const fn protocol(&self) -> u64 {
         let several = if self.queues.len() > 2 {
-            PROTOCOL_MQ
+            protocol::MQ
         } else {
             0
         };
-        PROTOCOL | several
+        protocol::OFFERED | several
     }
 
     /// Whether the memory is still what it was.
@@ -203,7 +211,7 @@ impl Session {
         log::debug!("vhost-user: {:?}", message.request);
         match self.carry_out(&mut message, halves)? {
             Some(words) => self.channel.send(&message.reply(&words)),
-            None if message.wants_reply && self.protocol & REPLY_ACK != 0 => {
+            None if message.wants_reply && self.protocol & protocol::REPLY_ACK != 0 => {
                 self.channel.send(&message.reply(&[0]))
             }
             None => Ok(()),

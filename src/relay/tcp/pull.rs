@@ -208,7 +208,7 @@ impl Relay {
         let skip = if peeks {
             0
         } else {
-            scatter.push_waste(&mut self.waste, behind)
+            scatter.push_waste(&mut self.large, behind)
         };
         if skip < behind && !peeks || !outbox.scatter(&room, &mut scatter) {
             // More is in flight than a list of waste can step over: acknowledgements will make it less.

@@ -8,7 +8,7 @@ const FOREIGN: [u8; 4] = [1, 2, 3, 4];
 fn said(said: &'static str) -> Answer {
     Answer::Reply(Some(Note::Dhcp {
         said,
-        to: GUEST_MAC,
+        client: GUEST_MAC,
     }))
 }
 
@@ -242,7 +242,7 @@ fn decline_and_release_are_only_noted() {
     ] {
         let noted = Answer::Noted(Note::Dhcp {
             said,
-            to: GUEST_MAC,
+            client: GUEST_MAC,
         });
         assert_eq!(ask(&dhcp(kind, &[])).0, noted);
     }

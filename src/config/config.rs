@@ -12,7 +12,7 @@ use crate::net::{Mac, Span};
 /// The MAC address we have on the guest's link unless `--mac-addr` says otherwise.
 pub const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
-/// The link MTU unless `--mtu` says otherwise: the largest whose frames fit 65,535 bytes and whose TCP segments are whole
+/// The link MTU unless `--mtu` says otherwise: the largest whose frames fit 65,535 octets and whose TCP segments are whole
 /// multiples of four octets in both families.
 pub const DEFAULT_MTU: u16 = 65_520;
 

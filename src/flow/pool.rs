@@ -1,4 +1,4 @@
-//! Bytes that must be held: a fixed number of blocks shared by all flows, none of which can take more than its limit.
+//! Octets that must be held: a fixed number of blocks shared by all flows, none of which can take more than its limit.
 //!
 //! Blocks are of a page each by default: what is held is mostly little (a datagram, a few segments behind a gap) for many
 //! owners at once, and a page is what the kernel backs on first touch and what a long chain wastes at its end. Vacant
@@ -88,9 +88,9 @@ impl Pool {
 
     /// Takes octets up to the chain's `limit` while blocks set aside for it or free ones last; how many were taken. Where they
     /// fill a gap they have their place already.
-    pub fn append(&mut self, chain: &mut Chain, bytes: &[u8], limit: usize) -> usize {
+    pub fn append(&mut self, chain: &mut Chain, octets: &[u8], limit: usize) -> usize {
         let room = limit.max(chain.span()).saturating_sub(chain.len());
-        let taken = self.write(chain, chain.len(), &bytes[..bytes.len().min(room)]);
+        let taken = self.write(chain, chain.len(), &octets[..octets.len().min(room)]);
         chain.len += taken as u32;
         chain.promised = chain.promised.saturating_sub(taken as u32);
         taken
@@ -98,9 +98,9 @@ impl Pool {
 
     /// Keeps octets that came early, `ahead` octets behind those in order. All or nothing: `false` if they would lie beyond
     /// the chain's `limit`, or leave less than a quarter of the pool to octets that come in order.
-    pub fn place(&mut self, chain: &mut Chain, ahead: usize, bytes: &[u8], limit: usize) -> bool {
+    pub fn place(&mut self, chain: &mut Chain, ahead: usize, octets: &[u8], limit: usize) -> bool {
         let at = chain.len() + ahead;
-        let end = at + bytes.len();
+        let end = at + octets.len();
         let blocks = |span: usize| (chain.offset as usize + span).div_ceil(self.block);
         let wanted = blocks(end)
             .saturating_sub(blocks(chain.span()))
@@ -108,7 +108,7 @@ impl Pool {
         if end > limit || wanted > 0 && wanted + self.blocks / 4 > self.free() {
             return false;
         }
-        self.write(chain, at, bytes) == bytes.len()
+        self.write(chain, at, octets) == octets.len()
     }
 
     /// Notes that the next `count` octets behind those in order are there, as the gap before them is filled.
@@ -125,8 +125,8 @@ impl Pool {
     }
 
     /// Writes octets from `at` on, over what is there and beyond. Returns how many found room.
-    fn write(&mut self, chain: &mut Chain, at: usize, bytes: &[u8]) -> usize {
-        let end = at + bytes.len();
+    fn write(&mut self, chain: &mut Chain, at: usize, octets: &[u8]) -> usize {
+        let end = at + octets.len();
         let (mut block, mut index) = (chain.head, 0);
         if chain.span > 0 {
             // The last block is the likely place.
@@ -151,7 +151,7 @@ impl Pool {
         }
         let end = end.min(chain.span());
         let mut position = chain.offset as usize + at;
-        let mut rest = &bytes[..end.saturating_sub(at)];
+        let mut rest = &octets[..end.saturating_sub(at)];
         while !rest.is_empty() {
             while index < position / self.block {
                 block = self.links[block as usize];
@@ -223,17 +223,17 @@ impl Pool {
         self.drop_front(&mut chain, usize::MAX);
     }
 
-    /// Sets blocks aside so that `bytes` octets more can be appended whatever others do, in place of what was promised
+    /// Sets blocks aside so that `octets` octets more can be appended whatever others do, in place of what was promised
     /// before. Returns for how many octets that holds: fewer than asked only if free blocks ran out. What is appended uses
     /// the promise up; what is consumed leaves it as it is.
-    pub fn reserve(&mut self, chain: &mut Chain, bytes: usize) -> usize {
+    pub fn reserve(&mut self, chain: &mut Chain, octets: usize) -> usize {
         let room = self.tail_room(chain);
-        let wanted = bytes.saturating_sub(room).div_ceil(self.block);
+        let wanted = octets.saturating_sub(room).div_ceil(self.block);
         self.reserved -= chain.reserved as usize;
         let blocks = wanted.min(self.free());
         self.reserved += blocks;
         chain.reserved = blocks as u32;
-        let promised = bytes.min(room + blocks * self.block);
+        let promised = octets.min(room + blocks * self.block);
         chain.promised = promised as u32;
         promised
     }

@@ -349,8 +349,7 @@ impl Relay {
                 receive_stray(&flow.socket, ends.0.is_ipv6(), strange, &mut self.message);
             match received {
                 Ok(arrival) if arrival.from == ends.1 => {
-                    flow.last = now;
-                    flow.seen.1 = flow.seen.1.saturating_add(1).min(2);
+                    flow.heard_host(now);
                     self.census.touch(id.slot);
                     self.pass_on(&key, arrival, outbox);
                 }

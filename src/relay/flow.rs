@@ -345,6 +345,18 @@ impl UdpFlow {
         }
     }
 
+    /// The guest has sent a datagram.
+    pub fn heard_guest(&mut self, now: Now) {
+        self.last = now;
+        self.seen.0 = self.seen.0.saturating_add(1).min(2);
+    }
+
+    /// A datagram has come from the host.
+    pub fn heard_host(&mut self, now: Now) {
+        self.last = now;
+        self.seen.1 = self.seen.1.saturating_add(1).min(2);
+    }
+
     /// Whether datagrams went back and forth: a stream, in the words of Linux's connection tracking.
     pub const fn is_stream(&self) -> bool {
         matches!(self.seen, (2.., 1..) | (1.., 2..))

@@ -4,7 +4,6 @@ use std::fmt;
 
 use super::{flow::Flow, state::Relay};
 use crate::{
-    config::Net,
     link::{Outbox, Passed},
     net::Why,
     proto::tcp::{Half, Phase},
@@ -105,28 +104,6 @@ impl Relay {
             }
         }
         report
-    }
-
-    pub const fn net(&self) -> &Net {
-        &self.net
-    }
-
-    /// Whether a guest was ever here: then it may have been told of the network.
-    pub const fn has_met_guest(&self) -> bool {
-        self.met
-    }
-
-    /// From now on guest and flows are told this. Flows there are keep their sockets.
-    pub fn set_net(&mut self, net: Net) {
-        let addr4 = net.v4.as_ref().map(|v4| v4.addr);
-        let addr6 = net.v6.as_ref().and_then(|v6| v6.addr);
-        if self.met {
-            self.guest.addr4 = self.guest.addr4.or(addr4);
-            self.guest.addr6 = self.guest.addr6.or(addr6);
-        } else {
-            (self.guest.addr4, self.guest.addr6) = (addr4, addr6);
-        }
-        self.net = net;
     }
 }
 

@@ -275,4 +275,12 @@ impl Relay {
         }
         Some(flow)
     }
+
+    /// Puts a flow in line for room on the link.
+    pub(super) fn starve(&mut self, id: Id) {
+        let flow = self.flows.get_mut(id);
+        if flow.is_some_and(|flow| !std::mem::replace(flow.starved(), true)) {
+            self.starved.push_back(id);
+        }
+    }
 }

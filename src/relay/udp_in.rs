@@ -70,8 +70,7 @@ impl Relay {
             }
             match msg::receive_many(flow.socket.as_fd(), &mut scatter, &mut received) {
                 Ok(count) => {
-                    flow.last = now;
-                    flow.seen.1 = flow.seen.1.saturating_add(1).min(2);
+                    flow.heard_host(now);
                     // Fewer than there was room for: the socket is empty.
                     flow.readable = count == rooms.count;
                     self.census.touch(id.slot);

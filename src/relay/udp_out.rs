@@ -98,8 +98,7 @@ impl Relay {
         let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
             return Err(Why::Gone);
         };
-        flow.last = now;
-        flow.seen.0 = flow.seen.0.saturating_add(1).min(2);
+        flow.heard_guest(now);
         self.census.touch(id.slot);
         for piece in pieces {
             self.udp_line_up(id, piece, inbox, outbox);

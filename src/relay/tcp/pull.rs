@@ -257,14 +257,6 @@ impl Relay {
         Look::Nothing
     }
 
-    /// Puts a flow in line for room on the link.
-    pub(in super::super) fn starve(&mut self, id: Id) {
-        let flow = self.flows.get_mut(id);
-        if flow.is_some_and(|flow| !std::mem::replace(flow.starved(), true)) {
-            self.starved.push_back(id);
-        }
-    }
-
     fn send_fin(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let Some(Flow::Tcp(flow)) = self.flows.get(id) else {
             return;

@@ -260,8 +260,9 @@ fn a_helper_without_the_right_says_so() {
         .unwrap();
     let client = passt.accept();
     assert_eq!(order(&client, 1, &raw(&connections(1))), None);
-    let line = "Setting TCP_REPAIR to 1 on socket: Operation not permitted\n";
-    assert_eq!(end(helper), (1, line.to_owned()));
+    let lines = "CAP_NET_ADMIN is missing: connections cannot be put into repair mode\n\
+                 Setting TCP_REPAIR to 1 on socket: Operation not permitted\n";
+    assert_eq!(end(helper), (1, lines.to_owned()));
 }
 
 #[test]

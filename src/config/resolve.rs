@@ -51,6 +51,7 @@ pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
         .transpose()?;
     let mut said = Said::default();
     warn_of_mtu(config, &mut said);
+    warn_of_outbound(config, facts, &mut said);
     let v4 = config
         .v4
         .then(|| resolve4(config, facts, forced, &mut said));
@@ -389,6 +390,24 @@ fn warn_of_mtu(config: &Config, said: &mut Said) {
             let name = family.name();
             said.warnings.push(format!(
                 "MTU {mtu} is too small for {name} (minimum {least})"
+            ));
+        }
+    }
+}
+
+/// An interface may come later, so that it is no error.
+fn warn_of_outbound(config: &Config, facts: &Facts, said: &mut Said) {
+    let outbound = &config.outbound;
+    for (enabled, family, name) in [
+        (config.v4, Family::V4, &outbound.interface4),
+        (config.v6, Family::V6, &outbound.interface6),
+    ] {
+        if let Some(name) = name.as_ref().filter(|_| enabled)
+            && !facts.interfaces.iter().any(|there| there.name == *name)
+        {
+            said.warnings.push(format!(
+                "There is no interface {name}: nothing leaves over {} until there is",
+                family.name()
             ));
         }
     }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use caps::Capability;
+use caps::{CapSet, Capability};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -146,6 +146,9 @@ fn candidate(folder: &Path, name: &OsStr) -> Option<PathBuf> {
 
 /// Gives up everything but the right over sockets that are handed to us. What a kernel has not to offer is left out.
 fn confine() -> Result<(), String> {
+    if !caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(true) {
+        eprintln!("CAP_NET_ADMIN is missing: connections cannot be put into repair mode");
+    }
     let failed = |what: &str, error: io::Error| format!("Couldn't {what}: {}", reason(&error));
     drop_capabilities(Some(Capability::CAP_NET_ADMIN))
         .map_err(|error| failed("drop capabilities", error))?;

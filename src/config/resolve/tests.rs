@@ -328,7 +328,10 @@ fn the_outbound_interface_is_the_template_if_it_exists() {
     assert_eq!(host.resolve(&config).template4.as_deref(), Some("eth1"));
     assert_eq!(host.resolve(&config).template6.as_deref(), Some("eth0"));
     config.outbound.interface4 = Some("nope".to_owned());
-    assert_eq!(host.resolve(&config).template4.as_deref(), Some("eth0"));
+    let resolved = host.resolve(&config);
+    assert_eq!(resolved.template4.as_deref(), Some("eth0"));
+    let warning = "There is no interface nope: nothing leaves over IPv4 until there is";
+    assert_eq!(resolved.warnings[0], warning);
 }
 
 /// Regression C55.

@@ -12,7 +12,7 @@ use super::{
     state::Relay,
 };
 use crate::{
-    flow::{Guest, Key},
+    flow::{Guest, Id, Key},
     link::{Inbox, Outbox},
     net::{Mac, Now, Why},
     proto::{state::QUEUE_MAX, tcp::Conn},
@@ -31,6 +31,8 @@ pub struct Moved {
     flow: Flow,
     /// What its connection had taken from the guest.
     held: Vec<u8>,
+    /// Nothing that was for the guest is lost: its connection goes on as it is.
+    intact: bool,
 }
 
 impl Moved {
@@ -243,6 +245,11 @@ impl Relay {
     pub fn give(&mut self, slot: &mut u32) -> Option<Moved> {
         let id = self.flows.from(*slot)?;
         *slot = id.slot + 1;
+        self.give_up(id, false)
+    }
+
+    /// Gives away a flow. It is `intact` if what was said to the guest reaches it.
+    pub(super) fn give_up(&mut self, id: Id, intact: bool) -> Option<Moved> {
         let key = self.flows.key(id)?;
         let mut held = Vec::new();
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
@@ -256,6 +263,7 @@ impl Relay {
             peer,
             flow,
             held,
+            intact,
         })
     }
 
@@ -268,12 +276,13 @@ impl Relay {
             peer,
             flow,
             held,
+            intact,
         } = moved;
         if let Some(share) = &self.share {
             share.moves(&key);
         }
         let due = match flow {
-            Flow::Tcp(flow) => return self.adopt_tcp(peer, key, flow, &held, now),
+            Flow::Tcp(flow) => return self.adopt_tcp(peer, key, flow, &held, intact, now),
             Flow::Udp(ref flow) => flow.last + self.udp_timeout(flow),
             Flow::Echo(ref flow) => flow.last + ECHO_TIMEOUT,
             // The first relay has had these from their start.
@@ -296,23 +305,32 @@ impl Relay {
         self.starve(id);
     }
 
-    fn adopt_tcp(&mut self, peer: Option<IpAddr>, key: Key, flow: TcpFlow, held: &[u8], now: Now) {
+    fn adopt_tcp(
+        &mut self,
+        peer: Option<IpAddr>,
+        key: Key,
+        flow: TcpFlow,
+        held: &[u8],
+        intact: bool,
+        now: Now,
+    ) {
         let TcpFlow {
             socket,
             conn,
             syn,
             peeks,
+            forget,
             state: before,
             ..
         } = flow;
         // What came ahead of a gap is forgotten, and sent again.
-        let conn = match conn.save(now) {
+        let conn = match conn.save(now).filter(|_| !intact) {
             Some(saved) => Conn::restored(&saved, self.syn_retries, now).unwrap_or(conn),
             None => conn,
         };
         let raw = socket.as_raw_fd();
         let mut flow = TcpFlow::new(socket, conn, syn, false);
-        flow.peeks = peeks;
+        (flow.peeks, flow.forget) = (peeks, forget);
         flow.state = State {
             readable: true,
             ended: before.ended,

@@ -150,8 +150,9 @@ pub struct Relay {
     pub(super) looks: usize,
     /// What services say, by [`Note::kind`](crate::service::Note::kind).
     pub(super) said: [RateLimit; Note::KINDS],
-    /// This relay's part, where several serve the guest.
+    /// This relay's part, where several serve the guest, and flows that are to go to others of these.
     pub(super) share: Option<Share>,
+    pub(super) drifters: Vec<(Key, usize)>,
 }
 
 impl Relay {
@@ -212,6 +213,7 @@ impl Relay {
             looks: LOOKS,
             said: [RateLimit::default(); Note::KINDS],
             share: None,
+            drifters: Vec::new(),
         }
     }
 

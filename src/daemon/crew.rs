@@ -19,6 +19,7 @@ use super::{
     worker::{Post, Word, Worker},
 };
 use crate::{
+    flow::Key,
     net::{Now, Span},
     relay::{Relay, Share},
 };
@@ -225,31 +226,16 @@ impl Crew {
             let Some(core) = core_of(first, workers, from) else {
                 continue;
             };
-            let drifters = core.relay.drifters();
-            if drifters.is_empty() {
-                continue;
-            }
             // They were sent before all that comes from now on.
-            while core.relay.has_handed() {
+            while core.relay.has_drifters() && core.relay.has_handed() {
                 core.take_handed();
             }
-            for (key, to) in drifters {
+            while let Some((key, to)) =
+                core_of(first, workers, from).and_then(|core| core.relay.next_drifter())
+            {
                 let welcome = core_of(first, workers, to).is_some_and(|core| core.relay.welcomes());
-                if to == from || !welcome {
-                    continue;
-                }
-                let Some(core) = core_of(first, workers, from) else {
-                    continue;
-                };
-                let Some(moved) = core.relay.let_follow(&key) else {
-                    continue;
-                };
-                let registry = core.poll.registry();
-                let _ = registry.deregister(&mut SourceFd(&moved.socket()));
-                log::debug!("{key} follows its frames from queue pair {from} to {to}");
-                if let Some(core) = core_of(first, workers, to) {
-                    core.relay.adopt(moved, now);
-                    core.register();
+                if to != from && welcome {
+                    move_flow(first, workers, &key, from, to, now);
                 }
             }
         }
@@ -284,6 +270,30 @@ fn core_of<'a>(
     match number.checked_sub(1) {
         None => Some(first),
         Some(at) => workers.get_mut(at).map(|worker| &mut worker.core),
+    }
+}
+
+/// Has a flow go from one thread to another, if it can go now.
+fn move_flow(
+    first: &mut Core,
+    workers: &mut [Box<Worker>],
+    key: &Key,
+    from: usize,
+    to: usize,
+    now: Now,
+) {
+    let Some(core) = core_of(first, workers, from) else {
+        return;
+    };
+    let Some(moved) = core.relay.let_follow(key) else {
+        return;
+    };
+    let registry = core.poll.registry();
+    let _ = registry.deregister(&mut SourceFd(&moved.socket()));
+    log::debug!("{key} follows its frames from queue pair {from} to {to}");
+    if let Some(core) = core_of(first, workers, to) {
+        core.relay.adopt(moved, now);
+        core.register();
     }
 }
 

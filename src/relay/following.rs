@@ -1,15 +1,18 @@
 //! Where several relays serve a guest, flows follow their frames: to the relay whose queue these keep coming by.
 
-use super::{flow::Flow, joining::Moved, share::Share, state::Relay, whose::key_of};
+use super::{
+    flow::Flow,
+    joining::Moved,
+    share::Share,
+    state::{DRIFTERS, Relay},
+    whose::key_of,
+};
 use crate::{
     flow::{Id, Key},
     link::Inbox,
     proto::tcp::Phase,
     wire::frame::classify,
 };
-
-/// Flows that wait to follow their frames; others have it noted again.
-const WAITING: usize = 64;
 
 impl Relay {
     /// Notes which flows of what was handed over are to follow their frames.
@@ -21,7 +24,7 @@ impl Relay {
                 key_of(&self.net, &read.body, frame.head)
             });
             if let Some(key) = read
-                && self.drifters.len() < WAITING
+                && self.drifters.len() < DRIFTERS
                 && !self.drifters.iter().any(|(known, _)| *known == key)
             {
                 self.drifters.push((key, to));
@@ -34,9 +37,9 @@ impl Relay {
         !self.drifters.is_empty()
     }
 
-    /// The flows that are to go, and the numbers of the relays that they are to go to.
-    pub fn drifters(&mut self) -> Vec<(Key, usize)> {
-        std::mem::take(&mut self.drifters)
+    /// Forgets one of the flows that are to go, and returns it with the number of the relay that it is to go to.
+    pub fn next_drifter(&mut self) -> Option<(Key, usize)> {
+        self.drifters.pop()
     }
 
     /// Whether this relay has a queue, and room for one more flow.
@@ -50,7 +53,7 @@ impl Relay {
         let id = self.flows.find(key)?;
         let alone = self.share.as_ref()?.is_alone(key);
         (alone && self.is_at_rest(id))
-            .then(|| self.give_up(id, true))
+            .then(|| self.give_up(id, Some(self.guest)))
             .flatten()
     }
 

@@ -31,8 +31,9 @@ pub struct Moved {
     flow: Flow,
     /// What its connection had taken from the guest.
     held: Vec<u8>,
-    /// Nothing that was for the guest is lost: its connection goes on as it is.
-    intact: bool,
+    /// What its relay knows of the guest, if that stays where it is: nothing that was for it is lost, and the connection goes
+    /// on as it is.
+    guest: Option<Guest>,
 }
 
 impl Moved {
@@ -151,13 +152,7 @@ impl Relay {
             let Some(accepted) = self.share.as_ref().and_then(Share::accepted) else {
                 return;
             };
-            self.met = true;
-            let mac = self.guest.mac;
-            self.guest.hear_of(&accepted.guest);
-            // What came by our own queue is newer.
-            if mac != Mac::BROADCAST {
-                self.guest.mac = mac;
-            }
+            self.learn_of_guest(&accepted.guest);
             let Accepted {
                 socket, peer, key, ..
             } = accepted;
@@ -166,6 +161,17 @@ impl Relay {
             }
             self.looked_at(Some(accepted.slot));
             self.release_waiting(outbox, now);
+        }
+    }
+
+    /// What another relay knows of the guest comes with what it hands on.
+    fn learn_of_guest(&mut self, guest: &Guest) {
+        self.met = true;
+        let mac = self.guest.mac;
+        self.guest.hear_of(guest);
+        // What came by our own queue is newer.
+        if mac != Mac::BROADCAST {
+            self.guest.mac = mac;
         }
     }
 
@@ -245,11 +251,11 @@ impl Relay {
     pub fn give(&mut self, slot: &mut u32) -> Option<Moved> {
         let id = self.flows.from(*slot)?;
         *slot = id.slot + 1;
-        self.give_up(id, false)
+        self.give_up(id, None)
     }
 
-    /// Gives away a flow. It is `intact` if what was said to the guest reaches it.
-    pub(super) fn give_up(&mut self, id: Id, intact: bool) -> Option<Moved> {
+    /// Gives away a flow; to one that is to know this of the `guest`, if what was said to that reaches it.
+    pub(super) fn give_up(&mut self, id: Id, guest: Option<Guest>) -> Option<Moved> {
         let key = self.flows.key(id)?;
         let mut held = Vec::new();
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
@@ -263,7 +269,7 @@ impl Relay {
             peer,
             flow,
             held,
-            intact,
+            guest,
         })
     }
 
@@ -276,8 +282,12 @@ impl Relay {
             peer,
             flow,
             held,
-            intact,
+            guest,
         } = moved;
+        if let Some(guest) = &guest {
+            self.learn_of_guest(guest);
+        }
+        let intact = guest.is_some();
         if let Some(share) = &self.share {
             share.moves(&key);
         }

@@ -56,6 +56,9 @@ pub const FAILURES: usize = 16;
 /// Datagrams of others that may lie in a socket between bind(2) and connect(2).
 pub const STRAYS: usize = 256;
 
+/// Flows that wait to follow their frames; others have it noted again.
+pub const DRIFTERS: usize = 64;
+
 /// Requests one burst of frames may give rise to: as many flows ended as begun.
 const REQUESTS: usize = 2 * 8192;
 
@@ -213,7 +216,7 @@ impl Relay {
             looks: LOOKS,
             said: [RateLimit::default(); Note::KINDS],
             share: None,
-            drifters: Vec::new(),
+            drifters: Vec::with_capacity(DRIFTERS),
         }
     }
 

@@ -11,7 +11,7 @@
 //! acknowledgement, close, error) we reflect to the other, and stream data stays in the kernel until it is acknowledged.
 //!
 //! One thread does it all, unless a guest uses several queue pairs: then each further pair has a thread with a relay of its
-//! own, and a flow belongs to the one its first frame came to ([`relay::Share`]).
+//! own, and a flow belongs to the one its first frame came to, until many in a row have come to another ([`relay::Share`]).
 //!
 //! The modules below are layers, lowest first. A module names only modules declared above it; `tests/layers.rs` reads
 //! this file and holds everybody to it. `net`, `config`, `wire`, `flow`, `proto` and `service` are pure: no descriptor,

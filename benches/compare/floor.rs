@@ -3,13 +3,16 @@
 //! Up, it takes framed bytes from a UNIX socket and sends the payloads to a TCP socket. Down, it peeks at a TCP socket, sums
 //! each segment up, sends header and payload pairs to a UNIX socket and discards what it sent. No flow, no
 //! state, no acknowledgement, no timer. With virtqueues there is no UNIX socket: up, it sends from memory, 64 KiB a segment,
-//! and tells by an eventfd; down, it peeks into memory, tells and discards. It is this program started again, UNIX socket as standard input, TCP as output.
+//! and tells by an eventfd; down, it peeks into memory, tells and discards, and somebody else reads what it tells of, as a guest
+//! does: memory that is always one's own is cheaper to write than any that is shared. It is this program started again, UNIX socket as standard input, TCP as output.
 
 use std::{
+    fs::File,
     io::{self, ErrorKind, Read, Write},
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::fs::FileExt,
         unix::net::UnixStream,
     },
     process::{Child, Command, Stdio},
@@ -18,7 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::eventfd::EventFd;
+use nix::sys::{
+    eventfd::{EfdFlags, EventFd},
+    memfd::{MFdFlags, memfd_create},
+};
 use passt_rs::wire::checksum::Sum;
 use socket2::SockRef;
 
@@ -45,6 +51,13 @@ const MOST_IOVECS: usize = 1024;
 /// Octets of a segment in a virtqueue.
 const SEGMENT: usize = 64 * 1024;
 
+/// Octets of all buffers of the queue to the guest: 256 of 4 KiB, as the bench's own driver has them. They are filled in turns,
+/// so no translator writes to the same ones again before it has gone through all of them.
+const BUFFERS: usize = 1024 * 1024;
+
+/// Told to the reader of buffers at the end.
+const OVER: u64 = 1 << 62;
+
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Run the floor for `up` or down at `mtu`, or without one for virtqueues, on the loopback of `pod`.
@@ -65,7 +78,12 @@ pub(crate) fn measure(
         Ok::<_, io::Error>((far, listener.accept()?.0))
     })?;
     let (relay, guest_side) = UnixStream::pair()?;
-    let process = start(up, mtu, guest_side, near)?;
+    // Inherited.
+    let shared = File::from(memfd_create("buffers", MFdFlags::empty())?);
+    shared.set_len(BUFFERS as u64)?;
+    let call = EventFd::from_flags(EfdFlags::empty())?;
+    let descriptors = [shared.as_raw_fd(), call.as_raw_fd()];
+    let process = start(up, mtu, descriptors, guest_side, near)?;
     if let Some(cpu) = pin {
         pin_process(process.0.id(), |at| at == cpu);
     }
@@ -82,6 +100,7 @@ pub(crate) fn measure(
             }
             (false, None) => {
                 scope.spawn(|| write_counted(&far, &arrived));
+                scope.spawn(|| read_buffers(&shared, &call));
             }
             (false, Some(_)) => {
                 scope.spawn(|| write_forever(&far, &vec![0x5a; BURST]));
@@ -101,6 +120,7 @@ pub(crate) fn measure(
         let (end, count_after, cpu_after) = mark();
         let _ = far.shutdown(Shutdown::Both);
         let _ = relay.shutdown(Shutdown::Both);
+        let _ = call.write(OVER);
         let mut bytes = (count_after - count_before) as f64;
         if let (false, Some(mtu)) = (up, mtu) {
             // What arrived there are frames.
@@ -125,12 +145,19 @@ impl Drop for Process {
     }
 }
 
-fn start(up: bool, mtu: Option<u32>, unix: UnixStream, tcp: TcpStream) -> io::Result<Process> {
+fn start(
+    up: bool,
+    mtu: Option<u32>,
+    descriptors: [RawFd; 2],
+    unix: UnixStream,
+    tcp: TcpStream,
+) -> io::Result<Process> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .arg(ROLE)
         .arg(if up { "up" } else { "down" })
         .arg(mtu.unwrap_or(0).to_string())
+        .args(descriptors.map(|fd| fd.to_string()))
         .stdin(Stdio::from(OwnedFd::from(unix)))
         .stdout(Stdio::from(OwnedFd::from(tcp)));
     Ok(Process(command.spawn()?))
@@ -138,19 +165,25 @@ fn start(up: bool, mtu: Option<u32>, unix: UnixStream, tcp: TcpStream) -> io::Re
 
 /// The floor process itself: runs until a socket ends.
 pub(crate) fn process(arguments: &[String]) -> io::Result<()> {
-    let [direction, mtu] = arguments else {
+    let [direction, mtu, shared, call] = arguments else {
         return Err(ErrorKind::InvalidInput.into());
     };
     let mtu: usize = mtu.parse().map_err(io::Error::other)?;
-    // SAFETY: standard input and output are the sockets the benchmark put there, and nothing else uses them.
-    let (unix, tcp) = unsafe {
+    let shared: RawFd = shared.parse().map_err(io::Error::other)?;
+    let call: RawFd = call.parse().map_err(io::Error::other)?;
+    // SAFETY: these are what the benchmark has put there, and nothing else uses them.
+    let (unix, tcp, shared, call) = unsafe {
         (
             UnixStream::from(OwnedFd::from_raw_fd(0)),
             TcpStream::from(OwnedFd::from_raw_fd(1)),
+            OwnedFd::from_raw_fd(shared),
+            File::from(OwnedFd::from_raw_fd(call)),
         )
     };
-    let result = if mtu == 0 {
-        carry_memory(&tcp, direction == "up")
+    let result = if mtu == 0 && direction == "up" {
+        send_memory(&tcp, &call)
+    } else if mtu == 0 {
+        fill_buffers(&tcp, &shared, &call)
     } else if direction == "up" {
         carry_up(&unix, &tcp)
     } else {
@@ -188,25 +221,68 @@ fn carry_up(mut unix: &UnixStream, tcp: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// Between memory and TCP, telling somebody of each burst.
-fn carry_memory(tcp: &TcpStream, up: bool) -> io::Result<()> {
-    let call = EventFd::new()?;
+/// From memory to TCP, telling somebody of each burst.
+fn send_memory(tcp: &TcpStream, mut call: &File) -> io::Result<()> {
     let mut memory = vec![0x5a_u8; BURST];
-    if !up {
-        set_peek_offset(tcp)?;
-    }
     loop {
-        if up {
-            let mut segments: Vec<_> = memory.chunks_mut(SEGMENT).map(vector).collect();
-            send_all(tcp.as_raw_fd(), &mut segments)?;
-        } else {
-            let peeked = receive(tcp.as_raw_fd(), &mut memory, libc::MSG_PEEK)?;
-            if peeked == 0 {
-                return Ok(());
-            }
-            receive(tcp.as_raw_fd(), &mut memory[..peeked], libc::MSG_TRUNC)?;
+        let mut segments: Vec<_> = memory.chunks_mut(SEGMENT).map(vector).collect();
+        send_all(tcp.as_raw_fd(), &mut segments)?;
+        call.write_all(&1_u64.to_ne_bytes())?;
+    }
+}
+
+/// From TCP to buffers in turns, telling their reader of each burst.
+fn fill_buffers(tcp: &TcpStream, shared: &OwnedFd, mut call: &File) -> io::Result<()> {
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            BUFFERS,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            shared.as_raw_fd(),
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: inside the mapping, which stays; only the kernel writes there, and nobody looks at it by this reference.
+    let memory = unsafe { std::slice::from_raw_parts_mut(base.cast::<u8>(), BUFFERS) };
+    set_peek_offset(tcp)?;
+    let mut at = 0;
+    loop {
+        let end = memory.len().min(at + BURST);
+        let peeked = receive(tcp.as_raw_fd(), &mut memory[at..end], libc::MSG_PEEK)?;
+        if peeked == 0 {
+            return Ok(());
         }
-        call.write(1)?;
+        call.write_all(&(peeked as u64).to_ne_bytes())?;
+        receive(
+            tcp.as_raw_fd(),
+            &mut memory[at..at + peeked],
+            libc::MSG_TRUNC,
+        )?;
+        at = (at + peeked) % BUFFERS;
+    }
+}
+
+/// Reads what the floor has told of, until it is over; what was filled again meanwhile only once.
+fn read_buffers(shared: &File, call: &EventFd) {
+    let mut data = vec![0; BUFFERS];
+    let mut at = 0;
+    while let Ok(told @ ..OVER) = call.read() {
+        let told = told as usize;
+        at = (at + told.saturating_sub(BUFFERS)) % BUFFERS;
+        let mut left = told.min(BUFFERS);
+        while left > 0 {
+            let len = left.min(BUFFERS - at);
+            if shared.read_exact_at(&mut data[..len], at as u64).is_err() {
+                return;
+            }
+            at = (at + len) % BUFFERS;
+            left -= len;
+        }
     }
 }
 

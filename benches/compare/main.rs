@@ -32,6 +32,7 @@ use std::{
 
 use clap::Parser;
 
+use lab::front_end::{Driver, LINUX};
 use load::{Load, Sample, Workload};
 use report::{Pair, Row};
 use world::{Subject, World};
@@ -92,6 +93,9 @@ struct Arguments {
     /// Plug the guests in by vhost-user, with every offload the binaries have
     #[arg(long)]
     vhost_user: bool,
+    /// Queue pairs of the guests by vhost-user; that of the peer has one
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    queues: u8,
     /// Leave the floor out
     #[arg(long)]
     no_floor: bool,
@@ -158,14 +162,18 @@ fn measure(arguments: &Arguments, world: &World, mtu: u32) -> Vec<Row> {
         })
         .collect();
     for pass in 0..arguments.pairs {
-        let start = |binary: &Path| {
-            let queues = arguments.vhost_user.then_some(lab::front_end::LINUX);
-            world.subject(binary, mtu, arguments.pin, queues)
+        let start = |binary: &Path, queues: u8| {
+            let driver = arguments.vhost_user.then(|| match queues {
+                1 => Driver::new(LINUX),
+                _ => Driver::twice(LINUX),
+            });
+            world.subject(binary, mtu, arguments.pin, driver)
         };
-        let Some(ours) = start(&arguments.ours) else {
+        let Some(ours) = start(&arguments.ours, arguments.queues) else {
             break;
         };
-        let peer = arguments.peer.as_deref().and_then(start);
+        let peer = arguments.peer.as_deref();
+        let peer = peer.and_then(|binary| start(binary, 1));
         for row in &mut rows {
             let mut pair = Pair::default();
             let mut run_ours = || pair.ours = one(arguments, world, &ours, row.workload, "ours");
@@ -326,8 +334,12 @@ fn facts(arguments: &Arguments, world: &World) -> Vec<(String, String)> {
         (
             "measured",
             format!(
-                "{} passes of {} s, {} flows, {} held",
-                arguments.pairs, arguments.seconds, arguments.flows, arguments.held
+                "{} passes of {} s, {} flows, {} held, {} queue pairs",
+                arguments.pairs,
+                arguments.seconds,
+                arguments.flows,
+                arguments.held,
+                arguments.queues
             ),
         ),
         ("ours", version(&arguments.ours)),

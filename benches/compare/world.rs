@@ -21,6 +21,7 @@ use crate::{
     kernel_guest::KernelGuest,
     lab::{
         Host, Setup, Translator,
+        front_end::Driver,
         world::{INTERNET4, INTERNET6},
     },
 };
@@ -67,13 +68,13 @@ impl World {
     }
 
     /// Start `binary` in the pod and plug a guest into it. `None` when there are no TAP devices here.
-    /// `queues` are the virtio features of a driver that reaches it by vhost-user.
+    /// By vhost-user if there is a `driver`, whose queue pairs are served each.
     pub(crate) fn subject(
         &self,
         binary: &Path,
         mtu: u32,
         pin: Option<usize>,
-        queues: Option<u64>,
+        driver: Option<Driver>,
     ) -> Option<Subject> {
         let mut setup = Setup::new(&["--quiet", "--mtu", &mtu.to_string()])
             .arg("--map-host-loopback")
@@ -81,15 +82,18 @@ impl World {
             .arg("--map-host-loopback")
             .arg(&LOCAL6.to_string())
             .binary(binary);
-        if queues.is_some() {
+        if let Some(driver) = &driver {
             setup = setup.arg("--vhost-user");
+            if driver.pairs > 1 {
+                setup = setup.arg("--queues").arg(&driver.pairs.to_string());
+            }
         }
         let translator = setup.start(&self.hosts.pod);
         if let Some(cpu) = pin {
             pin_process(translator.pid(), |at| at == cpu);
         }
-        let guest = match queues {
-            Some(features) => KernelGuest::plug_queues(&translator, mtu, features)?,
+        let guest = match driver {
+            Some(driver) => KernelGuest::plug_driver(translator.connect(), mtu, driver)?,
             None => KernelGuest::plug(&translator, mtu)?,
         };
         guest.number();

@@ -19,12 +19,17 @@ use super::{
     worker::{Post, Word, Worker},
 };
 use crate::{
+    flow::Key,
     net::{Now, Span},
     relay::{Relay, Share},
 };
 
 /// How long flows wait for their queue to run again, before they go on by the first one.
 const GRACE: Span = Span::millis(100);
+
+/// The least time between two occasions for flows to follow their frames: whoever has them go to and fro does not stop the
+/// threads more often.
+const PACE: Span = Span::millis(100);
 
 /// The workers; none where one thread does it all.
 #[derive(Debug, Default)]
@@ -35,6 +40,9 @@ pub(super) struct Crew {
     share: Option<Share>,
     /// When flows whose queue does not run are taken over.
     absorb_at: Option<Now>,
+    /// When flows may follow their frames, if any are to, and not before when.
+    follow_at: Option<Now>,
+    rest_until: Now,
 }
 
 /// A worker, from here.
@@ -84,6 +92,8 @@ impl Crew {
             words: Some(words),
             share,
             absorb_at: None,
+            follow_at: None,
+            rest_until: Now(0),
         })
     }
 
@@ -117,7 +127,7 @@ impl Crew {
     ///
     /// # Errors
     /// What a worker's thread has ended by.
-    pub(super) fn hear(&self, first: &mut Core) -> io::Result<Option<String>> {
+    pub(super) fn hear(&mut self, first: &mut Core) -> io::Result<Option<String>> {
         let mut stopped = None;
         for word in self.words.iter().flat_map(Receiver::try_iter) {
             match word {
@@ -127,6 +137,7 @@ impl Crew {
                     first.relay.hear_of_guest(&guest, &mut first.outbox, now);
                     first.register();
                 }
+                Word::Drift => self.follow_at = Some(self.rest_until),
                 Word::Stopped(why) => stopped = Some(why),
                 Word::Ended(error) => return Err(error),
             }
@@ -135,8 +146,14 @@ impl Crew {
     }
 
     /// When [`Crew::absorb`] is due.
-    pub(super) const fn due(&self) -> Option<Now> {
+    pub(super) const fn absorb_due(&self) -> Option<Now> {
         self.absorb_at
+    }
+
+    /// When [`Crew::follow`] is due.
+    pub(super) fn follow_due(&self, first: &Core) -> Option<Now> {
+        let own = first.relay.has_drifters().then_some(self.rest_until);
+        self.follow_at.or(own)
     }
 
     /// Takes notice of which queues run by now: as soon as a worker's do, flows are shared; when none does and none has any,
@@ -198,6 +215,32 @@ impl Crew {
         self.arrange(first, workers, now);
     }
 
+    /// Lets flows follow their frames to the threads of the queues these keep coming by; those that cannot now have it noted
+    /// again.
+    pub(super) fn follow(&mut self, first: &mut Core, workers: &mut [Box<Worker>], now: Now) {
+        (self.follow_at, self.rest_until) = (None, now + PACE);
+        for worker in workers.iter_mut() {
+            worker.said_drift = false;
+        }
+        for from in 0..=workers.len() {
+            let Some(core) = core_of(first, workers, from) else {
+                continue;
+            };
+            // They were sent before all that comes from now on.
+            while core.relay.has_drifters() && core.relay.has_handed() {
+                core.take_handed();
+            }
+            while let Some((key, to)) =
+                core_of(first, workers, from).and_then(|core| core.relay.next_drifter())
+            {
+                let welcome = core_of(first, workers, to).is_some_and(|core| core.relay.welcomes());
+                if to != from && welcome {
+                    move_flow(first, workers, &key, from, to, now);
+                }
+            }
+        }
+    }
+
     /// The guest is gone; its queues were stopped before.
     pub(super) fn guest_left(&mut self, first: &mut Core, workers: &mut [Box<Worker>], now: Now) {
         let mut rest = true;
@@ -215,6 +258,42 @@ impl Crew {
             worker.core.outbox.attach_queue(false);
         }
         self.arrange(first, workers, now);
+    }
+}
+
+/// What serves a queue pair.
+fn core_of<'a>(
+    first: &'a mut Core,
+    workers: &'a mut [Box<Worker>],
+    number: usize,
+) -> Option<&'a mut Core> {
+    match number.checked_sub(1) {
+        None => Some(first),
+        Some(at) => workers.get_mut(at).map(|worker| &mut worker.core),
+    }
+}
+
+/// Has a flow go from one thread to another, if it can go now.
+fn move_flow(
+    first: &mut Core,
+    workers: &mut [Box<Worker>],
+    key: &Key,
+    from: usize,
+    to: usize,
+    now: Now,
+) {
+    let Some(core) = core_of(first, workers, from) else {
+        return;
+    };
+    let Some(moved) = core.relay.let_follow(key) else {
+        return;
+    };
+    let registry = core.poll.registry();
+    let _ = registry.deregister(&mut SourceFd(&moved.socket()));
+    log::debug!("{key} follows its frames from queue pair {from} to {to}");
+    if let Some(core) = core_of(first, workers, to) {
+        core.relay.adopt(moved, now);
+        core.register();
     }
 }
 

@@ -100,6 +100,20 @@ impl Reactor {
         self.crew.absorb(&mut self.core, &mut workers, now);
         self.crew.dismiss(workers);
     }
+
+    /// When flows may follow their frames to other threads, if any are to. Those of a guest that is leaving stay.
+    pub(super) fn follow_due(&self) -> Option<Now> {
+        let due = self.crew.follow_due(&self.core);
+        due.filter(|_| !self.core.relay.is_leaving())
+    }
+
+    /// Lets them.
+    pub(super) fn follow_frames(&mut self) {
+        let mut workers = self.crew.call(&self.core.wakers);
+        let now = self.core.now();
+        self.crew.follow(&mut self.core, &mut workers, now);
+        self.crew.dismiss(workers);
+    }
 }
 
 /// Where the queues of all pairs live.

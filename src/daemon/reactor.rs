@@ -321,8 +321,11 @@ impl Reactor {
         self.follow_host(now);
         self.look_at_neighbours(now);
         self.report_stats(now);
-        if self.crew.due().is_some_and(|at| at <= now) {
+        if self.crew.absorb_due().is_some_and(|at| at <= now) {
             self.absorb(now);
+        }
+        if self.follow_due().is_some_and(|at| at <= now) {
+            self.follow_frames();
         }
         let mut more = self.core.link_readable || self.session_readable;
         more |= self.core.resume(now);
@@ -496,7 +499,8 @@ impl Reactor {
             Some(self.advertise),
             self.accept_again,
             self.link_again,
-            self.crew.due(),
+            self.crew.absorb_due(),
+            self.follow_due(),
             self.changes.as_ref().and_then(Changes::due),
             self.neighbours.as_ref().and_then(Watch::due),
             self.stats.as_ref().map(|stats| stats.next),

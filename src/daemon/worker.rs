@@ -33,6 +33,8 @@ pub(super) enum Word {
     Ready,
     /// Something new is known of the guest.
     News(Box<Guest>),
+    /// Flows are to follow their frames to other threads.
+    Drift,
     /// The queues of this pair are not served any more, and why.
     Stopped(String),
     /// The poll broke down.
@@ -58,6 +60,8 @@ pub(super) struct Worker {
     words: Sender<Word>,
     /// When news of the guest may be told again: it makes as much as it likes.
     quiet_until: Now,
+    /// It is said that flows are to go elsewhere, until that was looked at.
+    pub(super) said_drift: bool,
 }
 
 impl Worker {
@@ -68,6 +72,7 @@ impl Worker {
             kicks: [None, None],
             words,
             quiet_until: Now(0),
+            said_drift: false,
         }
     }
 
@@ -161,6 +166,9 @@ impl Worker {
         {
             self.quiet_until = woken + QUIET;
             self.say(Word::News(Box::new(guest)));
+        }
+        if self.core.relay.has_drifters() && !std::mem::replace(&mut self.said_drift, true) {
+            self.say(Word::Drift);
         }
         Ok(())
     }

@@ -93,6 +93,12 @@ impl Claims {
         }
     }
 
+    /// How much counts on a slot, while nobody else looks.
+    pub fn counted(&self, slot: Slot) -> u32 {
+        let cell = self.slots.get(slot.0 as usize);
+        cell.map_or(0, |cell| cell.load(Ordering::Acquire) & COUNT)
+    }
+
     /// Gives a slot with all in it to another, while nobody else looks.
     pub fn give(&self, slot: Slot, owner: usize) {
         if let Some(cell) = self.slots.get(slot.0 as usize) {
@@ -125,7 +131,9 @@ mod tests {
         assert_eq!(claims.claim(SLOT, 1), 2);
         assert_eq!(owner(&claims, SLOT), Some(2));
         claims.release(SLOT);
+        assert_eq!(claims.counted(SLOT), 1);
         assert_eq!(claims.claim(SLOT, 0), 2);
+        assert_eq!(claims.counted(SLOT), 2);
         claims.release(SLOT);
         claims.release(SLOT);
         assert_eq!(owner(&claims, SLOT), None);

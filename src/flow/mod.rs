@@ -8,6 +8,8 @@ mod key;
 mod claims;
 mod lru;
 
+mod drift;
+
 mod census;
 
 mod nat;
@@ -21,6 +23,7 @@ mod wheel;
 
 pub use census::Census;
 pub use claims::{Claims, Slot as ClaimSlot};
+pub use drift::Drift;
 pub use guest::Guest;
 pub use key::{Id, Key};
 pub use nat::{Target, check_source, error_source, inbound_source, is_group, outbound};

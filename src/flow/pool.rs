@@ -63,6 +63,11 @@ impl Chain {
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// Whether nothing is held or set aside.
+    pub const fn is_unused(&self) -> bool {
+        self.span == 0 && self.reserved == 0
+    }
 }
 
 impl Pool {

@@ -12,7 +12,7 @@ use super::{
     state::Relay,
 };
 use crate::{
-    flow::{Guest, Key},
+    flow::{Guest, Id, Key},
     link::{Inbox, Outbox},
     net::{Mac, Now, Why},
     proto::{state::QUEUE_MAX, tcp::Conn},
@@ -31,6 +31,9 @@ pub struct Moved {
     flow: Flow,
     /// What its connection had taken from the guest.
     held: Vec<u8>,
+    /// What its relay knows of the guest, if that stays where it is: nothing that was for it is lost, and the connection goes
+    /// on as it is.
+    guest: Option<Guest>,
 }
 
 impl Moved {
@@ -143,13 +146,7 @@ impl Relay {
             let Some(accepted) = self.share.as_ref().and_then(Share::accepted) else {
                 return;
             };
-            self.met = true;
-            let mac = self.guest.mac;
-            self.guest.hear_of(&accepted.guest);
-            // What came by our own queue is newer.
-            if mac != Mac::BROADCAST {
-                self.guest.mac = mac;
-            }
+            self.learn_of_guest(&accepted.guest);
             let Accepted {
                 socket, peer, key, ..
             } = accepted;
@@ -158,6 +155,17 @@ impl Relay {
             }
             self.looked_at(Some(accepted.slot));
             self.release_waiting(outbox, now);
+        }
+    }
+
+    /// What another relay knows of the guest comes with what it hands on.
+    fn learn_of_guest(&mut self, guest: &Guest) {
+        self.met = true;
+        let mac = self.guest.mac;
+        self.guest.hear_of(guest);
+        // What came by our own queue is newer.
+        if mac != Mac::BROADCAST {
+            self.guest.mac = mac;
         }
     }
 
@@ -235,6 +243,11 @@ impl Relay {
     pub fn give(&mut self, slot: &mut u32) -> Option<Moved> {
         let id = self.flows.from(*slot)?;
         *slot = id.slot + 1;
+        self.give_up(id, None)
+    }
+
+    /// Gives away a flow; to one that is to know this of the `guest`, if what was said to that reaches it.
+    pub(super) fn give_up(&mut self, id: Id, guest: Option<Guest>) -> Option<Moved> {
         let key = self.flows.key(id)?;
         let mut held = Vec::new();
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
@@ -248,6 +261,7 @@ impl Relay {
             peer,
             flow,
             held,
+            guest,
         })
     }
 
@@ -259,12 +273,17 @@ impl Relay {
             peer,
             flow,
             held,
+            guest,
         } = moved;
+        if let Some(guest) = &guest {
+            self.learn_of_guest(guest);
+        }
+        let intact = guest.is_some();
         if let Some(share) = &self.share {
             share.moves(&key);
         }
         let due = match flow {
-            Flow::Tcp(flow) => return self.adopt_tcp(peer, key, flow, &held, now),
+            Flow::Tcp(flow) => return self.adopt_tcp(peer, key, flow, &held, intact, now),
             Flow::Udp(ref flow) => flow.last + self.udp_timeout(flow),
             Flow::Echo(ref flow) => flow.last + ECHO_TIMEOUT,
             // The first relay has had these from their start.
@@ -287,22 +306,31 @@ impl Relay {
         self.starve(id);
     }
 
-    fn adopt_tcp(&mut self, peer: Option<IpAddr>, key: Key, flow: TcpFlow, held: &[u8], now: Now) {
+    fn adopt_tcp(
+        &mut self,
+        peer: Option<IpAddr>,
+        key: Key,
+        flow: TcpFlow,
+        held: &[u8],
+        intact: bool,
+        now: Now,
+    ) {
         let TcpFlow {
             socket,
             conn,
             syn,
             peeks,
+            forget,
             state: before,
             ..
         } = flow;
         // What came ahead of a gap is forgotten, and sent again.
-        let conn = match conn.save(now) {
+        let conn = match conn.save(now).filter(|_| !intact) {
             Some(saved) => Conn::restored(&saved, self.syn_retries, now).unwrap_or(conn),
             None => conn,
         };
         let mut flow = TcpFlow::new(socket, conn, syn, false);
-        flow.peeks = peeks;
+        (flow.peeks, flow.forget) = (peeks, forget);
         flow.state = State {
             readable: true,
             ended: before.ended,

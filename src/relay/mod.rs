@@ -21,6 +21,8 @@ mod away;
 
 mod crossing;
 
+mod whose;
+
 mod share;
 
 mod backlog;
@@ -62,6 +64,8 @@ mod departure;
 mod settling;
 
 mod joining;
+
+mod following;
 
 pub use joining::Moved;
 pub use limit::RateLimit;
@@ -124,6 +128,7 @@ impl Relay {
         }
         self.end_burst(&held, outbox, now);
         self.release_waiting(outbox, now);
+        self.note_drift(&held);
         self.put_held(held);
     }
 

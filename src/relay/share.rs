@@ -5,6 +5,9 @@
 //! forwarded UDP ports, as what comes to those comes in there. Connections to forwarded ports come in there too, and go to
 //! each relay in turn, which has its queue for what they bring.
 //!
+//! A flow whose frames keep coming by another queue goes to the relay of that one ([`Drift`]), while all stand still and none
+//! of its frames is on its way.
+//!
 //! What is guaranteed: frames of a flow that come by one queue are taken in their order, whoever owns the flow, and also
 //! where it begins, ends or begins anew meanwhile. For all of them take one way: from a queue straight to the owner, or by one
 //! ring; a frame that must wait blocks all behind it in its queue; and one that counts on its slot, wherever it is, keeps
@@ -18,23 +21,19 @@ use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use super::{
     crossing::{Accepted, Entry, Exit, crossing},
-    kinds::{is_error, is_for_service, membership},
+    whose::{key_of, parts_key},
 };
 use crate::{
     config::Net,
     flow::{
-        self, ClaimSlot, Claims, Guest, Key, Quota,
+        ClaimSlot, Claims, Drift, Guest, Key, Quota,
         ring::{Receiver, Sender, ring},
     },
     link::{FRAME_MAX, Frame, Inbox},
-    net::{
-        PortSet, Protocol,
-        number::{TCP, UDP},
-    },
+    net::{PortSet, Protocol},
     wire::{
         self, dhcp, dhcpv6,
-        frame::{Body, Fragment, Ip, Message},
-        quote::{self, Quoted},
+        frame::{Body, Fragment, Ip},
     },
 };
 
@@ -43,6 +42,9 @@ const FIRST: usize = 0;
 
 /// Octets of a ring.
 const RING: usize = 512 * 1024;
+
+/// Flows of which it is noted at a time that they are to follow their frames.
+const DRIFTED: usize = 32;
 
 /// What stands for no slot.
 const NO_SLOT: u32 = u32::MAX;
@@ -79,6 +81,10 @@ pub struct Share {
     /// What came from others and is looked at, and what was said of each frame.
     handed: Option<Inbox>,
     labels: Vec<Label>,
+    /// Which flows' frames keep coming by another queue, and those among what came last that have it said: by their places,
+    /// and whose queue.
+    drift: Drift,
+    drifted: Vec<(usize, usize)>,
     /// Whether flows can be ours: there is a queue for what they have for the guest.
     able: bool,
     /// Others that are to be woken, a bit each.
@@ -107,6 +113,8 @@ impl Share {
                 served: FIRST,
                 handed: Some(Inbox::new()),
                 labels: Vec::with_capacity(8192),
+                drift: Drift::default(),
+                drifted: Vec::with_capacity(DRIFTED),
                 able: me == FIRST,
                 wakes: 0,
                 turn: 0,
@@ -321,6 +329,9 @@ impl Share {
                 }
                 return Place::Nowhere;
             }
+            if let Some(slot) = slot {
+                self.drift.came_here(slot);
+            }
             return Place::Here(slot);
         }
         let label = Label::new(slot, &read.body, frame);
@@ -386,6 +397,22 @@ impl Share {
         }
     }
 
+    /// Frames among those taken whose flows are to follow them: their places, and whose queue they came by.
+    pub(super) fn drifted(&self) -> &[(usize, usize)] {
+        &self.drifted
+    }
+
+    /// Whether nothing counts on a flow's slot but the flow itself: no frame is on its way, and nobody shares the slot.
+    pub(super) fn is_alone(&self, key: &Key) -> bool {
+        let slot = self.slot(key);
+        slot.is_some_and(|slot| self.claims.counted(slot) == 1)
+    }
+
+    /// Whether this relay has a queue, and room for another flow without another's end.
+    pub(super) fn welcomes(&self) -> bool {
+        self.able && self.quota.welcomes(self.me)
+    }
+
     /// What was said of one of the frames that were taken.
     pub(super) fn label(&self, index: usize) -> Option<Label> {
         self.labels.get(index).copied()
@@ -404,6 +431,7 @@ impl Share {
     /// Takes frames that others have handed over, in the order of each, as many as `held` has room for.
     fn fill(&mut self, held: &mut Inbox) {
         held.hold_none();
+        self.drifted.clear();
         let count = self.from.len();
         self.turn = (self.turn + 1) % count.max(1);
         for from in (self.turn..count).chain(0..self.turn) {
@@ -415,6 +443,13 @@ impl Share {
                 held.hold_next(frame.len, label.segment, label.checksum, |out| {
                     ring.take(frame, out);
                 });
+                if label
+                    .slot
+                    .is_some_and(|slot| self.drift.came_by(slot, from))
+                    && self.drifted.len() < DRIFTED
+                {
+                    self.drifted.push((self.labels.len(), from));
+                }
                 self.labels.push(label);
             }
             self.wakes |= u32::from(ring.release()) << from;
@@ -488,64 +523,6 @@ const fn may_be_cut(body: &Body) -> bool {
         Body::Tcp(ip, _) | Body::Udp(ip, _) | Body::Icmp(ip, _) => !ip.whole,
         Body::Arp | Body::Igmp(..) | Body::Fragment(..) => false,
     }
-}
-
-/// The flow a frame is of, if it is of one that can be anywhere.
-fn key_of(net: &Net, body: &Body, head: &[u8]) -> Option<Key> {
-    if is_for_service(body) || membership(body).is_some() {
-        return None;
-    }
-    let key = |protocol, ip: &Ip, src, dst| Key {
-        protocol,
-        guest: ip.source(src),
-        remote: ip.destination(dst),
-    };
-    match body {
-        Body::Tcp(ip, segment) => Some(key(Protocol::Tcp, ip, segment.src_port, segment.dst_port)),
-        Body::Udp(ip, _) if flow::is_group(net, ip.dst) => None,
-        Body::Udp(ip, datagram) => {
-            Some(key(Protocol::Udp, ip, datagram.src_port, datagram.dst_port))
-        }
-        Body::Icmp(ip, message) => {
-            // Of memory that the guest cannot change any more.
-            let octets = head.get(message.octets.clone()).unwrap_or_default();
-            icmp_key(ip, message, octets.get(..quote::START).unwrap_or(octets))
-        }
-        Body::Arp | Body::Igmp(..) | Body::Fragment(..) => None,
-    }
-}
-
-/// What parts of a packet have in common, as if it were a flow.
-fn parts_key(ip: &Ip, part: &Fragment) -> Key {
-    Key {
-        protocol: Protocol::Echo,
-        guest: ip.source(part.id as u16),
-        remote: ip.destination((part.id >> 16) as u16),
-    }
-}
-
-/// The flow of an echo request, or the one that an error is about; `start` is the message's.
-fn icmp_key(ip: &Ip, message: &Message, start: &[u8]) -> Option<Key> {
-    let v4 = ip.src.is_ipv4();
-    if is_error(v4, message.kind) {
-        let quoted = Quoted::read(start, v4)?;
-        let protocol = match quoted.protocol {
-            TCP => Protocol::Tcp,
-            UDP => Protocol::Udp,
-            _ => return None,
-        };
-        return Some(Key {
-            protocol,
-            guest: quoted.dst,
-            remote: quoted.src,
-        });
-    }
-    let identifier = u16::from_be_bytes(*start.get(4..)?.first_chunk()?);
-    Some(Key {
-        protocol: Protocol::Echo,
-        guest: ip.source(identifier),
-        remote: ip.destination(identifier),
-    })
 }
 
 #[cfg(test)]

@@ -53,6 +53,9 @@ pub const FAILURES: usize = 16;
 /// Datagrams of others that may lie in a socket between bind(2) and connect(2).
 pub const STRAYS: usize = 256;
 
+/// Flows that wait to follow their frames; others have it noted again.
+pub const DRIFTERS: usize = 64;
+
 /// Requests one burst of frames may give rise to: as many flows ended as begun.
 const REQUESTS: usize = 2 * 8192;
 
@@ -148,8 +151,9 @@ pub struct Relay {
     pub(super) looks: usize,
     /// What services say, by [`Note::kind`](crate::service::Note::kind).
     pub(super) said: [RateLimit; Note::KINDS],
-    /// This relay's part, where several serve the guest.
+    /// This relay's part, where several serve the guest, and flows that are to go to others of these.
     pub(super) share: Option<Share>,
+    pub(super) drifters: Vec<(Key, usize)>,
 }
 
 impl Relay {
@@ -210,6 +214,7 @@ impl Relay {
             looks: LOOKS,
             said: [RateLimit::default(); Note::KINDS],
             share: None,
+            drifters: Vec::with_capacity(DRIFTERS),
         }
     }
 

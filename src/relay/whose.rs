@@ -1,0 +1,73 @@
+//! Which flow a frame is of, before anybody has looked into it for good.
+
+use super::kinds::{is_error, is_for_service, membership};
+use crate::{
+    config::Net,
+    flow::{self, Key},
+    net::{
+        Protocol,
+        number::{TCP, UDP},
+    },
+    wire::{
+        frame::{Body, Fragment, Ip, Message},
+        quote::{self, Quoted},
+    },
+};
+
+/// The flow a frame is of, if it is of one that can be anywhere.
+pub fn key_of(net: &Net, body: &Body, head: &[u8]) -> Option<Key> {
+    if is_for_service(body) || membership(body).is_some() {
+        return None;
+    }
+    let key = |protocol, ip: &Ip, src, dst| Key {
+        protocol,
+        guest: ip.source(src),
+        remote: ip.destination(dst),
+    };
+    match body {
+        Body::Tcp(ip, segment) => Some(key(Protocol::Tcp, ip, segment.src_port, segment.dst_port)),
+        Body::Udp(ip, _) if flow::is_group(net, ip.dst) => None,
+        Body::Udp(ip, datagram) => {
+            Some(key(Protocol::Udp, ip, datagram.src_port, datagram.dst_port))
+        }
+        Body::Icmp(ip, message) => {
+            // Of memory that the guest cannot change any more.
+            let octets = head.get(message.octets.clone()).unwrap_or_default();
+            icmp_key(ip, message, octets.get(..quote::START).unwrap_or(octets))
+        }
+        Body::Arp | Body::Igmp(..) | Body::Fragment(..) => None,
+    }
+}
+
+/// What parts of a packet have in common, as if it were a flow.
+pub fn parts_key(ip: &Ip, part: &Fragment) -> Key {
+    Key {
+        protocol: Protocol::Echo,
+        guest: ip.source(part.id as u16),
+        remote: ip.destination((part.id >> 16) as u16),
+    }
+}
+
+/// The flow of an echo request, or the one that an error is about; `start` is the message's.
+fn icmp_key(ip: &Ip, message: &Message, start: &[u8]) -> Option<Key> {
+    let v4 = ip.src.is_ipv4();
+    if is_error(v4, message.kind) {
+        let quoted = Quoted::read(start, v4)?;
+        let protocol = match quoted.protocol {
+            TCP => Protocol::Tcp,
+            UDP => Protocol::Udp,
+            _ => return None,
+        };
+        return Some(Key {
+            protocol,
+            guest: quoted.dst,
+            remote: quoted.src,
+        });
+    }
+    let identifier = u16::from_be_bytes(*start.get(4..)?.first_chunk()?);
+    Some(Key {
+        protocol: Protocol::Echo,
+        guest: ip.source(identifier),
+        remote: ip.destination(identifier),
+    })
+}

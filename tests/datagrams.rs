@@ -6,10 +6,13 @@ mod lab;
 
 use std::{
     collections::HashSet,
+    fs,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::AsFd,
     time::Duration,
 };
+
+use nix::sys::signal::Signal;
 
 use guest::{
     Icmp, Scene, Udp, Wire, both, fragment::part, frame::Ip, guest_addr, pattern, wire::framed,
@@ -284,6 +287,49 @@ fn datagrams_sent_as_one_arrive_one_by_one() {
     }
 }
 
+/// Sends datagrams, numbered by their first octet, while the translator stands still. Returns how many reach the guest with
+/// no pause longer than `patience`: the first ones.
+fn arrive_late(scene: &Scene, server: &UdpSocket, count: u8, patience: Duration) -> u8 {
+    scene.translator.signal(Signal::SIGSTOP);
+    let stat = format!("/proc/{}/stat", scene.translator.pid());
+    let stands = || fs::read_to_string(&stat).unwrap().contains(") T ");
+    assert!(wait_until(LONG, stands), "it does not stop");
+    for number in 0..count {
+        server.send(&[number; 1000]).unwrap();
+    }
+    scene.translator.signal(Signal::SIGCONT);
+    let mut arrived = 0;
+    while arrived < count
+        && let Some(frame) = scene.wire.recv(patience)
+    {
+        if let Some(datagram) = Udp::of_frame(&frame) {
+            assert!(datagram.payload == [arrived; 1000], "not {arrived}");
+            arrived += 1;
+        }
+    }
+    arrived
+}
+
+/// What comes while we wait for a processor is kept for us: once a flow's socket was found crowded it holds more than is usual,
+/// which is fewer than a hundred datagrams.
+#[test]
+fn a_crowded_socket_gets_more_room() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for addr in both(INTERNET4, INTERNET6, 9) {
+        let server = udp_socket(&scene.world.outside, addr);
+        let local = guest_addr(addr, 50_000);
+        scene.wire.send(&Udp::new(local, addr, b"go").frame());
+        let (_, peer) = server.recv_from(&mut [0; 8]).unwrap();
+        server.connect(peer).unwrap();
+        // A flow that is new takes one by one, and is not found crowded.
+        let whole = wait_until(LONG, || {
+            assert_eq!(arrive_late(&scene, &server, 80, LONG), 80, "{addr}");
+            arrive_late(&scene, &server, 160, QUIET) == 160
+        });
+        assert!(whole, "{addr}");
+    }
+}
+
 /// A row that the kernel will not cut (the route's MTU is smaller than it was) leaves one by one, from then on.
 #[test]
 fn rows_that_the_kernel_refuses_leave_one_by_one() {
@@ -328,9 +374,9 @@ fn flows_live_as_long_as_the_hosts_connection_tracking_says() {
     let Some(world) = World::pod() else { return };
     let timeouts = ["udp_timeout", "udp_timeout_stream"]
         .map(|name| format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
-    let set = world.pod.run(|| {
-        std::fs::write(&timeouts[0], "1").is_ok() && std::fs::write(&timeouts[1], "4").is_ok()
-    });
+    let set = world
+        .pod
+        .run(|| fs::write(&timeouts[0], "1").is_ok() && fs::write(&timeouts[1], "4").is_ok());
     if !set {
         println!("skipped: no connection tracking here");
         return;

@@ -7,6 +7,7 @@
 //! does: memory that is always one's own is cheaper to write than any that is shared. It is this program started again, UNIX socket as standard input, TCP as output.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, ErrorKind, Read, Write},
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
@@ -28,16 +29,16 @@ use nix::sys::{
 use passt_rs::wire::checksum::Sum;
 use socket2::SockRef;
 
-use crate::{cpu, lab::Host, load::Sample, world::pin_process};
+use crate::{cpu, floor_udp, lab::Host, load::Sample, world::pin_process};
 
 /// First argument that makes this program the floor instead of the benchmark.
 pub(crate) const ROLE: &str = "floor-process";
 
 /// Bytes per burst.
-const BURST: usize = 256 * 1024;
+pub(crate) const BURST: usize = 256 * 1024;
 
 /// Send buffer of the UNIX socket towards the guest; the kernel caps it at `net.core.wmem_max`.
-const UNIX_SEND_BUFFER: usize = 1024 * 1024;
+pub(crate) const UNIX_SEND_BUFFER: usize = 1024 * 1024;
 
 /// Length word, Ethernet, IPv4 and TCP header: what stands before each payload on the UNIX socket.
 const HEADERS: usize = 4 + 14 + 20 + 20;
@@ -46,7 +47,7 @@ const HEADERS: usize = 4 + 14 + 20 + 20;
 const IN_MTU: usize = 40;
 
 /// Most iovecs of one call (Linux `UIO_MAXIOV`).
-const MOST_IOVECS: usize = 1024;
+pub(crate) const MOST_IOVECS: usize = 1024;
 
 /// Octets of a segment in a virtqueue.
 const SEGMENT: usize = 64 * 1024;
@@ -82,11 +83,13 @@ pub(crate) fn measure(
     let shared = File::from(memfd_create("buffers", MFdFlags::empty())?);
     shared.set_len(BUFFERS as u64)?;
     let call = EventFd::from_flags(EfdFlags::empty())?;
-    let descriptors = [shared.as_raw_fd(), call.as_raw_fd()];
-    let process = start(up, mtu, descriptors, guest_side, near)?;
-    if let Some(cpu) = pin {
-        pin_process(process.0.id(), |at| at == cpu);
-    }
+    let words = [
+        if up { "up" } else { "down" }.to_owned(),
+        mtu.unwrap_or(0).to_string(),
+        shared.as_raw_fd().to_string(),
+        call.as_raw_fd().to_string(),
+    ];
+    let process = start(&words, guest_side.into(), near.into(), pin)?;
     let arrived = AtomicU64::new(0);
     let sample = thread::scope(|scope| {
         match (up, mtu) {
@@ -111,7 +114,7 @@ pub(crate) fn measure(
             (
                 Instant::now(),
                 arrived.load(Relaxed),
-                cpu::time_of(process.0.id()),
+                cpu::time_of(process.id()),
             )
         };
         thread::sleep(warm_up);
@@ -136,7 +139,14 @@ pub(crate) fn measure(
     Ok(sample)
 }
 
-struct Process(Child);
+/// A floor's process, for as long as this lives.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -145,26 +155,31 @@ impl Drop for Process {
     }
 }
 
-fn start(
-    up: bool,
-    mtu: Option<u32>,
-    descriptors: [RawFd; 2],
-    unix: UnixStream,
-    tcp: TcpStream,
+/// Starts this program as the floor, on the CPU `pin`, with the guest's side as standard input and the host's as output.
+pub(crate) fn start(
+    words: &[impl AsRef<OsStr>],
+    guest: OwnedFd,
+    host: OwnedFd,
+    pin: Option<usize>,
 ) -> io::Result<Process> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .arg(ROLE)
-        .arg(if up { "up" } else { "down" })
-        .arg(mtu.unwrap_or(0).to_string())
-        .args(descriptors.map(|fd| fd.to_string()))
-        .stdin(Stdio::from(OwnedFd::from(unix)))
-        .stdout(Stdio::from(OwnedFd::from(tcp)));
-    Ok(Process(command.spawn()?))
+        .args(words)
+        .stdin(Stdio::from(guest))
+        .stdout(Stdio::from(host));
+    let process = Process(command.spawn()?);
+    if let Some(cpu) = pin {
+        pin_process(process.id(), |at| at == cpu);
+    }
+    Ok(process)
 }
 
 /// The floor process itself: runs until a socket ends.
 pub(crate) fn process(arguments: &[String]) -> io::Result<()> {
+    if floor_udp::is_ours(arguments) {
+        return floor_udp::process(arguments);
+    }
     let [direction, mtu, shared, call] = arguments else {
         return Err(ErrorKind::InvalidInput.into());
     };
@@ -312,7 +327,7 @@ fn carry_down(unix: &UnixStream, tcp: &TcpStream, segment: usize) -> io::Result<
     }
 }
 
-fn vector(bytes: &mut [u8]) -> libc::iovec {
+pub(crate) fn vector(bytes: &mut [u8]) -> libc::iovec {
     libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: bytes.len(),
@@ -320,7 +335,7 @@ fn vector(bytes: &mut [u8]) -> libc::iovec {
 }
 
 /// Send all of it; the socket blocks, so a call rarely takes less than everything.
-fn send_all(socket: RawFd, mut vectors: &mut [libc::iovec]) -> io::Result<()> {
+pub(crate) fn send_all(socket: RawFd, mut vectors: &mut [libc::iovec]) -> io::Result<()> {
     while !vectors.is_empty() {
         // SAFETY: all bytes zero are a valid msghdr.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

@@ -310,6 +310,23 @@ impl Load<'_> {
         Ok(measured.operations(latencies))
     }
 
+    /// A flood of single datagrams between a guest's socket and a server's that know each other.
+    pub(crate) fn flood_of(
+        &self,
+        workload: Workload,
+        [guest, server]: [&UdpSocket; 2],
+    ) -> io::Result<Sample> {
+        let (up, len) = match workload {
+            Workload::UdpDown => (false, DATAGRAM),
+            Workload::UdpUp => (true, DATAGRAM),
+            Workload::UdpDown64 => (false, SMALL),
+            Workload::UdpUp64 => (true, SMALL),
+            _ => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        let (from, to) = if up { (guest, server) } else { (server, guest) };
+        self.flood_between(from, to, up, len, 1)
+    }
+
     fn flood(&self, up: bool, len: usize, segments: usize) -> io::Result<Sample> {
         let (guest, server) = self.datagram_pair()?;
         let (from, to) = if up {
@@ -317,11 +334,23 @@ impl Load<'_> {
         } else {
             (&server, &guest)
         };
+        self.flood_between(from, to, up, len, segments)
+    }
+
+    /// A flood from one socket to another, which know each other.
+    fn flood_between(
+        &self,
+        from: &UdpSocket,
+        to: &UdpSocket,
+        up: bool,
+        len: usize,
+        segments: usize,
+    ) -> io::Result<Sample> {
         if segments > 1 {
             nix::sys::socket::setsockopt(from, UdpGsoSegment, &(len as i32))?;
         }
         let payload = vec![0; segments * len];
-        let (arrived, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let stop = AtomicBool::new(false);
         let measured = thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Relaxed) {
@@ -332,17 +361,12 @@ impl Load<'_> {
             scope.spawn(|| {
                 let mut datagram = [0; DATAGRAM];
                 while !stop.load(Relaxed) {
-                    if to.recv(&mut datagram).is_ok() {
-                        arrived.fetch_add(1, Relaxed);
-                    }
+                    let _ = to.recv(&mut datagram);
                 }
             });
-            let measured = if up {
-                // Carried is what reached its socket, though the server may be too slow to read it.
-                self.measure_by(|| datagrams(self.server))
-            } else {
-                self.measure(&arrived)
-            };
+            // Carried is what reached its socket, though who reads it may be too slow.
+            let end = if up { self.server } else { self.guest.host() };
+            let measured = self.measure_by(|| datagrams(end));
             stop.store(true, Relaxed);
             measured
         });

@@ -17,6 +17,7 @@ mod lab;
 
 mod cpu;
 mod floor;
+mod floor_udp;
 mod load;
 mod plot;
 mod report;
@@ -32,6 +33,7 @@ use std::{
 
 use clap::Parser;
 
+use kernel_guest::KernelGuest;
 use lab::front_end::{Driver, LINUX};
 use load::{Load, Sample, Workload};
 use report::{Pair, Row};
@@ -196,6 +198,28 @@ fn measure(arguments: &Arguments, world: &World, mtu: u32) -> Vec<Row> {
     rows
 }
 
+/// What is to be carried between a guest and its server by this process.
+fn load<'a>(
+    arguments: &'a Arguments,
+    world: &'a World,
+    guest: &'a KernelGuest,
+    translator: u32,
+) -> Load<'a> {
+    let (server, bind, target) = world.server(arguments.remote, arguments.ipv6);
+    Load {
+        guest,
+        server,
+        bind,
+        target,
+        translator,
+        congestion: &arguments.congestion,
+        flows: arguments.flows,
+        held: arguments.held,
+        warm_up: Duration::from_secs_f64(arguments.warm_up),
+        time: Duration::from_secs_f64(arguments.seconds),
+    }
+}
+
 /// One workload on one translator; what went wrong is said and makes no sample.
 fn one(
     arguments: &Arguments,
@@ -204,19 +228,7 @@ fn one(
     workload: Workload,
     who: &str,
 ) -> Option<Sample> {
-    let (server, bind, target) = world.server(arguments.remote, arguments.ipv6);
-    let load = Load {
-        guest: &subject.guest,
-        server,
-        bind,
-        target,
-        translator: subject.translator.pid(),
-        congestion: &arguments.congestion,
-        flows: arguments.flows,
-        held: arguments.held,
-        warm_up: Duration::from_secs_f64(arguments.warm_up),
-        time: Duration::from_secs_f64(arguments.seconds),
-    };
+    let load = load(arguments, world, &subject.guest, subject.translator.pid());
     let relay_before = subject.guest.relay_cpu();
     let dropped_before = subject.guest.dropped_at_device();
     let result = load.run(workload);
@@ -245,23 +257,31 @@ fn one(
 }
 
 fn floor_for(arguments: &Arguments, world: &World, workload: Workload, mtu: u32) -> Option<Sample> {
-    let up = match workload {
-        Workload::Down => false,
-        Workload::Up => true,
-        _ => return None,
-    };
     if arguments.no_floor {
         return None;
     }
-    let result = floor::measure(
-        &world.hosts.pod,
-        up,
-        (!arguments.vhost_user).then_some(mtu),
-        &arguments.congestion,
-        arguments.pin,
-        Duration::from_secs_f64(arguments.warm_up),
-        Duration::from_secs_f64(arguments.seconds),
-    );
+    let result = match workload {
+        Workload::Down | Workload::Up => floor::measure(
+            &world.hosts.pod,
+            workload == Workload::Up,
+            (!arguments.vhost_user).then_some(mtu),
+            &arguments.congestion,
+            arguments.pin,
+            Duration::from_secs_f64(arguments.warm_up),
+            Duration::from_secs_f64(arguments.seconds),
+        ),
+        // Where its guest is as the translators' is.
+        _ if arguments.vhost_user || arguments.remote || arguments.ipv6 => return None,
+        _ => floor_udp::measure(
+            world,
+            workload,
+            mtu,
+            arguments.pin,
+            |guest, floor, sockets| {
+                load(arguments, world, guest, floor).flood_of(workload, sockets)
+            },
+        )?,
+    };
     match &result {
         Ok(sample) => say("floor", workload, sample, ""),
         Err(error) => println!("floor {:<9} failed: {error}", report::name(workload)),

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// What the guest calls the pod's loopback.
-const LOCAL4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub(crate) const LOCAL4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const LOCAL6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x9a55, 0, 0, 0, 0, 2);
 
 /// Pod and outside host.

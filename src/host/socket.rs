@@ -364,6 +364,15 @@ pub fn receive_segments(socket: &impl AsFd) {
     let _ = sockopt::set_receive_segments(socket.as_fd());
 }
 
+/// Octets a roomy UDP socket holds, as far as the system allows (rmem_max): what a fast sender sends while we wait for a
+/// processor.
+const ROOMY: usize = 1 << 20;
+
+/// Has a UDP socket hold more than is usual.
+pub fn make_roomy(socket: &impl AsFd) {
+    let _ = SockRef::from(socket).set_recv_buffer_size(ROOMY);
+}
+
 /// Lets a socket send in this manner; `now` is how it sends so far, `None` if it is new.
 pub fn set_manner(socket: &impl AsFd, v6: bool, now: &mut Option<Manner>, manner: Manner) {
     if *now == Some(manner) {

@@ -245,6 +245,8 @@ pub struct UdpFlow {
     pub starved: bool,
     /// Nothing goes to the guest yet: it is not found.
     pub waits: bool,
+    /// The socket holds more than is usual.
+    pub roomy: bool,
     /// The socket is bound to the guest's port.
     pub bound: bool,
     /// Until when its socket may bring what others sent, as it was bound before it was connected: it heard everybody, and what
@@ -340,6 +342,7 @@ impl UdpFlow {
             readable: false,
             starved: false,
             waits: false,
+            roomy: false,
             bound: false,
             fresh: None,
         }

@@ -89,6 +89,8 @@ pub struct Relay {
     pub(super) limits: Limits,
     /// How many datagram flows have sockets bound to each port.
     pub(super) sharing: Box<[u16]>,
+    /// How many of them have sockets that hold more than is usual.
+    pub(super) roomy: usize,
     pub(super) wheel: Wheel,
     pub(super) pool: Pool,
     pub(super) disorders: Spare<Disorder>,
@@ -173,6 +175,7 @@ impl Relay {
             census: Census::new(limits.flows),
             limits,
             sharing: vec![0; 1 << 16].into_boxed_slice(),
+            roomy: 0,
             wheel: Wheel::new(limits.flows),
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),
             disorders: Spare::new(DISORDERS.min(limits.flows)),

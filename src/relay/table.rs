@@ -266,6 +266,9 @@ impl Relay {
         {
             *sharing = sharing.saturating_sub(1);
         }
+        if matches!(&flow, Flow::Udp(flow) if flow.roomy) {
+            self.roomy = self.roomy.saturating_sub(1);
+        }
         self.wheel.disarm(id.slot);
         if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
             self.pool.release(std::mem::take(spill));

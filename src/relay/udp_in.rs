@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     flow::{Id, Key},
+    host::socket,
     link::{Flushed, Outbox, Rooms},
     net::{Now, number::UDP},
     sys::{
@@ -24,6 +25,14 @@ use crate::{
 /// Octets that one flow may hand to the guest before it is another's turn, and datagrams.
 const TURN: usize = 256 * 1024;
 const TURN_DATAGRAMS: usize = 256;
+
+/// Octets, or datagrams, that waited in a socket together, by which it is known to be crowded: as many again do not fit into
+/// the kernel's usual buffer, with what each takes besides.
+const CROWD: usize = 64 * 1024;
+const CROWD_DATAGRAMS: usize = 64;
+
+/// Sockets that hold more than is usual, at most.
+const ROOMY: usize = 64;
 
 /// The smallest MTU at which a datagram's fragments fit the room it was received in.
 const ROOMY_MTU: u16 = 1280;
@@ -79,6 +88,7 @@ impl Relay {
                         datagrams += 1;
                         self.udp_deliver(&key, &template, &rooms, at, *datagram, outbox);
                     }
+                    self.make_roomy(id, octets, datagrams);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     flow.readable = false;
@@ -96,6 +106,20 @@ impl Relay {
             datagrams += 1;
         }
         self.starve(id);
+    }
+
+    /// A socket that so much has waited in gets more room: what comes faster than we have a processor is lost there.
+    fn make_roomy(&mut self, id: Id, octets: usize, datagrams: usize) {
+        let crowded = octets >= CROWD || datagrams >= CROWD_DATAGRAMS;
+        if crowded
+            && self.roomy < ROOMY
+            && let Some(Flow::Udp(flow)) = self.flows.get_mut(id)
+            && !flow.roomy
+        {
+            socket::make_roomy(&flow.socket);
+            flow.roomy = true;
+            self.roomy += 1;
+        }
     }
 
     /// Hands over what one room has received.

@@ -76,6 +76,8 @@ reasons! {
     Share = "share of peers used up",
     /// More new flows at once than can have their turn soon.
     Backlog = "too many new flows at once",
+    /// Others make way for the guest's new flows no faster; it will ask again.
+    Turnover = "too many new flows in place of others",
     /// The socket could not be opened, bound or connected.
     Socket = "no socket to be had",
     /// The host's socket would not take a datagram.

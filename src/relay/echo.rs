@@ -92,14 +92,16 @@ impl Relay {
         };
         let id = match self.find(&key) {
             Some(id) => id,
-            None if self.begin().is_err() => return Err(Why::Backlog),
-            None => match self.echo_open(key, now)? {
-                Ok(id) => id,
-                Err(fault) => {
-                    self.echo_refused(&key, fault, packet, octets, inbox, outbox);
-                    return Err(Why::Socket);
+            None => {
+                self.begin(&key, now)?;
+                match self.echo_open(key, now)? {
+                    Ok(id) => id,
+                    Err(fault) => {
+                        self.echo_refused(&key, fault, packet, octets, inbox, outbox);
+                        return Err(Why::Socket);
+                    }
                 }
-            },
+            }
         };
         self.echo_send(id, &key, packet, octets, inbox, outbox, now)
     }

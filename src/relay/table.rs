@@ -17,7 +17,7 @@ use crate::{
     config::Net,
     flow::{Id, Key},
     host::socket,
-    net::Why,
+    net::{Now, Protocol, Why},
     proto::tcp::Phase,
     sys::reason,
 };
@@ -92,6 +92,28 @@ impl Relay {
                 Err(Why::NoFlow)
             }
         }
+    }
+
+    /// Whether there is room or a descriptor for another flow only where one ends.
+    pub(super) fn is_full(&self) -> bool {
+        let all = self.flows.capacity();
+        let room = self.share.as_ref().map_or(all, Share::room);
+        self.flows.len() >= self.scarce.unwrap_or(all).min(room).min(all)
+    }
+
+    /// Whether this flow of the guest's may begin in place of another now. Connections and echo requests are asked for again if
+    /// not; datagrams are not, and flows of theirs are cheap.
+    pub(super) fn may_replace(&mut self, key: &Key, now: Now) -> bool {
+        if key.protocol == Protocol::Udp || self.turnover.admits(key, now) {
+            return true;
+        }
+        if is_news(&mut self.hurried, self.turn) {
+            let flows = self.flows.len();
+            log::warn!(
+                "Too many new flows of the guest in place of others ({flows} flows): some have to be asked for again"
+            );
+        }
+        false
     }
 
     /// Takes room for another flow, in favour of which others may have to end. `false` if there is none.
@@ -206,9 +228,13 @@ impl Relay {
         match open(&self.net) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
                 self.evict_at_once();
+                self.scarce = Some(self.flows.len());
                 open(&self.net)
             }
-            opened => opened,
+            opened => {
+                self.scarce.take_if(|flows| self.flows.len() >= *flows);
+                opened
+            }
         }
     }
 

@@ -28,6 +28,9 @@ const ECHO: u16 = 7;
 /// Descriptors of the translator: so few that attacks reach the end of them before they are watched.
 const FILES: u32 = 1024;
 
+/// Flows that begin in place of others in a second, at most.
+const REPLACED: u64 = 1000;
+
 /// What resident memory may grow by while an attack goes on, in KiB: some pages of tables not touched before.
 const GROWTH: u64 = 1024;
 
@@ -88,6 +91,26 @@ impl Siege {
         self.withstand(name, |stop| raw.flood(rate(), stop, frame));
     }
 
+    /// The same with frames that each begin a flow, far more than there may be: some make way for others, not all as fast as
+    /// they come. `begun` is the kernel's counter of those that did.
+    pub fn flood_of_flows(
+        &mut self,
+        name: &str,
+        begun: (&str, &str),
+        frame: impl FnMut(u64) -> Vec<u8> + Send,
+    ) {
+        let start = Instant::now();
+        let before = self.world.pod.counter("snmp", begun.0, begun.1);
+        self.flood(name, frame);
+        let begun = self.world.pod.counter("snmp", begun.0, begun.1) - before;
+        let seconds = start.elapsed().as_secs();
+        println!("{name}: {begun} flows began in {seconds} s");
+        let most = u64::from(FILES) + REPLACED * (seconds + 2);
+        assert!(begun <= most, "{begun} flows in {seconds} s");
+        self.translator
+            .expect_log("Too many new flows of the guest in place of others");
+    }
+
     /// Lets an attack go on until it is told to stop, and sees what it does. It returns how often it struck.
     pub fn withstand(&mut self, name: &str, attack: impl FnOnce(&AtomicBool) -> u64 + Send) {
         let before = self.victim.rate();
@@ -129,7 +152,7 @@ impl Siege {
 
     /// A new connection is served, beside whatever goes on; an attack that takes all there is may have it tried again.
     fn assert_answers(&self) {
-        let mut last = String::new();
+        let (mut last, start) = (String::new(), Instant::now());
         let answered = wait_until(LONG, || match self.ask() {
             Ok(answer) => answer == *b"still there?",
             Err(error) => {
@@ -138,6 +161,7 @@ impl Siege {
             }
         });
         assert!(answered, "no new connection: {last}");
+        println!("a new connection is answered in {:.1?}", start.elapsed());
     }
 
     fn ask(&self) -> io::Result<[u8; 12]> {

@@ -98,7 +98,7 @@ impl Relay {
         if key.guest.port == 0 {
             return Err(Why::PortZero);
         }
-        self.begin()?;
+        self.begin(&key, now)?;
         let peer = Peer {
             endpoint: target.addr,
             scope: target.scope,

@@ -193,7 +193,7 @@ impl Relay {
             endpoint: Endpoint::new(target.addr.addr, 0),
             scope: target.scope,
         };
-        let socket = match self.open_socket(|net| socket::echo(peer, &net.outbound)) {
+        let socket = match self.open_socket(&key, now, |net| socket::echo(peer, &net.outbound)) {
             Ok(socket) => socket,
             Err(error) => {
                 self.make_do(&error);

@@ -223,18 +223,35 @@ impl Relay {
         }
     }
 
-    /// Opens a socket, and for want of descriptors once more, after a flow has given up its own.
-    pub(super) fn open_socket<T>(&mut self, open: impl Fn(&Net) -> io::Result<T>) -> io::Result<T> {
-        match open(&self.net) {
+    /// Opens a socket for a flow of the guest's that may [`begin`](Relay::begin), and for want of descriptors once more, after a
+    /// flow has given up its own.
+    pub(super) fn open_socket<T>(
+        &mut self,
+        key: &Key,
+        now: Now,
+        open: impl Fn(&Net) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let was_full = self.is_full();
+        let error = match open(&self.net) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                self.evict_at_once();
-                self.scarce = Some(self.flows.len());
-                open(&self.net)
+                error
             }
             opened => {
                 self.scarce.take_if(|flows| self.flows.len() >= *flows);
-                opened
+                return opened;
             }
+        };
+        self.gave_up = Some(self.turn);
+        // Where it was not known before, nobody has asked.
+        let replaces = was_full || self.may_replace(key, now);
+        if replaces {
+            self.evict_at_once();
+        }
+        self.scarce = Some(self.flows.len());
+        if replaces {
+            open(&self.net)
+        } else {
+            Err(error)
         }
     }
 

@@ -53,12 +53,17 @@ pub struct Siege {
 impl Siege {
     /// `None` when the test is not to go on here.
     pub fn lay(args: &[&str]) -> Option<Self> {
+        Self::lay_among(FILES, args)
+    }
+
+    /// The same with so many descriptors of the translator.
+    pub fn lay_among(files: u32, args: &[&str]) -> Option<Self> {
         let world = World::pod()?;
         let endless = TcpServer::start(&world.outside, (INTERNET4, ENDLESS), |mut stream| {
             while stream.write_all(&[0; 1 << 16]).is_ok() {}
         });
         let echo = TcpServer::echo(&world.outside, (INTERNET4, ECHO));
-        let setup = Setup::new(args).limit_files(FILES);
+        let setup = Setup::new(args).limit_files(files);
         let (translator, guest);
         if by_vhost_user() {
             // As a Linux guest's own driver would.

@@ -109,7 +109,9 @@ impl Relay {
             id: ip.id,
             manner: Manner::of(ip),
         };
-        let opened = self.open_socket(|net| socket::tcp(peer, &net.outbound, syn.manner));
+        let opened = self.open_socket(&key, now, |net| {
+            socket::tcp(peer, &net.outbound, syn.manner)
+        });
         let (socket, connected) = match opened {
             Ok(opened) => opened,
             Err(error) => {

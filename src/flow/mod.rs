@@ -19,6 +19,7 @@ mod quota;
 pub mod ring;
 mod spare;
 mod table;
+mod turnover;
 mod wheel;
 
 pub use census::Census;
@@ -32,4 +33,5 @@ pub use pool::{Chain, Pool};
 pub use quota::Quota;
 pub use spare::{Lent, Spare};
 pub use table::Table;
+pub use turnover::Turnover;
 pub use wheel::Wheel;

@@ -140,12 +140,15 @@ mod tests {
         ]
     }
 
+    /// An interpreter (Miri) takes a thousand times as long.
+    const STEPS: usize = if cfg!(miri) { 40 } else { 400 };
+
     proptest! {
         /// Whatever the others have: who has less than its part gets more, and all together never have too many.
         #[test]
         fn nobody_can_keep_another_from_its_part(
             most in 0_usize..40,
-            steps in prop::collection::vec(step(), 0..400),
+            steps in prop::collection::vec(step(), 0..STEPS),
         ) {
             let quota = Quota::new(most, MEMBERS);
             let mut model = [0; MEMBERS];
@@ -202,13 +205,14 @@ mod tests {
     #[test]
     fn threads_together_never_have_too_many() {
         const MOST: usize = 60;
+        const ROUNDS: usize = if cfg!(miri) { 200 } else { 20_000 };
         let quota = Arc::new(Quota::new(MOST, 3));
         quota.divide(|_| true);
         let threads: Vec<_> = (0..3)
             .map(|me| {
                 let quota = Arc::clone(&quota);
                 thread::spawn(move || {
-                    for round in 0..20_000 {
+                    for round in 0..ROUNDS {
                         let had = flows(&quota)[me];
                         let taken = quota.take(me);
                         assert!(taken || had >= MOST / 6);

@@ -80,6 +80,8 @@ reasons! {
     Gone = "flow ended meanwhile",
     /// Too many peers of a forwarded port look the same to the guest.
     Alike = "peers look the same",
+    /// Others make way for the guest's new flows no faster; it will ask again.
+    Turnover = "too many new flows in place of others",
     /// The socket could not be opened, bound or connected.
     Socket = "no socket to be had",
     /// The host would not send a datagram, for another reason than a full socket or its size.

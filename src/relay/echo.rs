@@ -89,14 +89,16 @@ impl Relay {
         };
         let id = match self.find(&key) {
             Some(id) => id,
-            None if self.begin().is_err() => return Err(Why::Backlog),
-            None => match self.echo_open(key, now)? {
-                Ok(id) => id,
-                Err(fault) => {
-                    self.echo_refused(&key, fault, packet, octets, inbox, outbox);
-                    return Err(Why::Socket);
+            None => {
+                self.begin(&key, now)?;
+                match self.echo_open(key, now)? {
+                    Ok(id) => id,
+                    Err(fault) => {
+                        self.echo_refused(&key, fault, packet, octets, inbox, outbox);
+                        return Err(Why::Socket);
+                    }
                 }
-            },
+            }
         };
         self.echo_send(id, &key, packet, octets, inbox, outbox, now)
     }
@@ -188,7 +190,7 @@ impl Relay {
             endpoint: Endpoint::new(target.addr.addr, 0),
             scope: target.scope,
         };
-        let socket = match self.open_socket(|net| socket::echo(peer, &net.outbound)) {
+        let socket = match self.open_socket(&key, now, |net| socket::echo(peer, &net.outbound)) {
             Ok(socket) => socket,
             Err(error) => {
                 self.make_do(&error);

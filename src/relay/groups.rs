@@ -223,12 +223,13 @@ impl Relay {
         } else {
             source.port
         };
-        let socket = self.open_socket(|net| group::sender(peer, &net.outbound, port));
+        let key = unconnected(source);
+        let socket = self.open_socket(&key, now, |net| group::sender(peer, &net.outbound, port));
         let socket = socket.map_err(|error| {
             self.make_do(&error);
             Why::Socket
         })?;
-        let id = self.add_group(unconnected(source), socket, false, now);
+        let id = self.add_group(key, socket, false, now);
         let id = id.ok_or(Why::NoFlow)?;
         self.groups.senders.push(id);
         self.wheel.arm(id.slot, now + self.limits.udp_stream);

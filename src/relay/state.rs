@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Wheel},
+    flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Turnover, Wheel},
     host::{listen::Ports, socket::Features},
     link::Passed,
     net::{Drops, Mac, Now, Protocol, Span, Why},
@@ -86,6 +86,7 @@ pub struct Relay {
     pub(super) flows: Table<Flow>,
     /// Whose they are, and which can make room.
     pub(super) census: Census,
+    pub(super) turnover: Turnover,
     pub(super) limits: Limits,
     /// How many datagram flows have sockets bound to each port.
     pub(super) sharing: Box<[u16]>,
@@ -135,15 +136,17 @@ pub struct Relay {
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
     pub(super) away: Away,
-    /// When it was last warned of want of descriptors or room in the table, of peers with too many flows, and of sockets that
-    /// cannot be watched.
+    /// When it was last warned of want of descriptors or room in the table, of too many new flows in place of others, of peers
+    /// with too many flows, and of sockets that cannot be watched.
     pub(super) warned_full: OncePerMinute,
+    pub(super) warned_turnover: OncePerMinute,
     pub(super) warned_share: OncePerMinute,
     pub(super) warned_unwatched: OncePerMinute,
     /// Word of a client's MAC address.
     pub(super) sighted: RateLimit,
-    /// When a flow was last given up for want of what the system allows.
+    /// When a flow was last given up for want of what the system allows, and how many there were when descriptors ran out.
     pub(super) gave_up: Option<Now>,
+    pub(super) scarce: Option<usize>,
     /// The time of the current turn of the loop.
     pub(super) turn: Now,
     /// Octets that connections may send to the guest in what is left of it.
@@ -173,6 +176,7 @@ impl Relay {
             features,
             flows: Table::new(limits.flows),
             census: Census::new(limits.flows),
+            turnover: Turnover::default(),
             limits,
             sharing: vec![0; 1 << 16].into_boxed_slice(),
             roomy: 0,
@@ -207,9 +211,11 @@ impl Relay {
             echo_warned: false,
             away: Away::default(),
             warned_full: OncePerMinute::default(),
+            warned_turnover: OncePerMinute::default(),
             warned_share: OncePerMinute::default(),
             warned_unwatched: OncePerMinute::default(),
             gave_up: None,
+            scarce: None,
             sighted: RateLimit::default(),
             turn: Now(0),
             budget: BUDGET,
@@ -321,15 +327,18 @@ impl Relay {
         self.net = net;
     }
 
-    /// Whether the guest may begin a flow now, for which it has one beginning less.
+    /// Whether the guest may begin this flow now, for which it has one beginning less.
     ///
     /// # Errors
-    /// [`Why::Backlog`] where the packet is to wait for its turn.
-    pub(super) fn begin(&mut self) -> Result<(), Why> {
+    /// [`Why::Backlog`] where the packet is to wait for its turn, [`Why::Turnover`] where it is to be sent again.
+    pub(super) fn begin(&mut self, key: &Key, now: Now) -> Result<(), Why> {
         // What is worked off was here before what is in line.
         let in_line = self.backlog.held.is_some() && !self.backlog.is_empty();
         if in_line || self.beginnings == 0 {
             return Err(Why::Backlog);
+        }
+        if self.is_full() && !self.may_replace(key, now) {
+            return Err(Why::Turnover);
         }
         self.beginnings -= 1;
         Ok(())

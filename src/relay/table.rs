@@ -13,7 +13,7 @@ use crate::{
     config::Net,
     flow::{Id, Key},
     host::socket,
-    net::Why,
+    net::{Now, Protocol, Why},
     proto::tcp::Phase,
     sys::reason,
 };
@@ -88,6 +88,28 @@ impl Relay {
                 Err(Why::NoFlow)
             }
         }
+    }
+
+    /// Whether there is room or a descriptor for another flow only where one ends.
+    pub(super) fn is_full(&self) -> bool {
+        let all = self.flows.capacity();
+        let room = self.share.as_ref().map_or(all, Share::room);
+        self.flows.len() >= self.scarce.unwrap_or(all).min(room).min(all)
+    }
+
+    /// Whether this flow of the guest's may begin in place of another now. Connections and echo requests are asked for again if
+    /// not; datagrams are not, and flows of theirs are cheap.
+    pub(super) fn may_replace(&mut self, key: &Key, now: Now) -> bool {
+        if key.protocol == Protocol::Udp || self.turnover.admits(key, now) {
+            return true;
+        }
+        if self.warned_turnover.is_due(self.turn) {
+            let flows = self.flows.len();
+            log::warn!(
+                "Too many new flows of the guest in place of others ({flows} flows): some have to be asked for again"
+            );
+        }
+        false
     }
 
     /// Takes room for another flow, for which an older one ends if need be. `false` if there is none.
@@ -197,14 +219,35 @@ impl Relay {
         }
     }
 
-    /// Opens a socket, and for want of descriptors once more, after a flow has given up its own.
-    pub(super) fn open_socket<T>(&mut self, open: impl Fn(&Net) -> io::Result<T>) -> io::Result<T> {
-        match open(&self.net) {
+    /// Opens a socket for a flow of the guest's that may [`begin`](Relay::begin), and for want of descriptors once more, after a
+    /// flow has given up its own.
+    pub(super) fn open_socket<T>(
+        &mut self,
+        key: &Key,
+        now: Now,
+        open: impl Fn(&Net) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let was_full = self.is_full();
+        let error = match open(&self.net) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                self.evict_at_once();
-                open(&self.net)
+                error
             }
-            opened => opened,
+            opened => {
+                self.scarce.take_if(|flows| self.flows.len() >= *flows);
+                return opened;
+            }
+        };
+        self.gave_up = Some(self.turn);
+        // Where it was not known before, nobody has asked.
+        let replaces = was_full || self.may_replace(key, now);
+        if replaces {
+            self.evict_at_once();
+        }
+        self.scarce = Some(self.flows.len());
+        if replaces {
+            open(&self.net)
+        } else {
+            Err(error)
         }
     }
 

@@ -55,7 +55,7 @@ impl Relay {
         };
         let bound = self.sharing(key.guest.port) < SHARING;
         let port = if bound { key.guest.port } else { 0 };
-        let opened = self.open_socket(|net| socket::udp(peer, &net.outbound, port));
+        let opened = self.open_socket(&key, now, |net| socket::udp(peer, &net.outbound, port));
         let socket = match opened {
             Ok(socket) => socket,
             Err(error) => {

@@ -92,8 +92,10 @@ impl Relay {
         }
         let id = match self.find(&key) {
             Some(id) => id,
-            None if self.begin().is_err() => return Err(Why::Backlog),
-            None => self.udp_open(key, packet, outbox, now)?,
+            None => {
+                self.begin(&key, now)?;
+                self.udp_open(key, packet, outbox, now)?
+            }
         };
         let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
             return Err(Why::Gone);

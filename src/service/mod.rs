@@ -58,8 +58,11 @@ mod tests {
         matches!(answer, Answer::Reply(_))
     }
 
+    /// An interpreter (Miri) takes a thousand times as long.
+    const CASES: u32 = if cfg!(miri) { 4 } else { 2000 };
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig::with_cases(CASES))]
 
         #[test]
         fn arp_answers_anything_with_a_sound_frame_or_silence(

@@ -25,6 +25,9 @@ use crate::{
     },
 };
 
+/// Where the kernel counts connections that it was asked for.
+const CONNECTS: (&str, &str) = ("Tcp:", "ActiveOpens");
+
 /// An address of a guest that routes for a whole network: its own stack knows nothing of what comes back.
 fn spoofed(n: u64) -> SocketAddr {
     let [.., a, b, c, d] = mixed(n).to_be_bytes();
@@ -57,7 +60,7 @@ fn a_syn_flood_leaves_room_for_new_connections() {
     let hanging_up =
         thread::spawn(move || accepting.incoming().map_while(Result::ok).for_each(drop));
     let target = server.local_addr().unwrap();
-    siege.flood("SYN flood", |n| syn(spoofed(n), target));
+    siege.flood_of_flows("SYN flood", CONNECTS, |n| syn(spoofed(n), target));
     SockRef::from(&server).shutdown(Shutdown::Both).unwrap();
     hanging_up.join().unwrap();
 }
@@ -68,13 +71,26 @@ fn half_open_connections_by_the_thousand_make_way_for_others() {
     let Some(mut siege) = Siege::lay(&[]) else {
         return;
     };
-    siege.flood("half-open connections", |n| {
-        if n % 2 == 0 {
-            syn((POD4, port(n)).into(), (BLACKHOLE4, 80).into())
-        } else {
-            syn((POD6, port(n)).into(), (BLACKHOLE6, 80).into())
-        }
-    });
+    siege.flood_of_flows("half-open connections", CONNECTS, half_open);
+}
+
+/// As many, where there are fewer descriptors than the table has room for: sixteen at least.
+#[test]
+fn half_open_connections_make_way_for_others_for_want_of_descriptors() {
+    let Some(mut siege) = Siege::lay_among(28, &[]) else {
+        return;
+    };
+    siege.flood_of_flows("half-open, few descriptors", CONNECTS, half_open);
+    let log = siege.translator.log();
+    assert!(!log.contains("Flow table full"), "{log}");
+}
+
+fn half_open(n: u64) -> Vec<u8> {
+    if n.is_multiple_of(2) {
+        syn((POD4, port(n)).into(), (BLACKHOLE4, 80).into())
+    } else {
+        syn((POD6, port(n)).into(), (BLACKHOLE6, 80).into())
+    }
 }
 
 #[test]
@@ -120,7 +136,7 @@ fn echo_requests_with_every_identifier_take_turns() {
     let Some(mut siege) = Siege::lay(&[]) else {
         return;
     };
-    siege.flood("echo requests", |n| {
+    siege.flood_of_flows("echo requests", ("Icmp:", "OutEchos"), |n| {
         let to = if n % 2 == 0 { INTERNET4 } else { BLACKHOLE4 };
         Icmp::echo_request(POD4.into(), to.into(), n as u16, 1, &[7; 56]).frame()
     });

@@ -28,6 +28,9 @@ const ECHO: u16 = 7;
 /// Descriptors of the translator: so few that attacks reach the end of them before they are watched.
 const FILES: u32 = 1024;
 
+/// Flows that begin in place of others in a second, at most.
+const REPLACED: u64 = 1000;
+
 /// What resident memory may grow by while an attack goes on, in KiB: some pages of tables not touched before.
 const GROWTH: u64 = 1024;
 
@@ -50,12 +53,17 @@ pub struct Siege {
 impl Siege {
     /// `None` when the test is not to go on here.
     pub fn lay(args: &[&str]) -> Option<Self> {
+        Self::lay_among(FILES, args)
+    }
+
+    /// The same with so many descriptors of the translator.
+    pub fn lay_among(files: u32, args: &[&str]) -> Option<Self> {
         let world = World::pod()?;
         let endless = TcpServer::start(&world.outside, (INTERNET4, ENDLESS), |mut stream| {
             while stream.write_all(&[0; 1 << 16]).is_ok() {}
         });
         let echo = TcpServer::echo(&world.outside, (INTERNET4, ECHO));
-        let setup = Setup::new(args).limit_files(FILES);
+        let setup = Setup::new(args).limit_files(files);
         let (translator, guest);
         if by_vhost_user() {
             // As a Linux guest's own driver would.
@@ -86,6 +94,26 @@ impl Siege {
     pub fn flood(&mut self, name: &str, frame: impl FnMut(u64) -> Vec<u8> + Send) {
         let raw = Raw::open(self.guest.host(), DEVICE);
         self.withstand(name, |stop| raw.flood(rate(), stop, frame));
+    }
+
+    /// The same with frames that each begin a flow, far more than there may be: some make way for others, not all as fast as
+    /// they come. `begun` is the kernel's counter of those that did.
+    pub fn flood_of_flows(
+        &mut self,
+        name: &str,
+        begun: (&str, &str),
+        frame: impl FnMut(u64) -> Vec<u8> + Send,
+    ) {
+        let start = Instant::now();
+        let before = self.world.pod.counter("snmp", begun.0, begun.1);
+        self.flood(name, frame);
+        let begun = self.world.pod.counter("snmp", begun.0, begun.1) - before;
+        let seconds = start.elapsed().as_secs();
+        println!("{name}: {begun} flows began in {seconds} s");
+        let most = u64::from(FILES) + REPLACED * (seconds + 2);
+        assert!(begun <= most, "{begun} flows in {seconds} s");
+        self.translator
+            .expect_log("Too many new flows of the guest in place of others");
     }
 
     /// Lets an attack go on until it is told to stop, and sees what it does. It returns how often it struck.
@@ -129,7 +157,7 @@ impl Siege {
 
     /// A new connection is served, beside whatever goes on; an attack that takes all there is may have it tried again.
     fn assert_answers(&self) {
-        let mut last = String::new();
+        let (mut last, start) = (String::new(), Instant::now());
         let answered = wait_until(LONG, || match self.ask() {
             Ok(answer) => answer == *b"still there?",
             Err(error) => {
@@ -138,6 +166,7 @@ impl Siege {
             }
         });
         assert!(answered, "no new connection: {last}");
+        println!("a new connection is answered in {:.1?}", start.elapsed());
     }
 
     fn ask(&self) -> io::Result<[u8; 12]> {

@@ -87,7 +87,7 @@ impl Relay {
         if key.guest.port == 0 {
             return Err(Why::PortZero);
         }
-        self.begin()?;
+        self.begin(&key, now)?;
         let peer = Peer {
             endpoint: target.addr,
             scope: target.scope,
@@ -98,7 +98,9 @@ impl Relay {
             id: ip.id,
             manner: Manner::of(ip),
         };
-        let opened = self.open_socket(|net| socket::tcp(peer, &net.outbound, syn.manner));
+        let opened = self.open_socket(&key, now, |net| {
+            socket::tcp(peer, &net.outbound, syn.manner)
+        });
         let (socket, connected) = match opened {
             Ok(opened) => opened,
             Err(error) => {

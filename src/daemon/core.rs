@@ -17,7 +17,7 @@ use crate::{
     flow::Id,
     link::{Flushed, Inbox, Outbox, Received},
     net::{Now, Span},
-    relay::{Ready, Relay},
+    relay::{Ready, Relay, Request},
     sys::reason,
 };
 
@@ -45,6 +45,8 @@ pub(super) struct Core {
     /// How long to look for more after there was something, before sleeping, and when there was.
     pub(super) busy_poll: Span,
     worked: Now,
+    /// Shutdowns and closes that were asked for.
+    endings: Vec<Request>,
 }
 
 impl Core {
@@ -52,7 +54,8 @@ impl Core {
     ///
     /// # Errors
     /// Those of epoll_create(2).
-    pub(super) fn new(relay: Relay, start: Instant) -> io::Result<Self> {
+    pub(super) fn new(mut relay: Relay, start: Instant) -> io::Result<Self> {
+        let endings = Vec::with_capacity(relay.requests().capacity());
         Ok(Self {
             poll: Poll::new()?,
             relay,
@@ -65,6 +68,7 @@ impl Core {
             start,
             busy_poll: Span(0),
             worked: Now(0),
+            endings,
         })
     }
 
@@ -153,7 +157,7 @@ impl Core {
         let now = self.now();
         self.outbox.capture_burst(&self.inbox);
         let taken = self.relay.from_guest(&self.inbox, &mut self.outbox, now);
-        self.register();
+        self.begin();
         self.note_work(taken > 0);
         let left = self.inbox.frames() - taken;
         self.held_up = left > 0;
@@ -162,6 +166,7 @@ impl Core {
         }
         self.inbox.release();
         self.outbox.flush();
+        self.end();
         self.wake_others();
         (left == 0).then_some(received)
     }
@@ -175,8 +180,9 @@ impl Core {
             let now = self.now();
             self.relay.take_handed(&mut self.outbox, now);
             self.note_work(true);
-            self.register();
+            self.begin();
             self.outbox.flush();
+            self.end();
             self.wake_others();
         }
     }
@@ -202,11 +208,21 @@ impl Core {
             && self.outbox.flush() == Flushed::Done
     }
 
-    /// Carries out what the relay asked for, in order. Flows whose sockets cannot be watched end.
+    /// Carries out what the relay asked for, in order.
     pub(super) fn register(&mut self) {
+        self.begin();
+        self.end();
+    }
+
+    /// Carries out what the relay asked for, but for shutdowns and closes. Flows whose sockets cannot be watched end.
+    fn begin(&mut self) {
         let mut failed = Vec::new();
         loop {
             for request in self.relay.requests().drain(..) {
+                if matches!(request, Request::ShutDown(_) | Request::Close(_)) {
+                    self.endings.push(request);
+                    continue;
+                }
                 match requests::carry_out(self.poll.registry(), request) {
                     Ok(()) => {}
                     Err((Source::Flow(id), error)) => failed.push((id, error)),
@@ -222,6 +238,14 @@ impl Core {
                 self.relay.unwatched(id, &error, &mut self.outbox);
             }
             self.outbox.flush();
+        }
+    }
+
+    /// Carries out the rest, for which no guest need wait.
+    fn end(&mut self) {
+        for request in self.endings.drain(..) {
+            // Neither has anything to report.
+            let _ = requests::carry_out(self.poll.registry(), request);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 
 use mio::{Interest, Registry, unix::SourceFd};
+use nix::sys::socket::Shutdown;
 
 use super::event::Source;
 use crate::relay::Request;
@@ -23,6 +24,11 @@ pub fn carry_out(registry: &Registry, request: Request) -> Result<(), (Source, i
             let source = Source::Flow(id);
             let done = registry.reregister(&mut SourceFd(&fd), source.token(), all);
             return done.map_err(|error| (source, error));
+        }
+        Request::ShutDown(fd) => {
+            // Where the peer is gone already there is nobody to tell.
+            let _ = nix::sys::socket::shutdown(fd, Shutdown::Write);
+            return Ok(());
         }
         Request::Close(socket) => {
             drop(socket);

@@ -508,14 +508,6 @@ pub fn keep_alive(socket: &impl AsFd, silence: Span) {
     let _ = SockRef::from(socket).set_tcp_keepalive(&often);
 }
 
-/// Ends our half of a connection (shutdown(2)).
-///
-/// # Errors
-/// Those of shutdown(2): `NotConnected` when the peer is gone.
-pub fn shutdown(socket: &impl AsFd) -> io::Result<()> {
-    SockRef::from(socket).shutdown(std::net::Shutdown::Write)
-}
-
 /// Undoes [`reset_on_close`].
 pub fn close_in_order(socket: &impl AsFd) {
     let _ = SockRef::from(socket).set_linger(None);

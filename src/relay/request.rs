@@ -17,6 +17,9 @@ pub enum Request {
     Listen(RawFd, u32),
     /// Look again now, and let the kernel know that we wait for space to send (`epoll_ctl(2)`, EPOLL_CTL_MOD).
     Rewatch(RawFd, Id),
+    /// Tell the host that nothing more comes by this socket (shutdown(2)). The guest need not wait for that, nor for closing:
+    /// frames to it come first.
+    ShutDown(RawFd),
     /// Close this socket.
     Close(OwnedFd),
 }

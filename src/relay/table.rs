@@ -261,7 +261,7 @@ impl Relay {
         let raw = socket.as_raw_fd();
         let names = |request: &Request| match request {
             Request::Watch(fd, _) | Request::Hear(fd, _) | Request::Rewatch(fd, _) => *fd == raw,
-            Request::Listen(fd, _) => *fd == raw,
+            Request::Listen(fd, _) | Request::ShutDown(fd) => *fd == raw,
             Request::Close(_) => false,
         };
         if !before.iter().any(names) {

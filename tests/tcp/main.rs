@@ -15,6 +15,7 @@ mod refusal;
 mod scarce;
 mod turns;
 mod validity;
+mod windows;
 
 /// Octets of a bulk transfer.
 const BULK: usize = 8 << 20;

@@ -240,6 +240,9 @@ impl Play {
                     self.ports.retain(|(known, _)| *known != place);
                     self.ports.push((place, fd));
                 }
+                Request::ShutDown(fd) => {
+                    let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Write);
+                }
                 Request::Close(socket) => {
                     self.watched.remove(&socket.as_raw_fd());
                     drop(socket);

@@ -142,9 +142,9 @@ impl Conn {
         self.send.ends_at(self.send.una - 1)
     }
 
-    /// The largest payload of a segment from the guest, in octets.
+    /// The least window, in octets, that the largest segment of the guest fits in.
     pub fn largest_segment(&self) -> u32 {
-        u32::from(self.receive.mss)
+        self.receive.segment()
     }
 
     /// When [`Conn::expired`] wants to be called.

@@ -164,7 +164,8 @@ impl Receiver {
 
     /// The window to announce with the next segment, given the octets the host can take beyond `nxt`. Unscaled for a SYN.
     ///
-    /// The edge moves in useful steps only (RFC 9293, section 3.8.6.2.2), and never back.
+    /// The edge moves in useful steps only (RFC 9293, section 3.8.6.2.2), or if a guest that waits to send a whole segment then
+    /// may; and never back.
     pub fn announce(&mut self, free: u32, flags: Flags) -> u16 {
         let scaled = self.scale > 0 && !flags.has(Flags::SYN);
         let scale = if scaled { self.scale } else { 0 };
@@ -174,7 +175,8 @@ impl Receiver {
         // Whole units only, so that nothing is rounded while the window stays open.
         let wanted = self.nxt + (allowed >> scale << scale);
         let step = u32::from(self.mss).min(allowed / 2).max(1);
-        self.edge = if wanted.since(self.edge) >= step {
+        let frees = self.frees_segment(self.edge.since(self.nxt), wanted.since(self.nxt));
+        self.edge = if frees || wanted.since(self.edge) >= step {
             wanted
         } else {
             self.edge.max(self.nxt)
@@ -183,6 +185,17 @@ impl Receiver {
         let units = self.edge.since(self.nxt).div_ceil(1 << scale).min(65_535);
         self.shown = self.shown.max(self.nxt + (units << scale));
         units as u16
+    }
+
+    /// The least window, in octets, that the largest segment of the guest fits in: whole units.
+    pub fn segment(&self) -> u32 {
+        u32::from(self.mss).next_multiple_of(1 << self.scale)
+    }
+
+    /// Whether the largest segment fits a window of `then` octets, and does not fit the one of `now`.
+    fn frees_segment(&self, now: u32, then: u32) -> bool {
+        let mss = u32::from(self.mss);
+        now < mss && then >= mss
     }
 
     /// Octets the guest may still send.
@@ -197,7 +210,9 @@ impl Receiver {
         let gain = free
             .min(mss.saturating_mul(FRAMES))
             .saturating_sub(promised);
-        gain >= mss.min(free / 2).max(1) && (promised < mss.saturating_mul(2) || gain >= promised)
+        let useful = gain >= mss.min(free / 2).max(1);
+        useful && (promised < mss.saturating_mul(2) || gain >= promised)
+            || self.frees_segment(promised, free >> self.scale << self.scale)
     }
 }
 
@@ -295,6 +310,23 @@ mod tests {
         assert_eq!(receiver.edge, edge);
         receiver.announce(12_000, Flags::ACK);
         assert!(receiver.edge.after(edge));
+    }
+
+    /// A guest may wait for a window that fits a whole segment (RFC 9293, section 3.8.6.2.1): however little is missing.
+    #[test]
+    fn a_window_that_a_segment_fits_again_is_announced() {
+        for missing in [200, 700] {
+            let mut receiver = Receiver::new(Seq(7), 1460, true);
+            let whole = receiver.segment();
+            assert_eq!(whole, 1536);
+            receiver.announce(2 * whole, Flags::ACK);
+            receiver.take(2 * whole - (1460 - missing));
+            receiver.announce(0, Flags::ACK);
+            assert!(receiver.promised() < 1460 && !receiver.would_open(1459));
+            assert!(receiver.would_open(whole));
+            receiver.announce(whole, Flags::ACK);
+            assert!(receiver.promised() >= 1460);
+        }
     }
 
     #[test]

@@ -12,7 +12,6 @@ use super::super::{
 };
 use crate::{
     flow::{Id, Pool},
-    host::socket,
     link::{Inbox, Outbox, Slot},
     net::{Now, Why},
     proto::tcp::DELAY,
@@ -209,8 +208,8 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
-        // Where the peer is gone already there is nobody to tell.
-        let _ = socket::shutdown(&flow.socket);
+        self.requests
+            .push(Request::ShutDown(flow.socket.as_raw_fd()));
         flow.state.over |= flow.conn.shut_down();
     }
 

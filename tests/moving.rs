@@ -23,7 +23,7 @@ use lab::{
     wait_until,
 };
 use passt_rs::{
-    host::{helper::Helper, moving},
+    host::{moving, repair::Helper},
     proto::{
         repair::Command as Order,
         state::{Carried, HostSide, Options},

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use passt_rs::daemon::helper::{self, Failure};
+use passt_rs::daemon::passt_repair::{self, Failure};
 
 fn main() -> ExitCode {
     let argv: Vec<_> = std::env::args_os().collect();
@@ -14,10 +14,10 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     if matches!(path.to_str(), Some("-h" | "--help")) {
-        println!("{}", helper::HELP);
+        println!("{}", passt_repair::HELP);
         return ExitCode::SUCCESS;
     }
-    match helper::run(Path::new(path)) {
+    match passt_repair::run(Path::new(path)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(line)) => {
             eprintln!("{line}");

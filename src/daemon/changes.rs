@@ -10,7 +10,7 @@ use crate::{
     host::{
         facts,
         monitor::Monitor,
-        watch::{Reader, Said},
+        resolv_watch::{Reader, Said},
     },
     net::{Now, Span},
 };

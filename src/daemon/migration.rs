@@ -14,7 +14,7 @@ use nix::{
     unistd::{read, write},
 };
 
-use crate::{host::helper::Helper, proto::state::STATE_MAX};
+use crate::{host::repair::Helper, proto::state::STATE_MAX};
 
 /// How long the front-end's end of the pipe may be idle.
 const PATIENCE: Duration = Duration::from_secs(30);

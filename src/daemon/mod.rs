@@ -30,7 +30,7 @@ mod landlock;
 
 mod sandbox;
 
-pub mod helper;
+pub mod passt_repair;
 
 mod watcher;
 
@@ -54,7 +54,7 @@ mod reactor;
 
 mod front_end;
 
-mod news;
+mod notifications;
 
 mod transfer;
 

@@ -26,7 +26,7 @@ use crate::{
     config::{Config, DnsServers, SearchList},
     host::{
         resolv,
-        watch::{self, Reader, Watcher},
+        resolv_watch::{self, Reader, Watcher},
     },
     sys::process::{Forked, close_inherited, fork},
 };
@@ -47,7 +47,7 @@ pub(super) fn start(config: &Config) -> io::Result<Option<Reader>> {
     if !wanted(config) {
         return Ok(None);
     }
-    let (reader, watcher) = watch::pair()?;
+    let (reader, watcher) = resolv_watch::pair()?;
     match fork()? {
         Forked::Parent { .. } => Ok(Some(reader)),
         Forked::Child => {
@@ -107,8 +107,8 @@ fn run(watcher: &Watcher, config: &Config) -> io::Result<()> {
         set_pdeathsig(Signal::SIGKILL)?;
     }
     let path = Path::new(resolv::PATH);
-    let mounts = watch::mounts();
-    let mut readable = watch::folders(path);
+    let mounts = resolv_watch::mounts();
+    let mut readable = resolv_watch::folders(path);
     readable.extend(FOLDERS.iter().map(PathBuf::from));
     let sandbox = Sandbox::new(config.require_sandbox);
     sandbox

@@ -4,7 +4,7 @@ pub mod socket;
 
 pub mod moving;
 
-pub mod helper;
+pub mod repair;
 
 pub mod group;
 
@@ -16,7 +16,7 @@ mod netlink;
 
 pub mod resolv;
 
-pub mod watch;
+pub mod resolv_watch;
 
 pub mod facts;
 

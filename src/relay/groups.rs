@@ -9,13 +9,13 @@ use std::{
 };
 
 use super::{
-    audience::{ASK, MEMBERS, SENDERS},
     flow::{Flow, GroupFlow},
+    group_state::{ASK, MEMBERS, SENDERS},
     request::Ready,
     run::Piece,
     state::{FAILURES, Relay, is_shortage},
     udp::HEADER,
-    udp_in,
+    udp_to_guest,
 };
 use crate::{
     flow::{self, Id, Key},
@@ -313,7 +313,7 @@ impl Relay {
             remote: Endpoint::new(seen, from.port()),
             ..*key
         };
-        let len = udp_in::datagram(&mut self.message, &key, payload);
+        let len = udp_to_guest::datagram(&mut self.message, &key, payload);
         if len < HEADER {
             return;
         }

@@ -7,7 +7,7 @@ mod limit;
 
 mod kinds;
 
-mod audience;
+mod group_state;
 
 mod flow;
 
@@ -17,7 +17,7 @@ mod reassembly;
 
 mod waiting;
 
-mod away;
+mod migrating;
 
 mod crossing;
 
@@ -43,9 +43,9 @@ mod fragments;
 
 mod udp;
 
-mod udp_out;
+mod udp_to_host;
 
-mod udp_in;
+mod udp_to_guest;
 
 mod groups;
 
@@ -53,15 +53,15 @@ mod guest_errors;
 
 mod echo;
 
-mod neighbour;
+mod find_guest;
 
-mod lan;
+mod neighbours;
 
-mod arrival;
+mod forwarded;
 
-mod departure;
+mod migrate_out;
 
-mod settling;
+mod migrate_in;
 
 mod joining;
 

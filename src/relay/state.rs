@@ -8,11 +8,11 @@ use std::{
 };
 
 use super::{
-    audience::Groups,
-    away::Away,
     backlog::Backlog,
     flow::{Burst, Flow, UdpFlow},
+    group_state::Groups,
     limit::{OncePerMinute, RateLimit},
+    migrating::Away,
     reassembly::Reassembly,
     request::Request,
     run::Run,

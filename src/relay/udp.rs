@@ -1,5 +1,5 @@
-//! UDP, carried: each pair of endpoints has a connected socket of its own. [`udp_out`](super::udp_out) takes datagrams from
-//! the guest to the host, [`udp_in`](super::udp_in) the other way.
+//! UDP, carried: each pair of endpoints has a connected socket of its own. [`udp_to_host`](super::udp_to_host) takes datagrams from
+//! the guest to the host, [`udp_to_guest`](super::udp_to_guest) the other way.
 
 use std::{io, os::fd::AsFd};
 

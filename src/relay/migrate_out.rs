@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     flow::Id,
-    host::{helper::Helper, moving, socket},
+    host::{moving, repair::Helper, socket},
     net::{Mac, Now},
     proto::{
         repair::Command,

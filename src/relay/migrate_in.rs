@@ -12,8 +12,8 @@ use super::{
 use crate::{
     flow::{Chain, Id, Key},
     host::{
-        helper::Helper,
         moving,
+        repair::Helper,
         socket::{self, Peer},
     },
     link::Outbox,

@@ -10,7 +10,7 @@ use super::{
     flow::{FRESH, Flow, UdpFlow},
     request::Request,
     state::{FAILURES, Relay, STRAYS, is_shortage},
-    udp_in,
+    udp_to_guest,
 };
 use crate::{
     flow::{self, Chain, ClaimSlot, Id, Key},
@@ -441,7 +441,7 @@ impl Relay {
 
     /// Sends the guest a datagram whose payload is in `scratch`.
     fn udp_scratch(&mut self, key: &Key, marks: Marks, outbox: &mut Outbox) {
-        let len = udp_in::datagram(&mut self.message, key, &self.scratch);
+        let len = udp_to_guest::datagram(&mut self.message, key, &self.scratch);
         self.udp_packet(key, len, marks, outbox);
     }
 }

@@ -100,7 +100,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Regressions C06 and T88, and consumers' row 23: sockets must not land on the numbers of standard descriptors.
+/// Regressions C06 and T88: sockets must not land on the numbers of standard descriptors.
 #[test]
 fn it_starts_with_standard_descriptors_closed_and_inherited_ones_open() {
     let Some(world) = World::pod() else { return };
@@ -141,7 +141,7 @@ fn an_identical_restart_after_a_kill_takes_over_what_was_left() {
     assert_eq!(names(daemon.dir.path()), ["pid", "sock", "wrapper"]);
 }
 
-/// Regressions C48, S02 and S08; consumers' row 24.
+/// Regressions C48, S02 and S08.
 #[test]
 fn what_takes_roots_rights_is_open_before_they_are_given_up() {
     let Some(world) = World::pod() else { return };

@@ -86,7 +86,7 @@ fn lease(wire: &Wire) -> Dhcp {
     reply
 }
 
-/// Consumers' rows 17 and 18; regression N17.
+/// Regression N17.
 #[test]
 fn a_guest_stays_online_when_the_interface_is_replaced() {
     let Some(world) = World::pod() else { return };

@@ -183,7 +183,7 @@ fn can_confine() -> bool {
     can
 }
 
-/// Regressions S16 and consumers' rows 2 and 3.
+/// Regression S16.
 #[test]
 fn layers_that_are_forbidden_are_left_out_with_a_word_each() {
     let Some(world) = World::pod() else { return };
@@ -263,7 +263,7 @@ const BANS: &[(Ban, &str, &str)] = &[
         "mount, IPC and UTS namespaces",
         "Couldn't create mount, IPC and UTS namespaces: Operation not permitted",
     ),
-    // As AppArmor has it (consumers' row 2).
+    // As AppArmor has it.
     (
         (libc::SYS_mount, None, Errno::EACCES),
         "empty root",

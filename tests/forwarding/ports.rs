@@ -84,7 +84,7 @@ fn a_kernel_without_ipv6_forwards_by_ipv4() {
     translator.assert_alive();
 }
 
-/// Regression C38, and part B: ports that were named have to be had, all of them.
+/// Regression C38: ports that were named have to be had, all of them.
 #[test]
 fn named_ports_end_the_start_for_want_of_descriptors() {
     let Some(world) = World::pod() else { return };
@@ -146,7 +146,7 @@ fn ports_of_an_interface_or_address_are_there_again_when_it_returns() {
     translator.assert_alive();
 }
 
-/// Regressions C24 and C57, and consumers 7: ports of others are left out without a word.
+/// Regressions C24 and C57: ports of others are left out without a word.
 #[test]
 fn all_ports_are_those_that_nobody_has_lowest_first_as_descriptors_last() {
     let Some(world) = World::pod() else { return };

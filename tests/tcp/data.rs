@@ -81,7 +81,7 @@ fn uploads_arrive_whole_and_need_nothing_sent_twice() {
     }
 }
 
-/// Promise 1; regressions T05, T06 and T09: the window closes instead of lying, and opens without being asked.
+/// Regressions T05, T06 and T09: the window closes instead of lying, and opens without being asked.
 #[test]
 fn a_slow_reader_on_the_host_closes_and_opens_the_window_and_nothing_is_lost() {
     let Some(scene) = Scene::new(&[]) else { return };

@@ -46,7 +46,7 @@ const RESERVED: &[(&str, &[&str])] = &[
 const GLOBAL: &[&str] = &["sys/vanish.rs"];
 
 /// Lines of a function: sixty or so, and this at most.
-const FUNCTION: usize = 75;
+const FUNCTION: usize = 68;
 
 /// Nowhere: a reactor owns its state.
 const BANNED: &[&str] = &[

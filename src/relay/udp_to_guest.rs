@@ -50,6 +50,11 @@ impl Relay {
             return;
         }
         let template = self.template(&key);
+        let most = if self.net.mtu < ROOMY_MTU {
+            1
+        } else {
+            RECEIVE_MANY
+        };
         let (mut octets, mut datagrams, mut failures) = (0, 0, 0);
         while octets < TURN && datagrams < TURN_DATAGRAMS {
             let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
@@ -58,11 +63,6 @@ impl Relay {
             if !flow.readable {
                 return;
             }
-            let most = if self.net.mtu < ROOMY_MTU {
-                1
-            } else {
-                RECEIVE_MANY
-            };
             let rooms = match outbox.reserve_many(most) {
                 None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
                     outbox.reserve_many(most)

@@ -190,14 +190,13 @@ impl Relay {
         let cut = flow.conn.mss();
         let headers = template.tcp_len(flow.conn.options());
         let room = match outbox.lend(want, cut, headers) {
-            Some(room) => room,
             None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
-                match outbox.lend(want, cut, headers) {
-                    Some(room) => room,
-                    None => return self.starved(id),
-                }
+                outbox.lend(want, cut, headers)
             }
-            None => return self.starved(id),
+            room => room,
+        };
+        let Some(room) = room else {
+            return self.starved(id);
         };
         let behind = (flow.forget + flow.conn.behind(seq)) as usize;
         if flow.peeks == Peeks::AtStart {

@@ -406,7 +406,7 @@ fn warn_of_outbound(config: &Config, facts: &Facts, said: &mut Said) {
             && !facts.interfaces.iter().any(|there| there.name == *name)
         {
             said.warnings.push(format!(
-                "There is no interface {name}: nothing leaves over {} until there is",
+                "No interface has {name} for its first name: nothing leaves over {} until there is one",
                 family.name()
             ));
         }

@@ -31,6 +31,9 @@ const GRACE: Span = Span::millis(100);
 /// threads more often.
 const PACE: Span = Span::millis(100);
 
+/// The same after occasions on which none could.
+const PACE_MOST: Span = Span::millis(1600);
+
 /// The workers; none where one thread does it all.
 #[derive(Debug, Default)]
 pub(super) struct Crew {
@@ -43,6 +46,7 @@ pub(super) struct Crew {
     /// When flows may follow their frames, if any are to, and not before when.
     follow_at: Option<Now>,
     rest_until: Now,
+    pace: Span,
 }
 
 /// A worker, from here.
@@ -94,6 +98,7 @@ impl Crew {
             absorb_at: None,
             follow_at: None,
             rest_until: Now(0),
+            pace: PACE,
         })
     }
 
@@ -218,7 +223,9 @@ impl Crew {
     /// Lets flows follow their frames to the threads of the queues these keep coming by; those that cannot now have it noted
     /// again.
     pub(super) fn follow(&mut self, first: &mut Core, workers: &mut [Box<Worker>], now: Now) {
-        (self.follow_at, self.rest_until) = (None, now + PACE);
+        self.follow_at = None;
+        first.register();
+        let mut moved = false;
         for worker in workers.iter_mut() {
             worker.said_drift = false;
         }
@@ -235,10 +242,17 @@ impl Crew {
             {
                 let welcome = core_of(first, workers, to).is_some_and(|core| core.relay.welcomes());
                 if to != from && welcome {
-                    move_flow(first, workers, &key, from, to, now);
+                    moved |= move_flow(first, workers, &key, from, to, now);
                 }
             }
         }
+        // Flows that never can go are no reason to stop the threads as often.
+        self.pace = if moved {
+            PACE
+        } else {
+            Span((2 * self.pace.0).min(PACE_MOST.0))
+        };
+        self.rest_until = now + self.pace;
     }
 
     /// The guest is gone; its queues were stopped before.
@@ -273,7 +287,7 @@ fn core_of<'a>(
     }
 }
 
-/// Has a flow go from one thread to another, if it can go now.
+/// Has a flow go from one thread to another. `false` if it cannot go now.
 fn move_flow(
     first: &mut Core,
     workers: &mut [Box<Worker>],
@@ -281,12 +295,12 @@ fn move_flow(
     from: usize,
     to: usize,
     now: Now,
-) {
+) -> bool {
     let Some(core) = core_of(first, workers, from) else {
-        return;
+        return false;
     };
     let Some(moved) = core.relay.let_follow(key) else {
-        return;
+        return false;
     };
     let registry = core.poll.registry();
     let _ = registry.deregister(&mut SourceFd(&moved.socket()));
@@ -295,6 +309,7 @@ fn move_flow(
         core.relay.adopt(moved, now);
         core.register();
     }
+    true
 }
 
 /// Starts a worker's thread. It goes by the name of ours.

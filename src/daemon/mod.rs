@@ -322,10 +322,12 @@ fn relays(config: &Config, net: &Net, ports: Ports, limits: Limits) -> (Relay, V
     first.forward(ports, syn_retries);
     let further = (1..queue_pairs(config)).map(|_| {
         let mut relay = relay();
+        relay.number_as(&first);
         relay.forward(Ports::default(), syn_retries);
         relay
     });
-    (first, further.collect())
+    let further = further.collect();
+    (first, further)
 }
 
 /// Queue pairs that a guest may use: one where there are none, and where what passes is captured in one file.

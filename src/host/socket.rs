@@ -370,7 +370,11 @@ const ROOMY: usize = 1 << 20;
 
 /// Has a UDP socket hold more than is usual.
 pub fn make_roomy(socket: &impl AsFd) {
-    let _ = SockRef::from(socket).set_recv_buffer_size(ROOMY);
+    let socket = SockRef::from(socket);
+    // The kernel doubles what is asked for (socket(7)); what the system gives every socket may be more than that.
+    if socket.recv_buffer_size().is_ok_and(|now| now < 2 * ROOMY) {
+        let _ = socket.set_recv_buffer_size(ROOMY);
+    }
 }
 
 /// Lets a socket send in this manner; `now` is how it sends so far, `None` if it is new.

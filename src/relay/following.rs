@@ -14,6 +14,9 @@ use crate::{
     wire::frame::classify,
 };
 
+/// Blocks of the pool that a flow's largest segment takes at most, and one more.
+const SET_ASIDE: usize = 17;
+
 impl Relay {
     /// Notes which flows of what was handed over are to follow their frames.
     pub(super) fn note_drift(&mut self, held: &Inbox) {
@@ -42,9 +45,11 @@ impl Relay {
         self.drifters.pop()
     }
 
-    /// Whether this relay has a queue, and room for one more flow.
+    /// Whether this relay has a queue, and room for one more flow and what is set aside for it.
     pub fn welcomes(&self) -> bool {
-        self.flows.len() < self.flows.capacity() && self.share.as_ref().is_some_and(Share::welcomes)
+        self.flows.len() < self.flows.capacity()
+            && self.pool.free() >= SET_ASIDE
+            && self.share.as_ref().is_some_and(Share::welcomes)
     }
 
     /// Gives away a flow that is to follow its frames, if it can go now, while nobody else runs: none of its frames is on its
@@ -61,7 +66,9 @@ impl Relay {
         match self.flows.get(id) {
             Some(Flow::Tcp(flow)) => {
                 matches!(flow.conn.phase(), Phase::Open { .. })
-                    && flow.spill.is_unused()
+                    && flow.spill.span() == 0
+                    // What is only set aside is set aside anew there; where the socket waits for room it would not be.
+                    && (flow.spill.is_unused() || !flow.state.wants_space)
                     && flow.state.disorder.is_none()
                     && !flow.state.failed
             }

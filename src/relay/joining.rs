@@ -289,10 +289,14 @@ impl Relay {
             // The first relay has had these from their start.
             Flow::Group(_) => return,
         };
-        let bound = matches!(&flow, Flow::Udp(flow) if flow.bound);
+        let (bound, roomy) = match &flow {
+            Flow::Udp(flow) => (flow.bound, flow.roomy),
+            Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_) => (false, false),
+        };
         let Ok(id) = self.insert_of(peer, key, flow) else {
             return;
         };
+        self.roomy += usize::from(roomy);
         if bound && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port)) {
             *sharing += 1;
         }

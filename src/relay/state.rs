@@ -247,6 +247,11 @@ impl Relay {
         &self.drops
     }
 
+    /// Takes initial sequence numbers and flow labels as another relay of the guest does: a flow may go from one to the other.
+    pub fn number_as(&mut self, other: &Self) {
+        self.secret = other.secret.clone();
+    }
+
     /// An initial sequence number (RFC 6528): a keyed hash of the connection and a clock of four microseconds.
     pub(super) fn initial_sequence(&self, key: &Key, now: Now) -> u32 {
         (self.secret.hash_one(key) as u32).wrapping_add((now.0 / 4) as u32)

@@ -97,6 +97,29 @@ fn a_connection_follows_its_frames_to_another_queue_pair() {
     }
 }
 
+/// A socket whose first buffer is smaller than the guest's largest segment has blocks set aside all the time.
+#[test]
+fn a_connection_follows_its_frames_whatever_is_set_aside_for_it() {
+    let Some(scene) = Scene::new(&["--queues", "2", "--debug"]) else {
+        return;
+    };
+    scene
+        .world
+        .pod
+        .sysctl("ipv4/tcp_congestion_control", "reno");
+    let mut guest = scene.guest(Driver::twice(LINUX));
+    let mut flow = Connection::new(&scene, &mut guest, 0, (INTERNET4, 7).into(), 40_000);
+    for pair in [1, 0] {
+        row_until_there(&scene, 40_000, pair, || {
+            let from = flow.sent;
+            for _ in 0..ROW {
+                flow.send(&mut guest, pair, 1);
+            }
+            arrive(&mut flow, &mut guest, from);
+        });
+    }
+}
+
 #[test]
 fn datagrams_and_pings_keep_their_socket_when_they_follow() {
     let Some(scene) = scene() else { return };

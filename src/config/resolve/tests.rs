@@ -330,7 +330,8 @@ fn the_outbound_interface_is_the_template_if_it_exists() {
     config.outbound.interface4 = Some("nope".to_owned());
     let resolved = host.resolve(&config);
     assert_eq!(resolved.template4.as_deref(), Some("eth0"));
-    let warning = "There is no interface nope: nothing leaves over IPv4 until there is";
+    let warning =
+        "No interface has nope for its first name: nothing leaves over IPv4 until there is one";
     assert_eq!(resolved.warnings[0], warning);
 }
 

@@ -69,6 +69,11 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
         address(SockRef::from(socket).local_addr())?,
         address(SockRef::from(socket).peer_addr())?,
     );
+    let window = repair::window(fd)?;
+    // Repair mode does not stop what is paced: with the peer's window shut nothing leaves that was not sent when queues are read.
+    // Should the guest stay, the peer says its window when it is asked as repair mode ends.
+    let [wl1, _, most, ours, edge] = window;
+    let _ = repair::set_window(fd, [wl1, 0, most, ours, edge]);
     let taken = queues(fd, info);
     repair::choose(fd, Queue::None)?;
     let (receive_seq, received, send_seq, unacked, mut unsent) = taken?;
@@ -85,7 +90,7 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
             true => Some(marked(repair::timestamp(fd)?, info.micros)),
             false => None,
         },
-        window: repair::window(fd)?,
+        window,
         ended: matches!(info.state, CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT),
         shut: has_shut(info.state),
         options: told(socket, peer.ip())?,

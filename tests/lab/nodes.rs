@@ -26,7 +26,7 @@ impl Nodes {
             println!("skipped: needs root");
             return None;
         };
-        peer.ip("link add br0 type bridge
+        peer.ip("link add br0 address 02:00:00:00:00:01 type bridge
              link set br0 up
              addr add 192.0.2.1/24 dev br0
              addr add 2001:db8:7::1/64 dev br0 nodad");

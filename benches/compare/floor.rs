@@ -177,9 +177,19 @@ pub(crate) fn start(
 
 /// The floor process itself: runs until a socket ends.
 pub(crate) fn process(arguments: &[String]) -> io::Result<()> {
-    if floor_udp::is_ours(arguments) {
-        return floor_udp::process(arguments);
-    }
+    let result = if floor_udp::is_ours(arguments) {
+        floor_udp::process(arguments)
+    } else {
+        carry(arguments)
+    };
+    // However the benchmark cuts the connection.
+    result.or_else(|error| match error.kind() {
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused => Ok(()),
+        _ => Err(error),
+    })
+}
+
+fn carry(arguments: &[String]) -> io::Result<()> {
     let [direction, mtu, shared, call] = arguments else {
         return Err(ErrorKind::InvalidInput.into());
     };
@@ -195,7 +205,7 @@ pub(crate) fn process(arguments: &[String]) -> io::Result<()> {
             File::from(OwnedFd::from_raw_fd(call)),
         )
     };
-    let result = if mtu == 0 && direction == "up" {
+    if mtu == 0 && direction == "up" {
         send_memory(&tcp, &call)
     } else if mtu == 0 {
         fill_buffers(&tcp, &shared, &call)
@@ -203,37 +213,43 @@ pub(crate) fn process(arguments: &[String]) -> io::Result<()> {
         carry_up(&unix, &tcp)
     } else {
         carry_down(&unix, &tcp, mtu - IN_MTU)
-    };
-    // However the benchmark cuts the connection.
-    result.or_else(|error| match error.kind() {
-        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Ok(()),
-        _ => Err(error),
-    })
+    }
 }
 
-fn carry_up(mut unix: &UnixStream, tcp: &TcpStream) -> io::Result<()> {
+/// Has frames read into a burst and `take` them from its front: it says how many octets it took.
+pub(crate) fn read_bursts(
+    mut unix: &UnixStream,
+    mut take: impl FnMut(&mut [u8]) -> io::Result<usize>,
+) -> io::Result<()> {
     let mut burst = vec![0_u8; BURST];
     let mut filled = 0;
-    let mut payloads = Vec::with_capacity(MOST_IOVECS);
     loop {
         match unix.read(&mut burst[filled..])? {
             0 => return Ok(()),
             more => filled += more,
         }
+        let taken = take(&mut burst[..filled])?;
+        burst.copy_within(taken..filled, 0);
+        filled -= taken;
+    }
+}
+
+fn carry_up(unix: &UnixStream, tcp: &TcpStream) -> io::Result<()> {
+    let mut payloads = Vec::with_capacity(MOST_IOVECS);
+    read_bursts(unix, |burst| {
         let mut at = 0;
         payloads.clear();
-        while let Some((word, _)) = burst[at..filled].split_first_chunk() {
+        while let Some((word, _)) = burst[at..].split_first_chunk() {
             let frame = 4 + u32::from_be_bytes(*word) as usize;
-            if at + frame > filled || payloads.len() == MOST_IOVECS {
+            if at + frame > burst.len() || payloads.len() == MOST_IOVECS {
                 break;
             }
             payloads.push(vector(&mut burst[at + HEADERS..at + frame]));
             at += frame;
         }
         send_all(tcp.as_raw_fd(), &mut payloads)?;
-        burst.copy_within(at..filled, 0);
-        filled -= at;
-    }
+        Ok(at)
+    })
 }
 
 /// From memory to TCP, telling somebody of each burst.
@@ -376,15 +392,24 @@ fn receive(socket: RawFd, into: &mut [u8], flags: libc::c_int) -> io::Result<usi
 
 /// Let `MSG_PEEK` go on where the last peek ended (socket(7), `SO_PEEK_OFF`).
 fn set_peek_offset(tcp: &TcpStream) -> io::Result<()> {
-    let zero: libc::c_int = 0;
+    set_option(tcp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)
+}
+
+/// An option that is an int (setsockopt(2)).
+pub(crate) fn set_option(
+    socket: RawFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the option takes an int, whose size is told.
     let result = unsafe {
         libc::setsockopt(
-            tcp.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEEK_OFF,
-            (&raw const zero).cast(),
-            size_of_val(&zero) as libc::socklen_t,
+            socket,
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
     if result < 0 {

@@ -6,7 +6,7 @@
 //! waits in the call that reads, not in a poll.
 
 use std::{
-    io::{self, ErrorKind, Read},
+    io::{self, ErrorKind},
     mem,
     net::{Ipv4Addr, UdpSocket},
     os::{
@@ -21,7 +21,7 @@ use passt_rs::wire::checksum::Sum;
 use socket2::SockRef;
 
 use crate::{
-    floor::{BURST, MOST_IOVECS, UNIX_SEND_BUFFER, send_all, start, vector},
+    floor::{MOST_IOVECS, UNIX_SEND_BUFFER, read_bursts, send_all, set_option, start, vector},
     kernel_guest::{KernelGuest, MAC},
     lab::world::{GATEWAY4, POD4},
     load::{Sample, Workload},
@@ -109,16 +109,11 @@ pub(crate) fn process(arguments: &[String]) -> io::Result<()> {
             UdpSocket::from(OwnedFd::from_raw_fd(1)),
         )
     };
-    let result = if direction == "udp-up" {
+    if direction == "udp-up" {
         carry_up(&unix, &udp)
     } else {
         carry_down(&unix, &udp, &header(ports))
-    };
-    // However the benchmark cuts the connection.
-    result.or_else(|error| match error.kind() {
-        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused => Ok(()),
-        _ => Err(error),
-    })
+    }
 }
 
 /// The headers of a frame from server to guest, but for lengths and checksums.
@@ -156,7 +151,7 @@ fn stamp(header: &mut [u8; HEADERS], ttl: u8, tos: u8, payload: &[u8]) {
 fn carry_down(unix: &UnixStream, udp: &UdpSocket, header: &[u8; HEADERS]) -> io::Result<()> {
     SockRef::from(unix).set_send_buffer_size(UNIX_SEND_BUFFER)?;
     for option in [libc::IP_RECVTTL, libc::IP_RECVTOS] {
-        set_option(udp, libc::SOL_IP, option)?;
+        set_option(udp.as_raw_fd(), libc::SOL_IP, option, 1)?;
     }
     let mut rooms = vec![[0_u8; ROOM]; MANY];
     let mut controls = [[0_u64; CONTROL / 8]; MANY];
@@ -215,20 +210,14 @@ fn marks(message: &libc::msghdr) -> (u8, u8) {
     (ttl, tos)
 }
 
-fn carry_up(mut unix: &UnixStream, udp: &UdpSocket) -> io::Result<()> {
-    let mut burst = vec![0_u8; BURST];
-    let mut filled = 0;
+fn carry_up(unix: &UnixStream, udp: &UdpSocket) -> io::Result<()> {
     let mut payloads = Vec::with_capacity(MOST_IOVECS);
-    loop {
-        match unix.read(&mut burst[filled..])? {
-            0 => return Ok(()),
-            more => filled += more,
-        }
+    read_bursts(unix, |burst| {
         let (mut at, mut size) = (0, 0);
         payloads.clear();
-        while let Some((word, _)) = burst[at..filled].split_first_chunk() {
+        while let Some((word, _)) = burst[at..].split_first_chunk() {
             let frame = 4 + u32::from_be_bytes(*word) as usize;
-            if at + frame > filled {
+            if at + frame > burst.len() {
                 break;
             }
             // Of what is no datagram of the flood, as of neighbour discovery, there is little.
@@ -244,9 +233,8 @@ fn carry_up(mut unix: &UnixStream, udp: &UdpSocket) -> io::Result<()> {
             at += frame;
         }
         send_segments(udp.as_raw_fd(), &mut payloads, size)?;
-        burst.copy_within(at..filled, 0);
-        filled -= at;
-    }
+        Ok(at)
+    })
 }
 
 /// Sends payloads of one size as one message, and forgets them.
@@ -273,24 +261,6 @@ fn send_segments(udp: RawFd, payloads: &mut Vec<libc::iovec>, size: usize) -> io
     };
     payloads.clear();
     if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-fn set_option(udp: &UdpSocket, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
-    let one: libc::c_int = 1;
-    // SAFETY: the option takes an int, whose size is told.
-    let result = unsafe {
-        libc::setsockopt(
-            udp.as_raw_fd(),
-            level,
-            option,
-            (&raw const one).cast(),
-            size_of_val(&one) as libc::socklen_t,
-        )
-    };
-    if result < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -26,7 +26,7 @@ pub use config::{
 pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;
 pub use net::{Dns, HEARD_MOST, Multicast, Net, Net4, Net6, PREFIX6};
-pub use ports::{Enabled, Forwards};
+pub use ports::{Enabled, Forwards, INTERFACE_MAX};
 pub use renew::renew;
 pub use resolve::{Resolved, resolve};
 pub use vhost::{VhostFeatures, bits as vhost_bits};

@@ -23,7 +23,7 @@ type Ports = RangeInclusive<u16>;
 const RULES_MAX: usize = 4096;
 
 /// Interface names, less the terminating zero (IFNAMSIZ, netdevice(7)).
-const INTERFACE_MAX: usize = 15;
+pub const INTERFACE_MAX: usize = 15;
 
 /// What to forward, gathered from the options in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

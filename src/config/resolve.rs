@@ -7,7 +7,7 @@ use super::{
     facts::{Facts, Interface},
     nameservers::{Asked, Nameservers},
     net::{Dns, HEARD_MOST, Multicast, Net, Net4, Net6},
-    template::{Family, Template, named},
+    template::{Family, Template, is_there, named},
 };
 use crate::net::{Protocol, is_link_local6, mask4};
 
@@ -403,7 +403,7 @@ fn warn_of_outbound(config: &Config, facts: &Facts, said: &mut Said) {
         (config.v6, Family::V6, &outbound.interface6),
     ] {
         if let Some(name) = name.as_ref().filter(|_| enabled)
-            && !facts.interfaces.iter().any(|there| there.name == *name)
+            && !is_there(facts, name)
         {
             said.warnings.push(format!(
                 "No interface has {name} for its first name: nothing leaves over {} until there is one",

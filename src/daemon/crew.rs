@@ -21,7 +21,7 @@ use super::{
 use crate::{
     flow::Key,
     net::{Now, Span},
-    relay::{Relay, Share},
+    relay::{Moved, Relay, Share},
 };
 
 /// How long flows wait for their queue to run again, before they go on by the first one.
@@ -198,14 +198,10 @@ impl Crew {
             if core.outbox.outlet().is_some() {
                 continue;
             }
-            // They were sent before all that comes from now on.
-            while core.relay.has_handed() {
-                core.take_handed();
-            }
+            take_all_handed(core);
             let mut slot = 0;
             while let Some(moved) = core.relay.give(&mut slot) {
-                let registry = core.poll.registry();
-                let _ = registry.deregister(&mut SourceFd(&moved.socket()));
+                let_go(core, &moved);
                 first.relay.adopt(moved, now);
             }
             first.relay.take_over_line(&mut core.relay);
@@ -233,9 +229,8 @@ impl Crew {
             let Some(core) = core_of(first, workers, from) else {
                 continue;
             };
-            // They were sent before all that comes from now on.
-            while core.relay.has_drifters() && core.relay.has_handed() {
-                core.take_handed();
+            if core.relay.has_drifters() {
+                take_all_handed(core);
             }
             while let Some((key, to)) =
                 core_of(first, workers, from).and_then(|core| core.relay.next_drifter())
@@ -302,14 +297,26 @@ fn move_flow(
     let Some(moved) = core.relay.let_follow(key) else {
         return false;
     };
-    let registry = core.poll.registry();
-    let _ = registry.deregister(&mut SourceFd(&moved.socket()));
+    let_go(core, &moved);
     log::debug!("{key} follows its frames from queue pair {from} to {to}");
     if let Some(core) = core_of(first, workers, to) {
         core.relay.adopt(moved, now);
         core.register();
     }
     true
+}
+
+/// Has a thread take all that others have handed over: it was sent before all that comes from now on.
+fn take_all_handed(core: &mut Core) {
+    while core.relay.has_handed() {
+        core.take_handed();
+    }
+}
+
+/// Has a thread's poll not look at a flow's socket any more.
+fn let_go(core: &Core, moved: &Moved) {
+    let registry = core.poll.registry();
+    let _ = registry.deregister(&mut SourceFd(&moved.socket()));
 }
 
 /// Starts a worker's thread. It goes by the name of ours.

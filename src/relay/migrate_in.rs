@@ -10,7 +10,7 @@ use super::{
     state::Relay,
 };
 use crate::{
-    flow::{Chain, Id, Key},
+    flow::{Chain, Key},
     host::{
         moving,
         repair::Helper,
@@ -255,20 +255,6 @@ impl Relay {
         self.starve(id);
         self.schedule(id);
         Ok(())
-    }
-
-    /// Tells the host that the guest's stream has ended, where that is so and nobody has.
-    pub(super) fn shut_down_if_due(&mut self, id: Id) {
-        let due = match self.flows.get(id) {
-            Some(Flow::Tcp(flow)) => flow.conn.shutdown_due() && flow.spill.is_empty(),
-            _ => false,
-        };
-        if due {
-            self.shut_down(id);
-            if matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.over) {
-                self.finish(id);
-            }
-        }
     }
 
     /// Has the guest told that a connection is gone.

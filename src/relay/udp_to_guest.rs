@@ -32,7 +32,7 @@ const CROWD: usize = 64 * 1024;
 const CROWD_DATAGRAMS: usize = 64;
 
 /// Sockets that hold more than is usual, at most.
-const ROOMY: usize = 64;
+const ROOMY_SOCKETS: usize = 64;
 
 /// The smallest MTU at which a datagram's fragments fit the room it was received in.
 const ROOMY_MTU: u16 = 1280;
@@ -112,7 +112,7 @@ impl Relay {
     fn make_roomy(&mut self, id: Id, octets: usize, datagrams: usize) {
         let crowded = octets >= CROWD || datagrams >= CROWD_DATAGRAMS;
         if crowded
-            && self.roomy < ROOMY
+            && self.roomy < ROOMY_SOCKETS
             && let Some(Flow::Udp(flow)) = self.flows.get_mut(id)
             && !flow.roomy
         {

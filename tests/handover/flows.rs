@@ -138,9 +138,10 @@ fn streams_that_stand_still_go_on() {
     let mut all = streams(&mut scene);
     stuff(&mut scene, &mut all);
     let full = all.iter().map(|one| (one.up.sent, one.down.sent));
+    // How much a host's socket takes at first depends on its congestion control.
     assert!(
         full.clone()
-            .all(|(up, down)| up > 1 << 19 && down > 1 << 19),
+            .all(|(up, down)| up > 1 << 19 && down > 1 << 20),
         "{:?}",
         full.collect::<Vec<_>>()
     );

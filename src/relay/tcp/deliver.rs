@@ -213,6 +213,20 @@ impl Relay {
         flow.state.over |= flow.conn.shut_down();
     }
 
+    /// Tells the host that the guest's stream has ended, where that is so and nobody has.
+    pub(in super::super) fn shut_down_if_due(&mut self, id: Id) {
+        let due = match self.flows.get(id) {
+            Some(Flow::Tcp(flow)) => flow.conn.shutdown_due() && flow.spill.is_empty(),
+            _ => false,
+        };
+        if due {
+            self.shut_down(id);
+            if matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.over) {
+                self.finish(id);
+            }
+        }
+    }
+
     /// Sends a bare acknowledgement with the window of the moment.
     pub(in super::super) fn acknowledge(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let waits = !outbox.has_room();

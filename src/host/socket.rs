@@ -2,16 +2,12 @@
 
 use std::{
     io::{self, IoSliceMut},
-    mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     time::Duration,
 };
 
-use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt,
-    sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
-};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::{
@@ -215,7 +211,7 @@ pub fn udp_again(
     let peer = remote.address();
     udp_reply(local, peer, interface, false)
         .or_else(|_| udp_reply(local, peer, None, false))
-        .or_else(|_| udp(remote, outbound, local.port()))
+        .or_else(|_| udp(remote, outbound, local.port(), true))
 }
 
 /// The interface a socket is bound to, but for the peer's sake only (link-local IPv6 addresses).
@@ -335,14 +331,22 @@ fn socket_addr(storage: &SockaddrStorage) -> Option<SocketAddr> {
 /// Opens a UDP socket connected to `peer`, bound to `port` where that can be had. What others sent meanwhile may be in it, or
 /// come to it a moment later.
 ///
+/// One that goes `beside` another socket of ours on this port is bound to the very address that it sends from. Otherwise it
+/// would move within the kernel's tables as it is connected, and whoever looks there meanwhile for the other may find neither.
+///
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2).
-pub fn udp(peer: Peer, outbound: &Outbound, port: u16) -> io::Result<OwnedFd> {
+pub fn udp(peer: Peer, outbound: &Outbound, port: u16, beside: bool) -> io::Result<OwnedFd> {
     let socket = open(peer, Type::DGRAM, Protocol::UDP)?;
     // Flows from one port of the guest to several peers share that port; each hears its own peer only, once connected.
     socket.set_reuse_address(true)?;
     prepare_udp(&socket, peer.endpoint.addr.is_ipv6())?;
-    if bind(&socket, peer, outbound, port).is_err() {
+    let bound = if beside {
+        bind_to_source(&socket, peer, outbound, port)
+    } else {
+        bind(&socket, peer, outbound, port)
+    };
+    if bound.is_err() {
         bind(&socket, peer, outbound, 0)?;
     }
     socket.connect(&SockAddr::from(peer.address()))?;
@@ -425,46 +429,46 @@ fn open(peer: Peer, kind: Type, protocol: Protocol) -> io::Result<Socket> {
 
 /// Binds as `--outbound` and `--outbound-if4`, `-if6` say, and to `port` unless that is 0.
 pub(super) fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
-    let (addr, any, interface) = match peer.endpoint.addr {
+    bind_interface(socket, peer, outbound)?;
+    let (addr, any) = match peer.endpoint.addr {
         IpAddr::V4(_) => (
             outbound.addr4.map(IpAddr::V4),
             IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            &outbound.interface4,
         ),
         IpAddr::V6(_) => (
             outbound.addr6.map(IpAddr::V6),
             IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            &outbound.interface6,
         ),
     };
-    // What is mapped to the host itself is reached over no other interface than its own.
-    let local = is_local(peer);
-    if let Some(name) = interface
-        && !local
-    {
-        socket.bind_device(Some(name.as_bytes()))?;
-    }
-    let addr = addr.filter(|_| !local);
+    let addr = addr.filter(|_| !is_local(peer));
     if addr.is_some() || port != 0 {
         socket.bind(&SockAddr::from(SocketAddr::new(addr.unwrap_or(any), port)))?;
     }
     Ok(())
 }
 
-/// Who sent the datagram that waits in front, if one does.
-pub fn next_sender(socket: &impl AsFd) -> Option<SocketAddr> {
-    let peeked = SockRef::from(socket).peek_from(&mut [MaybeUninit::uninit(); 1]);
-    Some(canonical(peeked.ok()?.1.as_socket()?))
+/// What is mapped to the host itself is reached over no other interface than its own.
+fn bind_interface(socket: &Socket, peer: Peer, outbound: &Outbound) -> io::Result<()> {
+    let interface = match peer.endpoint.addr {
+        IpAddr::V4(_) => &outbound.interface4,
+        IpAddr::V6(_) => &outbound.interface6,
+    };
+    match interface {
+        Some(name) if !is_local(peer) => socket.bind_device(Some(name.as_bytes())),
+        _ => Ok(()),
+    }
 }
 
-/// Has [`receive_from`] tell where datagrams were sent to, or no longer.
-pub fn tell_destination(socket: &impl AsFd, v6: bool, tell: bool) {
-    // Without it the address is a guess: the one that answers go out from.
-    let _ = if v6 {
-        setsockopt(socket, Ipv6RecvPacketInfo, &tell)
-    } else {
-        setsockopt(socket, Ipv4PacketInfo, &tell)
-    };
+/// Binds to `port` and the address that the routes have this peer's packets leave from.
+fn bind_to_source(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
+    let probe = open(peer, Type::DGRAM, Protocol::UDP)?;
+    bind(&probe, peer, outbound, 0)?;
+    probe.connect(&SockAddr::from(peer.address()))?;
+    let source = probe.local_addr()?.as_socket();
+    let mut source = source.ok_or(io::ErrorKind::InvalidInput)?;
+    source.set_port(port);
+    bind_interface(socket, peer, outbound)?;
+    socket.bind(&SockAddr::from(source))
 }
 
 /// The pending error of a socket, which is cleared by asking.
@@ -524,51 +528,4 @@ pub fn reset_on_close(socket: &impl AsFd) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::net::{TcpListener, UdpSocket};
-
-    fn peer(addr: SocketAddr) -> Peer {
-        Peer {
-            endpoint: Endpoint::new(addr.ip(), addr.port()),
-            scope: 0,
-        }
-    }
-
-    #[test]
-    fn a_listening_port_connects_and_a_closed_one_refuses() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let open = listener.local_addr().unwrap();
-        let (socket, connected) = tcp(peer(open), &Outbound::default(), Manner::default()).unwrap();
-        let (accepted, _) = listener.accept().unwrap();
-        assert!(connected || outcome(&socket).is_ok());
-        drop((listener, accepted));
-        let refused = tcp(peer(open), &Outbound::default(), Manner::default());
-        let error = refused
-            .and_then(|(socket, _)| outcome(&socket))
-            .unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-    }
-
-    #[test]
-    fn flows_from_one_port_share_it() {
-        let (a, b) = (
-            UdpSocket::bind("127.0.0.1:0").unwrap(),
-            UdpSocket::bind("127.0.0.1:0").unwrap(),
-        );
-        let port = UdpSocket::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        for server in [&a, &b] {
-            let socket = udp(
-                peer(server.local_addr().unwrap()),
-                &Outbound::default(),
-                port,
-            )
-            .unwrap();
-            assert_eq!(UdpSocket::from(socket).local_addr().unwrap().port(), port);
-        }
-    }
-}
+mod tests;

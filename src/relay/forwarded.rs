@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, RawFd},
 };
 
 use super::{
@@ -341,24 +341,17 @@ impl Relay {
             let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
                 return None;
             };
-            // One that a peer began is bound to the very address.
-            let strange = flow.bound
-                && self.ports.takes_udp(ends.0.port())
-                && socket::next_sender(&flow.socket).is_some_and(|from| from != ends.1);
-            let received =
-                receive_stray(&flow.socket, ends.0.is_ipv6(), strange, &mut self.message);
-            match received {
+            match socket::receive_from(&flow.socket, &mut self.message) {
                 Ok(arrival) if arrival.from == ends.1 => {
                     flow.heard_host(now);
                     self.census.touch(id.slot);
                     self.pass_on(&key, arrival, outbox);
                 }
                 Ok(mut arrival) => {
-                    let mut to = arrival.to.unwrap_or(ends.0);
-                    to.set_port(ends.0.port());
-                    arrival.to = Some(to);
+                    // Whatever is beside a forwarded port is bound to the very address.
+                    arrival.to = Some(ends.0);
                     let interfaces = !flow.bound;
-                    let place = place.or_else(|| self.ports.udp_place(to, interfaces));
+                    let place = place.or_else(|| self.ports.udp_place(ends.0, interfaces));
                     let new = self.take_stray(place, arrival, outbox, now);
                     if new.is_some() {
                         return new;
@@ -444,21 +437,4 @@ impl Relay {
         let len = udp_to_guest::datagram(&mut self.message, key, &self.scratch);
         self.udp_packet(key, len, marks, outbox);
     }
-}
-
-/// Receives a datagram; a `strange` one with where it was sent to, which asks for something in between.
-fn receive_stray(
-    socket: &OwnedFd,
-    v6: bool,
-    strange: bool,
-    message: &mut [u8],
-) -> io::Result<Arrival> {
-    if strange {
-        socket::tell_destination(socket, v6, true);
-    }
-    let received = socket::receive_from(socket, message);
-    if strange {
-        socket::tell_destination(socket, v6, false);
-    }
-    received
 }

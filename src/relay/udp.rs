@@ -55,7 +55,10 @@ impl Relay {
         };
         let bound = self.sharing(key.guest.port) < SHARING;
         let port = if bound { key.guest.port } else { 0 };
-        let opened = self.open_socket(&key, now, |net| socket::udp(peer, &net.outbound, port));
+        let beside = bound && self.ports.takes_udp(port);
+        let opened = self.open_socket(&key, now, |net| {
+            socket::udp(peer, &net.outbound, port, beside)
+        });
         let socket = match opened {
             Ok(socket) => socket,
             Err(error) => {

@@ -216,27 +216,41 @@ fn carry(arguments: &[String]) -> io::Result<()> {
     }
 }
 
-/// Has frames read into a burst and `take` them from its front: it says how many octets it took.
-pub(crate) fn read_bursts(
-    mut unix: &UnixStream,
-    mut take: impl FnMut(&mut [u8]) -> io::Result<usize>,
-) -> io::Result<()> {
-    let mut burst = vec![0_u8; BURST];
-    let mut filled = 0;
-    loop {
-        match unix.read(&mut burst[filled..])? {
-            0 => return Ok(()),
-            more => filled += more,
+/// Frames read from a UNIX socket, and the beginning of one more.
+pub(crate) struct Burst {
+    octets: Vec<u8>,
+    filled: usize,
+}
+
+impl Burst {
+    pub(crate) fn new() -> Self {
+        Self {
+            octets: vec![0; BURST],
+            filled: 0,
         }
-        let taken = take(&mut burst[..filled])?;
-        burst.copy_within(taken..filled, 0);
-        filled -= taken;
+    }
+
+    /// Reads once, and has frames taken from the front: `take` says how many octets it took. `false` at the end.
+    pub(crate) fn read(
+        &mut self,
+        mut unix: &UnixStream,
+        take: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<bool> {
+        match unix.read(&mut self.octets[self.filled..])? {
+            0 => return Ok(false),
+            more => self.filled += more,
+        }
+        let taken = take(&mut self.octets[..self.filled])?;
+        self.octets.copy_within(taken..self.filled, 0);
+        self.filled -= taken;
+        Ok(true)
     }
 }
 
 fn carry_up(unix: &UnixStream, tcp: &TcpStream) -> io::Result<()> {
+    let mut burst = Burst::new();
     let mut payloads = Vec::with_capacity(MOST_IOVECS);
-    read_bursts(unix, |burst| {
+    while burst.read(unix, |burst| {
         let mut at = 0;
         payloads.clear();
         while let Some((word, _)) = burst[at..].split_first_chunk() {
@@ -249,7 +263,8 @@ fn carry_up(unix: &UnixStream, tcp: &TcpStream) -> io::Result<()> {
         }
         send_all(tcp.as_raw_fd(), &mut payloads)?;
         Ok(at)
-    })
+    })? {}
+    Ok(())
 }
 
 /// From memory to TCP, telling somebody of each burst.

@@ -3,9 +3,10 @@
 //! Down, it takes as many datagrams as there are by one call, each with its TTL and TOS, sums them up, and sends them as frames
 //! by one call. Up, it takes framed bytes and sends the payloads as messages that the kernel cuts (UDP_SEGMENT). It stands where
 //! a translator does: behind it is a guest like theirs, and the same flood. It never looks into a frame, looks nothing up, and
-//! waits in the call that reads, not in a poll.
+//! waits in the call that reads; only where it goes both ways it has to ask first which (epoll_wait(2)), as a translator does.
 
 use std::{
+    array,
     io::{self, ErrorKind},
     mem,
     net::{Ipv4Addr, UdpSocket},
@@ -17,11 +18,12 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use passt_rs::wire::checksum::Sum;
 use socket2::SockRef;
 
 use crate::{
-    floor::{MOST_IOVECS, UNIX_SEND_BUFFER, read_bursts, send_all, set_option, start, vector},
+    floor::{Burst, MOST_IOVECS, UNIX_SEND_BUFFER, send_all, set_option, start, vector},
     kernel_guest::{KernelGuest, MAC},
     lab::world::{GATEWAY4, POD4},
     load::{Sample, Workload},
@@ -43,8 +45,8 @@ const SEGMENTS: usize = 64;
 /// Who the guest believes its router to be.
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// Run the floor for a flood of datagrams; `None` for other workloads, or where there can be no guest. `run`
-/// floods between the sockets of a guest and its server, over this process.
+/// Run the floor for datagrams; `None` for other workloads, or where there can be no guest. `run` does it between the
+/// sockets of a guest and its server, over this process.
 pub(crate) fn measure(
     world: &World,
     workload: Workload,
@@ -52,9 +54,10 @@ pub(crate) fn measure(
     pin: Option<usize>,
     run: impl FnOnce(&KernelGuest, u32, [&UdpSocket; 2]) -> io::Result<Sample>,
 ) -> Option<io::Result<Sample>> {
-    let up = match workload {
-        Workload::UdpUp | Workload::UdpUp64 => true,
-        Workload::UdpDown | Workload::UdpDown64 => false,
+    let direction = match workload {
+        Workload::UdpUp | Workload::UdpUp64 => "udp-up",
+        Workload::UdpDown | Workload::UdpDown64 => "udp-down",
+        Workload::UdpRr => "udp-both",
         _ => return None,
     };
     let (ours, theirs) = UnixStream::pair().ok()?;
@@ -81,7 +84,6 @@ pub(crate) fn measure(
             socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         }
         let ports = [port, inside.local_addr()?.port()].map(|port| port.to_string());
-        let direction = if up { "udp-up" } else { "udp-down" };
         let words = [direction, &ports[0], &ports[1]];
         let process = start(&words, ours.into(), floor.into(), pin)?;
         run(&guest, process.id(), [&inside, &server])
@@ -109,10 +111,36 @@ pub(crate) fn process(arguments: &[String]) -> io::Result<()> {
             UdpSocket::from(OwnedFd::from_raw_fd(1)),
         )
     };
-    if direction == "udp-up" {
-        carry_up(&unix, &udp)
-    } else {
-        carry_down(&unix, &udp, &header(ports))
+    SockRef::from(&unix).set_send_buffer_size(UNIX_SEND_BUFFER)?;
+    for option in [libc::IP_RECVTTL, libc::IP_RECVTOS] {
+        set_option(udp.as_raw_fd(), libc::SOL_IP, option, 1)?;
+    }
+    let (mut up, mut down) = (Up::new(), Down::new(&header(ports)));
+    match direction.as_str() {
+        "udp-up" => while up.carry(&unix, &udp)? {},
+        "udp-down" => loop {
+            down.carry(&unix, &udp)?;
+        },
+        _ => carry_both(&unix, &udp, &mut up, &mut down)?,
+    }
+    Ok(())
+}
+
+/// Whatever has something.
+fn carry_both(unix: &UnixStream, udp: &UdpSocket, up: &mut Up, down: &mut Down) -> io::Result<()> {
+    let epoll = Epoll::new(EpollCreateFlags::empty())?;
+    epoll.add(unix, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    epoll.add(udp, EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
+    let mut events = [EpollEvent::empty(); 2];
+    loop {
+        let count = epoll.wait(&mut events, EpollTimeout::NONE)?;
+        for event in &events[..count] {
+            if event.data() == 1 {
+                down.carry(unix, udp)?;
+            } else if !up.carry(unix, udp)? {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -148,21 +176,36 @@ fn stamp(header: &mut [u8; HEADERS], ttl: u8, tos: u8, payload: &[u8]) {
     header[44..46].copy_from_slice(&sum.to_be_bytes());
 }
 
-fn carry_down(unix: &UnixStream, udp: &UdpSocket, header: &[u8; HEADERS]) -> io::Result<()> {
-    SockRef::from(unix).set_send_buffer_size(UNIX_SEND_BUFFER)?;
-    for option in [libc::IP_RECVTTL, libc::IP_RECVTOS] {
-        set_option(udp.as_raw_fd(), libc::SOL_IP, option, 1)?;
+/// Where datagrams for the guest are received, and their frames.
+struct Down {
+    rooms: Vec<[u8; ROOM]>,
+    controls: Vec<[u64; CONTROL / 8]>,
+    headers: Vec<[u8; HEADERS]>,
+    pairs: Vec<libc::iovec>,
+}
+
+impl Down {
+    fn new(header: &[u8; HEADERS]) -> Self {
+        Self {
+            rooms: vec![[0; ROOM]; MANY],
+            controls: vec![[0; CONTROL / 8]; MANY],
+            headers: vec![*header; MANY],
+            pairs: Vec::with_capacity(2 * MANY),
+        }
     }
-    let mut rooms = vec![[0_u8; ROOM]; MANY];
-    let mut controls = [[0_u64; CONTROL / 8]; MANY];
-    let mut headers = [*header; MANY];
-    let mut vectors: Vec<_> = rooms.iter_mut().map(|room| vector(room)).collect();
-    let mut pairs = Vec::with_capacity(2 * MANY);
-    loop {
+
+    /// What there is, or what comes next.
+    fn carry(&mut self, unix: &UnixStream, udp: &UdpSocket) -> io::Result<()> {
+        let Self {
+            rooms,
+            controls,
+            headers,
+            pairs,
+        } = self;
         // SAFETY: all bytes zero are a valid mmsghdr.
         let mut messages: [libc::mmsghdr; MANY] = unsafe { mem::zeroed() };
-        for ((message, vector), control) in messages.iter_mut().zip(&mut vectors).zip(&mut controls)
-        {
+        let mut vectors: [_; MANY] = array::from_fn(|at| vector(&mut rooms[at]));
+        for ((message, vector), control) in messages.iter_mut().zip(&mut vectors).zip(controls) {
             message.msg_hdr.msg_iov = vector;
             message.msg_hdr.msg_iovlen = 1;
             message.msg_hdr.msg_control = control.as_mut_ptr().cast();
@@ -187,7 +230,7 @@ fn carry_down(unix: &UnixStream, udp: &UdpSocket, header: &[u8; HEADERS]) -> io:
             pairs.push(vector(&mut headers[at]));
             pairs.push(vector(payload));
         }
-        send_all(unix.as_raw_fd(), &mut pairs)?;
+        send_all(unix.as_raw_fd(), pairs)
     }
 }
 
@@ -210,31 +253,47 @@ fn marks(message: &libc::msghdr) -> (u8, u8) {
     (ttl, tos)
 }
 
-fn carry_up(unix: &UnixStream, udp: &UdpSocket) -> io::Result<()> {
-    let mut payloads = Vec::with_capacity(MOST_IOVECS);
-    read_bursts(unix, |burst| {
-        let (mut at, mut size) = (0, 0);
-        payloads.clear();
-        while let Some((word, _)) = burst[at..].split_first_chunk() {
-            let frame = 4 + u32::from_be_bytes(*word) as usize;
-            if at + frame > burst.len() {
-                break;
-            }
-            // Of what is no datagram of the flood, as of neighbour discovery, there is little.
-            if frame > HEADERS && burst[at + 18] == 0x45 {
-                let len = frame - HEADERS;
-                let full = payloads.len() >= SEGMENTS.min(MESSAGE / len);
-                if full || len != size {
-                    send_segments(udp.as_raw_fd(), &mut payloads, size)?;
-                    size = len;
-                }
-                payloads.push(vector(&mut burst[at + HEADERS..at + frame]));
-            }
-            at += frame;
+/// Where frames of the guest are read.
+struct Up {
+    burst: Burst,
+    payloads: Vec<libc::iovec>,
+}
+
+impl Up {
+    fn new() -> Self {
+        Self {
+            burst: Burst::new(),
+            payloads: Vec::with_capacity(MOST_IOVECS),
         }
-        send_segments(udp.as_raw_fd(), &mut payloads, size)?;
-        Ok(at)
-    })
+    }
+
+    /// What there is, or what comes next; `false` at the end.
+    fn carry(&mut self, unix: &UnixStream, udp: &UdpSocket) -> io::Result<bool> {
+        let payloads = &mut self.payloads;
+        self.burst.read(unix, |burst| {
+            let (mut at, mut size) = (0, 0);
+            payloads.clear();
+            while let Some((word, _)) = burst[at..].split_first_chunk() {
+                let frame = 4 + u32::from_be_bytes(*word) as usize;
+                if at + frame > burst.len() {
+                    break;
+                }
+                // Of what is no datagram of the flood, as of neighbour discovery, there is little.
+                if frame > HEADERS && burst[at + 18] == 0x45 {
+                    let len = frame - HEADERS;
+                    let full = payloads.len() >= SEGMENTS.min(MESSAGE / len);
+                    if full || len != size {
+                        send_segments(udp.as_raw_fd(), payloads, size)?;
+                        size = len;
+                    }
+                    payloads.push(vector(&mut burst[at + HEADERS..at + frame]));
+                }
+                at += frame;
+            }
+            send_segments(udp.as_raw_fd(), payloads, size)?;
+            Ok(at)
+        })
+    }
 }
 
 /// Sends payloads of one size as one message, and forgets them.

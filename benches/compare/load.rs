@@ -127,7 +127,10 @@ impl Load<'_> {
             Workload::UsoUp => self.flood(true, DATAGRAM, SEGMENTS),
             Workload::UdpDown64 => self.flood(false, SMALL, 1),
             Workload::UdpUp64 => self.flood(true, SMALL, 1),
-            Workload::UdpRr => self.ask_and_answer(),
+            Workload::UdpRr => {
+                let (guest, server) = self.datagram_pair()?;
+                self.ask_and_answer(&guest, &server)
+            }
             Workload::Hold => self.hold(),
         }?;
         sample.retransmissions = self.guest.retransmissions() - before.0;
@@ -267,8 +270,7 @@ impl Load<'_> {
         Ok((guest, server))
     }
 
-    fn ask_and_answer(&self) -> io::Result<Sample> {
-        let (guest, server) = self.datagram_pair()?;
+    fn ask_and_answer(&self, guest: &UdpSocket, server: &UdpSocket) -> io::Result<Sample> {
         let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         let mut latencies = Vec::new();
         let measured = thread::scope(|scope| {
@@ -310,8 +312,8 @@ impl Load<'_> {
         Ok(measured.operations(latencies))
     }
 
-    /// A flood of single datagrams between a guest's socket and a server's that know each other.
-    pub(crate) fn flood_of(
+    /// Single datagrams between a guest's socket and a server's that know each other.
+    pub(crate) fn run_between(
         &self,
         workload: Workload,
         [guest, server]: [&UdpSocket; 2],
@@ -321,6 +323,7 @@ impl Load<'_> {
             Workload::UdpUp => (true, DATAGRAM),
             Workload::UdpDown64 => (false, SMALL),
             Workload::UdpUp64 => (true, SMALL),
+            Workload::UdpRr => return self.ask_and_answer(guest, server),
             _ => return Err(io::ErrorKind::Unsupported.into()),
         };
         let (from, to) = if up { (guest, server) } else { (server, guest) };

@@ -278,7 +278,7 @@ fn floor_for(arguments: &Arguments, world: &World, workload: Workload, mtu: u32)
             mtu,
             arguments.pin,
             |guest, floor, sockets| {
-                load(arguments, world, guest, floor).flood_of(workload, sockets)
+                load(arguments, world, guest, floor).run_between(workload, sockets)
             },
         )?,
     };

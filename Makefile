@@ -10,6 +10,9 @@ target := $(or $(CARGO_TARGET_DIR),target)
 passt := $(target)/release/passt
 repair := $(target)/release/passt-repair
 
+# Most tests wait more than they compute.
+export RUST_TEST_THREADS ?= $(shell expr 2 '*' $$(nproc))
+
 # What the longer variants ask for: frames of nonsense, rounds of it over virtqueues, MiB through the scripted guest, MiB
 # through each guest of the matrix, connections held and connections made, MiB through the QEMU guest; how long guests come
 # and go (1800 s for a soak in earnest) and each attack is watched; MiB past the counting allocator; moves of a guest in a row.

@@ -99,14 +99,16 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
-        for _ in 0..ERRORS {
+        for taken in 0..ERRORS {
             let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
                 return;
             };
             let mut upper = [0; HEADER + QUOTED];
             let Ok(error) = errqueue::take(flow.socket.as_fd(), &mut upper[HEADER..]) else {
-                // Whatever is pending besides the queue would be reported for ever.
-                let _ = socket::outcome(&flow.socket);
+                // Whatever is pending besides the queue, which takes its own with it, would be reported for ever.
+                if taken == 0 {
+                    let _ = socket::outcome(&flow.socket);
+                }
                 return;
             };
             if error.v6 != key.remote.addr.is_ipv6() {

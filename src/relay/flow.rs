@@ -348,6 +348,11 @@ impl UdpFlow {
         }
     }
 
+    /// Whether something waits in its socket that may be another's.
+    pub const fn may_bring_strays(&self) -> bool {
+        self.readable && self.fresh.is_some()
+    }
+
     /// The guest has sent a datagram.
     pub fn heard_guest(&mut self, now: Now) {
         self.last = now;

@@ -43,8 +43,7 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
-        if matches!(self.flows.get(id), Some(Flow::Udp(flow)) if flow.readable && flow.fresh.is_some())
-        {
+        if matches!(self.flows.get(id), Some(Flow::Udp(flow)) if flow.may_bring_strays()) {
             return self.sort_strays(id, None, outbox, now);
         }
         if !self.deliver_held(id, outbox) {

@@ -337,14 +337,18 @@ fn socket_addr(storage: &SockaddrStorage) -> Option<SocketAddr> {
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2).
 pub fn udp(peer: Peer, outbound: &Outbound, port: u16, beside: bool) -> io::Result<OwnedFd> {
+    let source = beside.then(|| source(peer, outbound)).transpose()?;
     let socket = open(peer, Type::DGRAM, Protocol::UDP)?;
     // Flows from one port of the guest to several peers share that port; each hears its own peer only, once connected.
     socket.set_reuse_address(true)?;
     prepare_udp(&socket, peer.endpoint.addr.is_ipv6())?;
-    let bound = if beside {
-        bind_to_source(&socket, peer, outbound, port)
-    } else {
-        bind(&socket, peer, outbound, port)
+    let bound = match source {
+        Some(mut addr) => {
+            addr.set_port(port);
+            bind_interface(&socket, peer, outbound)
+                .and_then(|()| socket.bind(&SockAddr::from(addr)))
+        }
+        None => bind(&socket, peer, outbound, port),
     };
     if bound.is_err() {
         bind(&socket, peer, outbound, 0)?;
@@ -459,16 +463,13 @@ fn bind_interface(socket: &Socket, peer: Peer, outbound: &Outbound) -> io::Resul
     }
 }
 
-/// Binds to `port` and the address that the routes have this peer's packets leave from.
-fn bind_to_source(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
+/// The address that the routes have this peer's packets leave from; its port means nothing.
+fn source(peer: Peer, outbound: &Outbound) -> io::Result<SocketAddr> {
     let probe = open(peer, Type::DGRAM, Protocol::UDP)?;
     bind(&probe, peer, outbound, 0)?;
     probe.connect(&SockAddr::from(peer.address()))?;
-    let source = probe.local_addr()?.as_socket();
-    let mut source = source.ok_or(io::ErrorKind::InvalidInput)?;
-    source.set_port(port);
-    bind_interface(socket, peer, outbound)?;
-    socket.bind(&SockAddr::from(source))
+    let local = probe.local_addr()?.as_socket();
+    Ok(local.ok_or(io::ErrorKind::InvalidInput)?)
 }
 
 /// The pending error of a socket, which is cleared by asking.

@@ -2,7 +2,7 @@ use super::*;
 use std::{
     collections::VecDeque,
     net::{TcpListener, UdpSocket},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     thread,
     time::Instant,
 };
@@ -62,42 +62,41 @@ fn a_port_is_there_all_the_time_while_sockets_come_beside_it() {
     let port = listener.local_addr().unwrap().port();
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let silent = peer(silent.local_addr().unwrap());
-    let (over, strays) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let strays = AtomicUsize::new(0);
     let read = |socket: &UdpSocket| std::iter::from_fn(|| socket.recv(&mut [0; 8]).ok()).count();
     let missing = thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut beside = VecDeque::new();
-            while !over.load(Relaxed) {
-                let socket = udp(silent, &Outbound::default(), port, true).unwrap();
-                beside.push_back(UdpSocket::from(socket));
-                for socket in &beside {
-                    strays.fetch_add(read(socket), Relaxed);
+        let sending = scope.spawn(|| {
+            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let mut heard = 0;
+            (1..=ROUNDS).find(|round| {
+                for _ in 0..BURST {
+                    sender.send_to(b"here", ("127.0.0.1", port)).unwrap();
                 }
-                if beside.len() > 64 {
-                    beside.pop_front();
+                let start = Instant::now();
+                loop {
+                    heard += read(&listener);
+                    let missing = round * BURST - heard - strays.load(Relaxed);
+                    if missing == 0 {
+                        return false;
+                    }
+                    if start.elapsed() > Duration::from_secs(2) {
+                        return true;
+                    }
                 }
-            }
+            })
         });
-        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut heard = 0;
-        let short = (1..=ROUNDS).find(|round| {
-            for _ in 0..BURST {
-                sender.send_to(b"here", ("127.0.0.1", port)).unwrap();
+        let mut beside = VecDeque::new();
+        while !sending.is_finished() {
+            let socket = udp(silent, &Outbound::default(), port, true).unwrap();
+            beside.push_back(UdpSocket::from(socket));
+            for socket in &beside {
+                strays.fetch_add(read(socket), Relaxed);
             }
-            let start = Instant::now();
-            loop {
-                heard += read(&listener);
-                let missing = round * BURST - heard - strays.load(Relaxed);
-                if missing == 0 {
-                    return false;
-                }
-                if start.elapsed() > Duration::from_secs(2) {
-                    return true;
-                }
+            if beside.len() > 64 {
+                beside.pop_front();
             }
-        });
-        over.store(true, Relaxed);
-        short
+        }
+        sending.join().unwrap()
     });
     assert_eq!(missing, None, "round in which a datagram was lost");
 }

@@ -26,7 +26,7 @@ use passt_rs::{
     host::{moving, repair::Helper},
     proto::{
         repair::Command as Order,
-        state::{Carried, HostSide, Options},
+        state::{Carried, HostSide, SocketOptions},
     },
     sys::{repair, sockopt},
 };
@@ -194,7 +194,7 @@ fn what_a_socket_was_told_the_next_is_told() {
         sockopt::set_tos(ours.as_fd(), v6, 0x28).unwrap();
         SockRef::from(&ours).bind_device(Some(b"eth0")).unwrap();
         let (ours, carried, _old) = migrate(&nodes, ours);
-        let wanted = Options {
+        let wanted = SocketOptions {
             ttl: 33,
             tos: 0x28,
             keepalive: Some((77, 21)),

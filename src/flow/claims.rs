@@ -24,15 +24,15 @@ const COUNT: u32 = (1 << COUNT_BITS) - 1;
 
 /// A place in the table, which several keys may share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot(u32);
+pub struct ClaimSlot(u32);
 
-impl Slot {
+impl ClaimSlot {
     /// Packs it into a number.
     pub const fn to_bits(self) -> u32 {
         self.0
     }
 
-    /// Undoes [`Slot::to_bits`].
+    /// Undoes [`ClaimSlot::to_bits`].
     pub const fn from_bits(bits: u32) -> Self {
         Self(bits)
     }
@@ -56,17 +56,17 @@ impl Default for Claims {
 }
 
 impl Claims {
-    pub fn slot(&self, key: &Key) -> Slot {
-        Slot(self.hasher.hash_one(key) as u32 & (SLOTS as u32 - 1))
+    pub fn slot(&self, key: &Key) -> ClaimSlot {
+        ClaimSlot(self.hasher.hash_one(key) as u32 & (SLOTS as u32 - 1))
     }
 
     /// The slot of a packet in parts, which it shares with no flow: so few packets wait that hardly any two meet.
-    pub fn slot_of_parts(&self, key: &Key) -> Slot {
-        Slot(self.slot(key).0 + SLOTS as u32)
+    pub fn slot_of_parts(&self, key: &Key) -> ClaimSlot {
+        ClaimSlot(self.slot(key).0 + SLOTS as u32)
     }
 
     /// Counts on a slot, as whoever owns it, or `owner` (below 255) if nobody does. Returns the owner.
-    pub fn claim(&self, slot: Slot, owner: usize) -> usize {
+    pub fn claim(&self, slot: ClaimSlot, owner: usize) -> usize {
         let Some(cell) = self.slots.get(slot.0 as usize) else {
             return owner;
         };
@@ -87,7 +87,7 @@ impl Claims {
     }
 
     /// Counts on a slot no more, once for each [`Claims::claim`].
-    pub fn release(&self, slot: Slot) {
+    pub fn release(&self, slot: ClaimSlot) {
         if let Some(cell) = self.slots.get(slot.0 as usize) {
             let before = cell.fetch_sub(1, Ordering::AcqRel);
             debug_assert_ne!(before & COUNT, 0, "released more often than claimed");
@@ -95,13 +95,13 @@ impl Claims {
     }
 
     /// How much counts on a slot, while nobody else looks.
-    pub fn counted(&self, slot: Slot) -> u32 {
+    pub fn counted(&self, slot: ClaimSlot) -> u32 {
         let cell = self.slots.get(slot.0 as usize);
         cell.map_or(0, |cell| cell.load(Ordering::Acquire) & COUNT)
     }
 
     /// Gives a slot with all in it to another, while nobody else looks.
-    pub fn give(&self, slot: Slot, owner: usize) {
+    pub fn give(&self, slot: ClaimSlot, owner: usize) {
         if let Some(cell) = self.slots.get(slot.0 as usize) {
             let count = cell.load(Ordering::Acquire) & COUNT;
             cell.store((owner as u32) << COUNT_BITS | count, Ordering::Release);
@@ -117,9 +117,9 @@ mod tests {
         thread,
     };
 
-    const SLOT: Slot = Slot(7);
+    const SLOT: ClaimSlot = ClaimSlot(7);
 
-    fn owner(claims: &Claims, slot: Slot) -> Option<u32> {
+    fn owner(claims: &Claims, slot: ClaimSlot) -> Option<u32> {
         let seen = claims.slots[slot.0 as usize].load(Ordering::Relaxed);
         (seen & COUNT != 0).then_some(seen >> COUNT_BITS)
     }
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(claims.claim(SLOT, 1), 1);
         claims.give(SLOT, 0);
         assert_eq!(claims.claim(SLOT, 1), 0);
-        assert_eq!(owner(&claims, Slot(8)), None);
+        assert_eq!(owner(&claims, ClaimSlot(8)), None);
     }
 
     /// Whoever holds a slot is alone with it: each adds to a plain number of its own and sees no other do so meanwhile.

@@ -1,7 +1,7 @@
 //! When a flow is to follow its frames to another reactor: once so many in a row have come by that one's queue, and none by
 //! its own. A guest whose scheduler moved a program is followed; a flow that comes by several queues in turns stays.
 
-use super::claims::Slot;
+use super::claims::ClaimSlot;
 
 /// Frames in a row that come by another's queue before their flow goes there.
 const PATIENCE: u8 = 64;
@@ -12,7 +12,7 @@ const WATCHED: usize = 1024;
 /// Frames of a slot that came by another's queue.
 #[derive(Debug, Clone, Copy)]
 struct Row {
-    slot: Slot,
+    slot: ClaimSlot,
     from: u8,
     count: u8,
 }
@@ -26,7 +26,7 @@ pub struct Drift {
 impl Default for Drift {
     fn default() -> Self {
         let none = Row {
-            slot: Slot::from_bits(u32::MAX),
+            slot: ClaimSlot::from_bits(u32::MAX),
             from: 0,
             count: 0,
         };
@@ -38,7 +38,7 @@ impl Default for Drift {
 
 impl Drift {
     /// A frame came by our own queue.
-    pub fn came_here(&mut self, slot: Slot) {
+    pub fn came_here(&mut self, slot: ClaimSlot) {
         if let Some(row) = self.row(slot)
             && row.slot == slot
         {
@@ -47,7 +47,7 @@ impl Drift {
     }
 
     /// A frame came by the queue of another (below 255). Whether its flow is to go there; that is said once for each row.
-    pub fn came_by(&mut self, slot: Slot, from: usize) -> bool {
+    pub fn came_by(&mut self, slot: ClaimSlot, from: usize) -> bool {
         let Some(row) = self.row(slot) else {
             return false;
         };
@@ -67,7 +67,7 @@ impl Drift {
         goes
     }
 
-    fn row(&mut self, slot: Slot) -> Option<&mut Row> {
+    fn row(&mut self, slot: ClaimSlot) -> Option<&mut Row> {
         self.rows.get_mut(slot.to_bits() as usize & (WATCHED - 1))
     }
 }
@@ -76,10 +76,10 @@ impl Drift {
 mod tests {
     use super::*;
 
-    const SLOT: Slot = Slot::from_bits(7);
+    const SLOT: ClaimSlot = ClaimSlot::from_bits(7);
 
     /// How many frames it takes until the flow is to go; none if it never is.
-    fn row(drift: &mut Drift, slot: Slot, from: usize) -> Option<usize> {
+    fn row(drift: &mut Drift, slot: ClaimSlot, from: usize) -> Option<usize> {
         (1..=1000).find(|_| drift.came_by(slot, from))
     }
 
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn one_of_two_that_share_a_place_is_watched() {
         let mut drift = Drift::default();
-        let other = Slot::from_bits(SLOT.to_bits() + WATCHED as u32);
+        let other = ClaimSlot::from_bits(SLOT.to_bits() + WATCHED as u32);
         let gone = (0..1000).find(|n| drift.came_by(if n % 3 == 0 { other } else { SLOT }, 1));
         assert!(gone.is_some_and(|n| n < 4 * usize::from(PATIENCE)));
         drift.came_here(other);

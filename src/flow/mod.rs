@@ -23,7 +23,7 @@ mod turnover;
 mod wheel;
 
 pub use census::Census;
-pub use claims::{Claims, Slot as ClaimSlot};
+pub use claims::{ClaimSlot, Claims};
 pub use drift::Drift;
 pub use guest::Guest;
 pub use key::{Id, Key};

@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, TcpKeepal
 
 use super::socket::{self, canonical};
 use crate::{
-    proto::state::{Carried, HostSide, KEEPALIVE_MAX, Options, QUEUE_MAX},
+    proto::state::{Carried, HostSide, KEEPALIVE_MAX, QUEUE_MAX, SocketOptions},
     sys::{
         repair::{self, Agreed, Info, Queue},
         sockopt,
@@ -101,14 +101,14 @@ pub fn take(socket: &impl AsFd, held: &[u8]) -> io::Result<HostSide> {
 }
 
 /// What the socket was told of its packets and of silence.
-fn told(socket: &impl AsFd, peer: IpAddr) -> io::Result<Options> {
+fn told(socket: &impl AsFd, peer: IpAddr) -> io::Result<SocketOptions> {
     let v6 = peer.is_ipv6();
     let (fd, options) = (socket.as_fd(), SockRef::from(socket));
     let seconds = |time: io::Result<Duration>| {
         let seconds = u16::try_from(time?.as_secs()).unwrap_or(KEEPALIVE_MAX);
         Ok::<_, io::Error>(seconds.clamp(1, KEEPALIVE_MAX))
     };
-    Ok(Options {
+    Ok(SocketOptions {
         ttl: sockopt::ttl(fd, v6)?.max(1),
         // The rest is congestion's, which the kernel works out anew.
         tos: sockopt::tos(fd, v6)? & !3,
@@ -124,7 +124,7 @@ fn told(socket: &impl AsFd, peer: IpAddr) -> io::Result<Options> {
 }
 
 /// Tells a socket what another was told.
-fn tell(socket: &impl AsFd, v6: bool, told: &Options) -> io::Result<()> {
+fn tell(socket: &impl AsFd, v6: bool, told: &SocketOptions) -> io::Result<()> {
     let fd = socket.as_fd();
     sockopt::set_ttl(fd, v6, told.ttl)?;
     sockopt::set_tos(fd, v6, told.tos)?;

@@ -16,7 +16,7 @@ use super::{
     capture::Capture,
     inbox::{Inbox, PREFIX},
     queued::{HEAD, Queued, fill, list},
-    slot::{Passed, Piece},
+    slot::{Passed, Portion},
     vhost::{outlet::Outlet, ring::Broken},
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// Payload memory, in octets.
+/// Portion memory, in octets.
 const ARENA: usize = 1024 * 1024;
 
 /// What is kept of it for answers of services, however much flows would like to have.
@@ -245,7 +245,7 @@ impl Outbox {
         room: Room,
         len: usize,
         cut: usize,
-        mut stamp: impl FnMut(Piece, &mut [u8; HEADERS_MAX]) -> usize,
+        mut stamp: impl FnMut(Portion, &mut [u8; HEADERS_MAX]) -> usize,
     ) {
         let len = len.min(room.len);
         if let Some(headers) = room.lent {
@@ -260,7 +260,7 @@ impl Outbox {
             let octets = memory.get(at..len.min(at + cut)).unwrap_or_default();
             // Short ones are summed up faster than told about.
             let leave = leaves && octets.len() >= HEAD;
-            let piece = Piece {
+            let portion = Portion {
                 at,
                 len: octets.len(),
                 sum: if leave {
@@ -273,8 +273,8 @@ impl Outbox {
             let Some(head) = self.heads.get_mut(self.frames.len()) else {
                 return;
             };
-            let (used, at_arena) = fill(head, octets, |headers| stamp(piece, headers));
-            let len = if at_arena { piece.len } else { 0 };
+            let (used, at_arena) = fill(head, octets, |headers| stamp(portion, headers));
+            let len = if at_arena { portion.len } else { 0 };
             let headers = head.get_mut(PREFIX..used).filter(|_| leave);
             self.frames.push(Queued {
                 head: used,
@@ -285,8 +285,8 @@ impl Outbox {
                     ..Vnet::default()
                 }),
             });
-            at += piece.len;
-            if piece.last {
+            at += portion.len;
+            if portion.last {
                 break;
             }
         }
@@ -300,7 +300,7 @@ impl Outbox {
         len: usize,
         cut: usize,
         headers: usize,
-        stamp: impl FnMut(Piece, &mut [u8; HEADERS_MAX]) -> usize,
+        stamp: impl FnMut(Portion, &mut [u8; HEADERS_MAX]) -> usize,
     ) {
         let Some(outlet) = &mut self.outlet else {
             return;
@@ -356,7 +356,7 @@ impl Outbox {
         at: usize,
         len: usize,
         cut: usize,
-        stamp: impl FnMut(Piece, &mut [u8; HEADERS_MAX]) -> usize,
+        stamp: impl FnMut(Portion, &mut [u8; HEADERS_MAX]) -> usize,
     ) {
         let start = rooms.at + at * STRIDE;
         let gap = start.saturating_sub(self.used);

@@ -79,12 +79,12 @@ impl Slot {
 
 /// One frame's payload, when its headers are wanted.
 #[derive(Debug, Clone, Copy)]
-pub struct Piece {
-    /// Octets of the committed payload before this piece.
+pub struct Portion {
+    /// Octets of the committed payload before these.
     pub at: usize,
     pub len: usize,
     pub sum: Sum,
-    /// Whether no piece follows.
+    /// Whether no other follows.
     pub last: bool,
 }
 

@@ -28,7 +28,7 @@ use crate::{
         reason, sockopt,
     },
     wire::{
-        frame::{Ip, Message},
+        frame::{IcmpMessage, Ip},
         icmp::renumber,
         quote,
     },
@@ -51,7 +51,7 @@ impl Relay {
     pub(super) fn icmp_message(
         &mut self,
         ip: &Ip,
-        message: &Message,
+        message: &IcmpMessage,
         frame: Slot,
         inbox: &Inbox,
         outbox: &mut Outbox,

@@ -2,9 +2,9 @@
 
 use super::{
     flow::Flow,
-    joining::Moved,
     share::Share,
     state::{DRIFTERS, Relay},
+    takeover::Moved,
     whose::key_of,
 };
 use crate::{

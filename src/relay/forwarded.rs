@@ -206,13 +206,10 @@ impl Relay {
                 ..first
             })
             .filter(|key| self.flows.find(key).is_none() || self.is_peer(key, peer))
-            .find_map(
-                |key| match self.share.as_ref().map(|share| share.can_have(&key)) {
-                    None => Some((key, None)),
-                    Some((true, slot)) => Some((key, slot)),
-                    Some((false, _)) => None,
-                },
-            )
+            .find_map(|key| match &self.share {
+                None => Some((key, None)),
+                Some(share) => share.claim(&key).map(|slot| (key, slot)),
+            })
             .ok_or(Why::Alike)
     }
 

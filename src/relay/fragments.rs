@@ -12,7 +12,7 @@ use crate::{
     wire::{
         self,
         build::Ends,
-        fragment::{self, Place},
+        fragment::{self, Part},
         frame::{Body, Fragment, Ip, classify},
         headers::TTL,
     },
@@ -143,13 +143,13 @@ impl Relay {
                 let mut octets = [0; QUOTED];
                 let octets = octets.get_mut(..len.min(QUOTED)).unwrap_or_default();
                 packet.write(&self.pool, octets);
-                let place = Place {
+                let part = Part {
                     id: packet.id,
                     offset: 0,
                     more: true,
                 };
                 self.quote.clear();
-                fragment::header(&mut self.quote, &ip, packet.protocol, Some(place), len);
+                fragment::header(&mut self.quote, &ip, packet.protocol, Some(part), len);
                 self.quote.extend_from_slice(octets);
                 let v4 = ip.src.is_ipv4();
                 let fault = Fault::reassembly(v4);

@@ -7,7 +7,7 @@ use crate::{
     service::multicast::{MLD_DONE, MLD_REPORT, MLD_REPORT_V2},
     wire::{
         dhcp, dhcpv6,
-        frame::{Body, Datagram, Ip, Message},
+        frame::{Body, Datagram, IcmpMessage, Ip},
         ndp::kind::{NEIGHBOR_ADVERTISEMENT, NEIGHBOR_SOLICITATION, ROUTER_SOLICITATION},
     },
 };
@@ -46,7 +46,7 @@ pub fn is_dhcpv6(ip: &Ip, datagram: &Datagram) -> bool {
         && matches!(class(ip.dst), Class::Multicast | Class::LinkLocal)
 }
 
-pub fn is_neighbour_discovery(ip: &Ip, message: &Message) -> bool {
+pub fn is_neighbour_discovery(ip: &Ip, message: &IcmpMessage) -> bool {
     ip.src.is_ipv6()
         && matches!(
             message.kind,

@@ -19,7 +19,7 @@ mod waiting;
 
 mod migrating;
 
-mod crossing;
+mod handoff;
 
 mod whose;
 
@@ -63,21 +63,21 @@ mod migrate_out;
 
 mod migrate_in;
 
-mod joining;
+mod takeover;
 
 mod following;
 
-pub use joining::Moved;
 pub use limit::RateLimit;
 pub use report::Report;
 pub use request::{Ready, Request};
 pub use share::{Forwarded, Share};
 pub use state::{Limits, Relay};
+pub use takeover::Moved;
 
 use std::io;
 
 use flow::{ECHO_TIMEOUT, Flow};
-use share::{Label, Place};
+use share::{Destination, Label};
 
 use crate::{
     flow::{ClaimSlot, Id},
@@ -159,7 +159,7 @@ impl Relay {
     /// Takes a frame where several relays serve the guest, or hands it to the one it belongs to. `None` if that has no room.
     fn place(
         &mut self,
-        read: &wire::frame::Frame,
+        read: &wire::frame::Classified,
         frame: Frame<'_>,
         inbox: &Inbox,
         outbox: &mut Outbox,
@@ -167,9 +167,9 @@ impl Relay {
     ) -> Option<Result<(), Why>> {
         let share = self.share.as_mut()?;
         match share.place(&self.net, read, frame, inbox) {
-            Place::Elsewhere => Some(Ok(())),
-            Place::Nowhere => None,
-            Place::Here(slot) => {
+            Destination::Elsewhere => Some(Ok(())),
+            Destination::Nowhere => None,
+            Destination::Here(slot) => {
                 let done = self.frame(read, frame, inbox, outbox, now);
                 self.looked_at(slot);
                 Some(done)
@@ -204,7 +204,7 @@ impl Relay {
 
     fn frame(
         &mut self,
-        read: &wire::frame::Frame,
+        read: &wire::frame::Classified,
         frame: Frame<'_>,
         inbox: &Inbox,
         outbox: &mut Outbox,
@@ -232,7 +232,7 @@ impl Relay {
     }
 
     /// Puts a frame that begins a flow behind those that wait for their turn; `false` if there is no room.
-    fn line_up(&mut self, read: &wire::frame::Frame, frame: Frame<'_>, inbox: &Inbox) -> bool {
+    fn line_up(&mut self, read: &wire::frame::Classified, frame: Frame<'_>, inbox: &Inbox) -> bool {
         let share = self.share.as_ref();
         let slot = share.and_then(|share| share.count_on(&self.net, &read.body, frame.head));
         let label = Label::new(slot, &read.body, frame);
@@ -253,7 +253,7 @@ impl Relay {
     /// What a frame carries, or several that were parts of a packet.
     fn packet(
         &mut self,
-        read: &wire::frame::Frame,
+        read: &wire::frame::Classified,
         frame: Frame<'_>,
         inbox: &Inbox,
         outbox: &mut Outbox,

@@ -11,7 +11,7 @@ use crate::{
     link::Outbox,
     net::{Now, Why},
     service::{Answer, Note, arp, dhcp, dhcpv6, ndp},
-    wire::frame::{Body, Frame},
+    wire::frame::{Body, Classified},
 };
 
 impl Relay {
@@ -21,7 +21,7 @@ impl Relay {
     /// Why a frame for a service got no answer.
     pub(super) fn serve(
         &mut self,
-        frame: &Frame,
+        frame: &Classified,
         head: &[u8],
         outbox: &mut Outbox,
         now: Now,
@@ -50,7 +50,7 @@ impl Relay {
     }
 
     /// Has the service that a frame is for write its answer; `None` if it is for none.
-    fn ask_service(&mut self, frame: &Frame, head: &[u8]) -> Result<Option<Answer>, Why> {
+    fn ask_service(&mut self, frame: &Classified, head: &[u8]) -> Result<Option<Answer>, Why> {
         let (net, guest, out) = (&self.net, &self.guest, &mut self.scratch);
         let neighbours = &self.neighbours;
         let answer = match &frame.body {
@@ -97,7 +97,7 @@ impl Relay {
     }
 
     /// Learns where the guest is from what it tells its neighbours.
-    fn learn(&mut self, frame: &Frame, head: &[u8]) {
+    fn learn(&mut self, frame: &Classified, head: &[u8]) {
         match &frame.body {
             Body::Arp => {
                 if let Some(sender) = arp::sender(head) {

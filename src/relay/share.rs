@@ -20,7 +20,7 @@
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use super::{
-    crossing::{Accepted, Entry, Exit, crossing},
+    handoff::{Accepted, Entry, Exit, handoff},
     whose::{key_of, parts_key},
 };
 use crate::{
@@ -51,7 +51,7 @@ const NO_SLOT: u32 = u32::MAX;
 
 /// Where a frame is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Destination {
     /// Here; the slot is counted on until it has been looked at.
     Here(Option<ClaimSlot>),
     /// It has gone to another relay.
@@ -123,7 +123,7 @@ impl Share {
             .collect();
         let mut entries = Vec::with_capacity(count);
         for share in &mut shares {
-            let way = (share.me != FIRST).then(crossing);
+            let way = (share.me != FIRST).then(handoff);
             let (entry, exit) = way.unzip();
             entries.push(entry);
             share.exit = exit;
@@ -188,16 +188,17 @@ impl Share {
         (!of_first).then(|| self.claims.slot(key))
     }
 
-    /// Whether a flow of this key can be this relay's. Then it counts on its slot, if it has one, until it has been looked at.
-    pub(super) fn can_have(&self, key: &Key) -> (bool, Option<ClaimSlot>) {
+    /// The slot of a flow that can be this relay's, if it has one: it is counted on until it has been looked at. `None` where
+    /// the flow can only be another's.
+    pub(super) fn claim(&self, key: &Key) -> Option<Option<ClaimSlot>> {
         let Some(slot) = self.slot(key) else {
-            return (self.is_first(), None);
+            return self.is_first().then_some(None);
         };
         let is_ours = self.claims.claim(slot, self.me) == self.me;
         if !is_ours {
             self.claims.release(slot);
         }
-        (is_ours, is_ours.then_some(slot))
+        is_ours.then_some(Some(slot))
     }
 
     /// Hands a peer's connection to the relay whose turn it is, or the one that has its slot.
@@ -311,10 +312,10 @@ impl Share {
     pub(super) fn place(
         &mut self,
         net: &Net,
-        read: &wire::frame::Frame,
+        read: &wire::frame::Classified,
         frame: Frame<'_>,
         inbox: &Inbox,
-    ) -> Place {
+    ) -> Destination {
         let is_fragment = matches!(read.body, Body::Fragment(..));
         let slot = self.slot_of(net, &read.body, frame.head);
         let owner = slot.map_or(FIRST, |slot| {
@@ -327,21 +328,21 @@ impl Share {
                 if let Some(slot) = slot {
                     self.claims.release(slot);
                 }
-                return Place::Nowhere;
+                return Destination::Nowhere;
             }
             if let Some(slot) = slot {
                 self.drift.came_here(slot);
             }
-            return Place::Here(slot);
+            return Destination::Here(slot);
         }
         let label = Label::new(slot, &read.body, frame);
         if self.hand(owner, label, frame, inbox) {
-            return Place::Elsewhere;
+            return Destination::Elsewhere;
         }
         if let Some(slot) = slot {
             self.claims.release(slot);
         }
-        Place::Nowhere
+        Destination::Nowhere
     }
 
     /// Copies a frame into the ring to its owner. `false` if that has no room.

@@ -9,7 +9,7 @@ use crate::{
         number::{TCP, UDP},
     },
     wire::{
-        frame::{Body, Fragment, Ip, Message},
+        frame::{Body, Fragment, IcmpMessage, Ip},
         quote::{self, Quoted},
     },
 };
@@ -49,7 +49,7 @@ pub fn parts_key(ip: &Ip, part: &Fragment) -> Key {
 }
 
 /// The flow of an echo request, or the one that an error is about; `start` is the message's.
-fn icmp_key(ip: &Ip, message: &Message, start: &[u8]) -> Option<Key> {
+fn icmp_key(ip: &Ip, message: &IcmpMessage, start: &[u8]) -> Option<Key> {
     let v4 = ip.src.is_ipv4();
     if is_error(v4, message.kind) {
         let quoted = Quoted::read(start, v4)?;

@@ -124,13 +124,13 @@ impl Region {
 
 /// A stretch of guest memory, found once; every use is checked against the memory again, which costs next to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Stretch {
     region: u32,
     len: u32,
     at: usize,
 }
 
-impl Place {
+impl Stretch {
     /// Octets.
     pub const fn len(self) -> usize {
         self.len as usize
@@ -209,13 +209,13 @@ impl GuestMemory {
     /// Finds `len` octets from a guest physical address on, and adds where they lie: in several pieces if they span regions.
     /// `false` if not all of them exist.
     #[must_use]
-    pub fn find(&self, guest: u64, len: u32, pieces: &mut Vec<Place>) -> bool {
+    pub fn find(&self, guest: u64, len: u32, pieces: &mut Vec<Stretch>) -> bool {
         let (mut addr, mut left) = (guest, len);
         while left > 0 {
             let found = self.regions.iter().enumerate().find_map(|(index, region)| {
                 let at = region.offset(region.info.guest, addr)?;
                 let here = (region.info.len as usize - at).min(left as usize) as u32;
-                Some(Place {
+                Some(Stretch {
                     region: index as u32,
                     len: here,
                     at,
@@ -235,10 +235,10 @@ impl GuestMemory {
     }
 
     /// Finds `len` octets from a guest physical address on, inside one region.
-    pub fn find_one(&self, guest: u64, len: u32) -> Option<Place> {
+    pub fn find_one(&self, guest: u64, len: u32) -> Option<Stretch> {
         self.regions.iter().enumerate().find_map(|(index, region)| {
             let at = region.offset(region.info.guest, guest)?;
-            (len as usize <= region.info.len as usize - at).then_some(Place {
+            (len as usize <= region.info.len as usize - at).then_some(Stretch {
                 region: index as u32,
                 len,
                 at,
@@ -247,7 +247,7 @@ impl GuestMemory {
     }
 
     /// Finds `len` octets from an address of the front-end's on, inside one region and aligned.
-    pub fn find_user(&self, user: u64, len: u32, align: usize) -> Option<Place> {
+    pub fn find_user(&self, user: u64, len: u32, align: usize) -> Option<Stretch> {
         let (index, region, at) = self
             .regions
             .iter()
@@ -255,7 +255,7 @@ impl GuestMemory {
             .find_map(|(index, region)| {
                 Some((index, region, region.offset(region.info.user, user)?))
             })?;
-        let place = Place {
+        let place = Stretch {
             region: index as u32,
             len,
             at,
@@ -265,20 +265,20 @@ impl GuestMemory {
     }
 
     /// The guest physical address of a place.
-    pub fn guest_address(&self, place: Place) -> Option<u64> {
+    pub fn guest_address(&self, place: Stretch) -> Option<u64> {
         let region = self.regions.get(place.region as usize)?;
         Some(region.info.guest + place.at as u64)
     }
 
     /// The address of `len` octets of a place, if they are mapped.
-    pub(super) fn address(&self, place: Place, at: usize, len: usize) -> Option<usize> {
+    pub(super) fn address(&self, place: Stretch, at: usize, len: usize) -> Option<usize> {
         let region = self.regions.get(place.region as usize)?;
         let inside = at.checked_add(len)? <= place.len()
             && place.at.checked_add(place.len())? <= region.info.len as usize;
         inside.then_some(region.mapping.base + region.mapping.skip + place.at + at)
     }
 
-    fn atomic(&self, place: Place, at: usize) -> Option<&AtomicU16> {
+    fn atomic(&self, place: Stretch, at: usize) -> Option<&AtomicU16> {
         let address = self.address(place, at, 2)?;
         if address % 2 != 0 {
             return None;
@@ -288,13 +288,13 @@ impl GuestMemory {
     }
 
     /// Reads a number of 16 bits in little-endian order; what is read after it is not older. 0 outside the place.
-    pub fn load(&self, place: Place, at: usize) -> u16 {
+    pub fn load(&self, place: Stretch, at: usize) -> u16 {
         self.atomic(place, at)
             .map_or(0, |word| u16::from_le(word.load(Ordering::Acquire)))
     }
 
     /// Writes a number of 16 bits in little-endian order, after all that was written before it.
-    pub fn store(&self, place: Place, at: usize, value: u16) {
+    pub fn store(&self, place: Stretch, at: usize, value: u16) {
         if let Some(word) = self.atomic(place, at) {
             word.store(value.to_le(), Ordering::Release);
         }
@@ -302,7 +302,7 @@ impl GuestMemory {
 
     /// Copies octets out. `false` if they are not all inside the place.
     #[must_use]
-    pub fn read(&self, place: Place, at: usize, out: &mut [u8]) -> bool {
+    pub fn read(&self, place: Stretch, at: usize, out: &mut [u8]) -> bool {
         let Some(address) = self.address(place, at, out.len()) else {
             return false;
         };
@@ -314,7 +314,7 @@ impl GuestMemory {
 
     /// Copies octets in. `false` if they are not all inside the place.
     #[must_use]
-    pub fn write(&self, place: Place, at: usize, octets: &[u8]) -> bool {
+    pub fn write(&self, place: Stretch, at: usize, octets: &[u8]) -> bool {
         let Some(address) = self.address(place, at, octets.len()) else {
             return false;
         };

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::guestmem::{GuestMemory, Place};
+use super::guestmem::{GuestMemory, Stretch};
 
 /// The most entries one call takes (`IOV_MAX`, limits.h).
 const MAX: usize = 1024;
@@ -82,7 +82,7 @@ impl<'a> Gather<'_, 'a> {
 
     /// Adds a piece of a guest's memory, as [`Gather::push`] does; `false` too if it is not mapped.
     #[must_use]
-    pub fn push_guest(&mut self, memory: &'a GuestMemory, place: Place) -> bool {
+    pub fn push_guest(&mut self, memory: &'a GuestMemory, place: Stretch) -> bool {
         memory
             .address(place, 0, place.len())
             .is_some_and(|base| self.add(base, place.len()))
@@ -151,7 +151,7 @@ impl<'a> Scatter<'_, 'a> {
     /// Adds a piece of a guest's memory; `false` if the list is full or the piece not mapped. One that follows its neighbour
     /// in memory is joined to it: drivers cut many buffers out of one stretch, and each entry costs the kernel some time.
     #[must_use]
-    pub fn push_guest(&mut self, memory: &'a GuestMemory, place: Place) -> bool {
+    pub fn push_guest(&mut self, memory: &'a GuestMemory, place: Stretch) -> bool {
         let len = place.len();
         let Some(base) = memory.address(place, 0, len) else {
             return false;

@@ -10,9 +10,9 @@ use super::{
 };
 use crate::net::number::FRAGMENT;
 
-/// A part's place in its packet.
+/// What a part of a packet says of its place there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Part {
     /// What tells packets between two addresses apart; of IPv4 the lower half counts.
     pub id: u32,
     /// In octets, a multiple of eight.
@@ -20,16 +20,16 @@ pub struct Place {
     pub more: bool,
 }
 
-/// Appends the IP header of a packet with `len` octets of this protocol, or of its part at `place`. A length that does not
+/// Appends the IP header of a packet with `len` octets of this protocol, or of this part of it. A length that does not
 /// fit is written as the largest that does.
-pub fn header(out: &mut Vec<u8>, ip: &Ip, protocol: u8, place: Option<Place>, len: usize) {
+pub fn header(out: &mut Vec<u8>, ip: &Ip, protocol: u8, part: Option<Part>, len: usize) {
     match (ip.src, ip.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let start = out.len();
             let total = u16::try_from(20 + len).unwrap_or(u16::MAX);
-            let id = place.map_or(ip.id, |place| place.id) as u16;
-            let flags = match place {
-                Some(place) => (place.offset / 8) | (u16::from(place.more) << 13),
+            let id = part.map_or(ip.id, |part| part.id) as u16;
+            let flags = match part {
+                Some(part) => (part.offset / 8) | (u16::from(part.more) << 13),
                 None => u16::from(ip.whole) << 14,
             };
             out.extend([0x45, ip.tos]);
@@ -44,16 +44,16 @@ pub fn header(out: &mut Vec<u8>, ip: &Ip, protocol: u8, place: Option<Place>, le
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
             let first = 0x6000_0000 | u32::from(ip.tos) << 20 | (ip.id & 0xf_ffff);
-            let payload = if place.is_some() { 8 + len } else { len };
+            let payload = if part.is_some() { 8 + len } else { len };
             out.extend(first.to_be_bytes());
             out.extend(u16::try_from(payload).unwrap_or(u16::MAX).to_be_bytes());
-            out.extend([if place.is_some() { FRAGMENT } else { protocol }, ip.ttl]);
+            out.extend([if part.is_some() { FRAGMENT } else { protocol }, ip.ttl]);
             out.extend(src.octets());
             out.extend(dst.octets());
-            if let Some(place) = place {
+            if let Some(part) = part {
                 out.extend([protocol, 0]);
-                out.extend((place.offset | u16::from(place.more)).to_be_bytes());
-                out.extend(place.id.to_be_bytes());
+                out.extend((part.offset | u16::from(part.more)).to_be_bytes());
+                out.extend(part.id.to_be_bytes());
             }
         }
         _ => {}
@@ -85,18 +85,18 @@ pub fn split(
     // Every part but the last must be a multiple of eight.
     let room = (mtu.saturating_sub(headers) & !7).max(8);
     let mut at = 0;
-    for part in upper.chunks(room) {
-        let place = Place {
+    for octets in upper.chunks(room) {
+        let part = Part {
             id,
             offset: at as u16,
-            more: at + part.len() < upper.len(),
+            more: at + octets.len() < upper.len(),
         };
         out.clear();
         ethernet(out, ends, ip);
-        header(out, ip, protocol, Some(place), part.len());
-        out.extend_from_slice(part);
+        header(out, ip, protocol, Some(part), octets.len());
+        out.extend_from_slice(octets);
         out.resize(out.len().max(MIN_FRAME), 0);
-        at += part.len();
+        at += octets.len();
         if !emit(out) {
             break;
         }
@@ -172,14 +172,14 @@ mod tests {
     /// RFC 6946.
     #[test]
     fn an_atomic_fragment_is_no_fragment() {
-        let place = Place {
+        let part = Part {
             id: 5,
             offset: 0,
             more: false,
         };
         let mut frame = Vec::new();
         ethernet(&mut frame, ENDS, &ip(true));
-        header(&mut frame, &ip(true), 17, Some(place), 9);
+        header(&mut frame, &ip(true), 17, Some(part), 9);
         frame.extend([0, 7, 0, 9, 0, 9, 0, 0, 1]);
         let body = classify(&frame, frame.len()).map(|f| f.body);
         assert!(matches!(body, Ok(Body::Udp(..))));

@@ -27,7 +27,7 @@ const ETHERTYPE_LEAST: u16 = 0x0600;
 
 /// A frame from the guest, as far as it concerns us.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
+pub struct Classified {
     /// The sender's MAC address.
     pub mac: Mac,
     pub body: Body,
@@ -40,7 +40,7 @@ pub enum Body {
     Tcp(Ip, Segment),
     Udp(Ip, Datagram),
     /// ICMP or ICMPv6 by the family of the addresses; its checksum is right.
-    Icmp(Ip, Message),
+    Icmp(Ip, IcmpMessage),
     /// IGMP, whose checksum is right, and where it lies in the frame.
     Igmp(Ip, Range<usize>),
     /// A part of a packet.
@@ -102,7 +102,7 @@ pub struct Datagram {
 
 /// An ICMP or ICMPv6 message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
+pub struct IcmpMessage {
     pub kind: u8,
     pub code: u8,
     /// Where the whole message lies in the frame.
@@ -140,7 +140,7 @@ impl Ip {
 ///
 /// # Errors
 /// Why the frame goes no further.
-pub fn classify(head: &[u8], len: usize) -> Result<Frame, Why> {
+pub fn classify(head: &[u8], len: usize) -> Result<Classified, Why> {
     let ethernet: &[u8; ETHERNET] = head.first_chunk().ok_or(Why::Truncated)?;
     let &[_, _, _, _, _, _, a, b, c, d, e, f, high, low] = ethernet;
     let mac = Mac([a, b, c, d, e, f]);
@@ -152,7 +152,7 @@ pub fn classify(head: &[u8], len: usize) -> Result<Frame, Why> {
         ETHERTYPE_LEAST.. => return Err(Why::EtherType),
         _ => return Err(Why::Llc),
     };
-    Ok(Frame { mac, body })
+    Ok(Classified { mac, body })
 }
 
 fn ipv4(head: &[u8], len: usize) -> Result<Body, Why> {
@@ -402,7 +402,7 @@ fn udp(seen: &[u8], at: &Range<usize>) -> Result<Datagram, Why> {
     })
 }
 
-fn icmp(seen: &[u8], at: Range<usize>, pseudo: Sum) -> Result<Message, Why> {
+fn icmp(seen: &[u8], at: Range<usize>, pseudo: Sum) -> Result<IcmpMessage, Why> {
     if seen.len() != at.len() {
         return Err(Why::Truncated);
     }
@@ -413,7 +413,7 @@ fn icmp(seen: &[u8], at: Range<usize>, pseudo: Sum) -> Result<Message, Why> {
     if !pseudo.bytes(seen).is_valid() {
         return Err(Why::Checksum);
     }
-    Ok(Message {
+    Ok(IcmpMessage {
         kind,
         code,
         octets: at,

@@ -5,7 +5,7 @@ use super::ring::{Broken, Ring};
 use crate::{
     sys::{
         Gather,
-        guestmem::{GuestMemory, Place},
+        guestmem::{GuestMemory, Stretch},
     },
     wire::vnet::{self, Cut, Vnet},
 };
@@ -58,7 +58,7 @@ pub enum Look {
 #[derive(Debug)]
 pub struct Intake {
     ring: Ring,
-    pieces: Vec<Place>,
+    pieces: Vec<Stretch>,
     /// Chains of the current burst, to be given back when it is done.
     heads: Vec<u16>,
     /// Octets of the header before each frame.
@@ -218,14 +218,14 @@ impl Intake {
         }
     }
 
-    fn places(&self, slot: Slot) -> impl Iterator<Item = Place> {
+    fn places(&self, slot: Slot) -> impl Iterator<Item = Stretch> {
         let pieces = slot.piece().and_then(|first| self.pieces.get(first..));
         stretch(pieces.unwrap_or_default(), slot.at(), slot.len())
     }
 }
 
 /// The places of `len` octets behind the first `skip` of these pieces.
-pub fn stretch(pieces: &[Place], skip: usize, len: usize) -> impl Iterator<Item = Place> {
+pub fn stretch(pieces: &[Stretch], skip: usize, len: usize) -> impl Iterator<Item = Stretch> {
     let (mut skip, mut left) = (skip, len);
     pieces
         .iter()

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::slot::Piece;
+use super::super::slot::Portion;
 use super::{
     intake::stretch,
     ring::{Broken, Chain, Ring},
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     sys::{
         Scatter,
-        guestmem::{GuestMemory, Place},
+        guestmem::{GuestMemory, Stretch},
     },
     wire::{
         build::{ETHERNET, MIN_FRAME},
@@ -79,7 +79,7 @@ pub struct Outlet {
     ring: Ring,
     abilities: Abilities,
     staged: Vec<Staged>,
-    pieces: Vec<Place>,
+    pieces: Vec<Stretch>,
     /// Chains of `staged` that are given back already.
     taken: usize,
     plan: Vec<Planned>,
@@ -221,7 +221,7 @@ impl Outlet {
         len: usize,
         cut: usize,
         headers: usize,
-        mut stamp: impl FnMut(Piece, &mut [u8; HEADERS_MAX]) -> usize,
+        mut stamp: impl FnMut(Portion, &mut [u8; HEADERS_MAX]) -> usize,
         mut seen: impl FnMut(&Self, usize, usize, Vnet),
     ) {
         let mut at = 0;
@@ -235,13 +235,13 @@ impl Outlet {
             let Some(space) = space.first_chunk_mut::<HEADERS_MAX>() else {
                 break;
             };
-            let piece = Piece {
+            let portion = Portion {
                 at,
                 len: payload,
                 sum: self.sum(&frame, headers, payload),
                 last: at + payload >= len,
             };
-            let stamped = stamp(piece, space);
+            let stamped = stamp(portion, space);
             debug_assert_eq!(stamped, headers);
             let mut header = Vnet {
                 headers: headers as u16,
@@ -430,7 +430,7 @@ impl Outlet {
         chains: usize,
         skip: usize,
         len: usize,
-    ) -> impl Iterator<Item = Place> {
+    ) -> impl Iterator<Item = Stretch> {
         let staged = self.staged.get(first..first + chains).unwrap_or_default();
         let start = staged.first().map_or(0, |staged| staged.first);
         let count = staged.iter().map(|staged| staged.pieces).sum::<usize>();
@@ -450,7 +450,7 @@ impl Outlet {
     /// Fills a short frame up, if its buffers have room. Returns its octets.
     fn pad(&self, first: usize, chains: usize, total: usize) -> usize {
         let least = self.abilities.header + MIN_FRAME;
-        let room: usize = self.places(first, chains, 0, least).map(Place::len).sum();
+        let room: usize = self.places(first, chains, 0, least).map(Stretch::len).sum();
         if total < least && room >= least {
             self.write(first, chains, total, &[0; MIN_FRAME][..least - total]);
             return least;

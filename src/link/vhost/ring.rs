@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use crate::sys::guestmem::{DirtyLog, GuestMemory, Place};
+use crate::sys::guestmem::{DirtyLog, GuestMemory, Stretch};
 
 /// The largest queue we serve: QEMU's largest.
 pub const SIZE_MAX: u16 = 1024;
@@ -97,9 +97,9 @@ pub struct Ring {
     memory: Arc<GuestMemory>,
     log: Option<Arc<DirtyLog>>,
     shape: Shape,
-    descriptors: Place,
-    available: Place,
-    used: Place,
+    descriptors: Stretch,
+    available: Stretch,
+    used: Stretch,
     /// The available index when it was last looked at.
     seen: u16,
     next: u16,
@@ -165,7 +165,7 @@ impl Ring {
     pub fn take(
         &mut self,
         writable: bool,
-        pieces: &mut Vec<Place>,
+        pieces: &mut Vec<Stretch>,
     ) -> Result<Option<Chain>, Broken> {
         if self.seen == self.next {
             self.seen = self.memory.load(self.available, INDEX);
@@ -195,7 +195,7 @@ impl Ring {
     }
 
     /// Reads a chain to its end; the octets of all its buffers.
-    fn walk(&self, head: u16, writable: bool, pieces: &mut Vec<Place>) -> Result<u64, Broken> {
+    fn walk(&self, head: u16, writable: bool, pieces: &mut Vec<Stretch>) -> Result<u64, Broken> {
         let (mut table, mut entries) = (self.descriptors, self.shape.size);
         let (mut index, mut count, mut octets, mut indirect) = (head, 0, 0, false);
         loop {
@@ -229,7 +229,7 @@ impl Ring {
         }
     }
 
-    fn descriptor(&self, table: Place, index: u16) -> Result<(u64, u32, u16, u16), Broken> {
+    fn descriptor(&self, table: Stretch, index: u16) -> Result<(u64, u32, u16, u16), Broken> {
         let mut octets = [0; DESCRIPTOR];
         if !self
             .memory
@@ -246,7 +246,7 @@ impl Ring {
         ))
     }
 
-    fn indirect(&self, addr: u64, len: u32) -> Result<(Place, u16), Broken> {
+    fn indirect(&self, addr: u64, len: u32) -> Result<(Stretch, u16), Broken> {
         let entries = len as usize / DESCRIPTOR;
         if !(len as usize).is_multiple_of(DESCRIPTOR)
             || !(1..=usize::from(SIZE_MAX)).contains(&entries)
@@ -268,7 +268,7 @@ impl Ring {
     }
 
     /// Notes that these pieces were written.
-    pub fn log(&self, pieces: &[Place]) {
+    pub fn log(&self, pieces: &[Stretch]) {
         if let Some(log) = &self.log {
             for place in pieces {
                 if let Some(guest) = self.memory.guest_address(*place) {

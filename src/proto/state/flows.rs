@@ -66,7 +66,7 @@ pub struct Carried {
     /// The peer's stream has ended behind `received`; ours behind `unsent`, and the peer is to be told (again).
     pub ended: bool,
     pub shut: bool,
-    pub options: Options,
+    pub options: SocketOptions,
     /// Octets the peer has not acknowledged, those it was not sent, and those the guest has not acknowledged.
     pub unacked: Vec<u8>,
     pub unsent: Vec<u8>,
@@ -75,7 +75,7 @@ pub struct Carried {
 
 /// What the socket was told of packets and silence.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
+pub struct SocketOptions {
     /// Time to live, or hop limit; 1 at least.
     pub ttl: u8,
     /// Type of service, or traffic class, without the two bits that are the kernel's.
@@ -86,7 +86,7 @@ pub struct Options {
     pub device: Option<String>,
 }
 
-impl Default for Options {
+impl Default for SocketOptions {
     fn default() -> Self {
         Self {
             ttl: 64,
@@ -217,7 +217,7 @@ fn read_carried(from: &mut Reader<'_>, version: u16) -> Option<Carried> {
         ended: from.flag()?,
         shut: from.flag()?,
         options: match version {
-            1 => Options::default(),
+            1 => SocketOptions::default(),
             _ => read_options(from)?,
         },
         unacked: from.list(QUEUE_MAX)?.to_vec(),
@@ -232,7 +232,7 @@ fn read_carried(from: &mut Reader<'_>, version: u16) -> Option<Carried> {
     (scaled && sound && carried.mss > 0).then_some(carried)
 }
 
-fn write_options(to: &mut Writer, options: &Options) {
+fn write_options(to: &mut Writer, options: &SocketOptions) {
     to.u8(options.ttl);
     to.u8(options.tos);
     to.option(options.keepalive, |to, (silence, pause)| {
@@ -242,8 +242,8 @@ fn write_options(to: &mut Writer, options: &Options) {
     write_device(to, options.device.as_deref());
 }
 
-fn read_options(from: &mut Reader<'_>) -> Option<Options> {
-    let options = Options {
+fn read_options(from: &mut Reader<'_>) -> Option<SocketOptions> {
+    let options = SocketOptions {
         ttl: from.u8()?,
         tos: from.u8()?,
         keepalive: from.option(|from| Some((from.u16()?, from.u16()?)))?,

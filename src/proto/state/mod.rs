@@ -29,7 +29,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-pub use flows::{Carried, HostSide, KEEPALIVE_MAX, Options, QUEUE_MAX, Tcp, Udp};
+pub use flows::{Carried, HostSide, KEEPALIVE_MAX, QUEUE_MAX, SocketOptions, Tcp, Udp};
 
 use crate::net::Mac;
 use flows::{read_tcp, read_udp, write_tcp, write_udp};

@@ -114,7 +114,7 @@ prop_compose! {
     ) -> Carried {
         Carried {
             local, peer, send_seq, receive_seq, mss, scales, sack, timestamp, window, ended, shut,
-            options: Options { ttl, tos: tos << 2, keepalive, device },
+            options: SocketOptions { ttl, tos: tos << 2, keepalive, device },
             unacked, unsent, received,
         }
     }
@@ -247,12 +247,12 @@ proptest! {
     /// It had the same, but for what sockets were told.
     #[test]
     fn a_connection_of_the_first_version_is_read(tcp in tcp()) {
-        let options = Options { ttl: 1, tos: 0xa8, keepalive: Some((0x5aa5, 0x6996)), device: None };
+        let options = SocketOptions { ttl: 1, tos: 0xa8, keepalive: Some((0x5aa5, 0x6996)), device: None };
         let told = [1, 0xa8, 1, 0x5a, 0xa5, 0x69, 0x96, 0];
         let mut wanted = tcp.clone();
         let mut written = tcp;
         if let (HostSide::Open(wanted), HostSide::Open(written)) = (&mut wanted.host, &mut written.host) {
-            (wanted.options, written.options) = (Options::default(), options);
+            (wanted.options, written.options) = (SocketOptions::default(), options);
         }
         let mut to = Writer::default();
         write_tcp(&mut to, &written);

@@ -43,7 +43,7 @@ pub struct Exit {
 }
 
 /// A way from one relay to another.
-pub fn crossing() -> (Entry, Exit) {
+pub fn handoff() -> (Entry, Exit) {
     let (sender, receiver) = sync_channel(MOST);
     let count = Arc::new(AtomicUsize::new(0));
     let entry = Entry {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn connections_come_out_in_order_until_there_is_no_room() {
-        let (entry, exit) = crossing();
+        let (entry, exit) = handoff();
         let key = |port| Key {
             protocol: Protocol::Tcp,
             guest: Endpoint::new([10, 0, 0, 1].into(), 80),

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    crossing::Accepted,
     flow::{ECHO_TIMEOUT, Flow, State, TcpFlow},
+    handoff::Accepted,
     share::{Forwarded, Share},
     state::Relay,
 };

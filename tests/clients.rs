@@ -6,16 +6,15 @@ mod kernel_guest;
 mod lab;
 
 use std::{
-    fs,
     io::{self, Read, Write},
     net::{IpAddr, TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt,
     time::Duration,
 };
 
 use kernel_guest::machine::{Lease, Machine, PATIENCE};
 use lab::{
     Translator, World,
+    programs::write_program,
     world::{INTERNET4, INTERNET6},
 };
 
@@ -103,8 +102,7 @@ fn udhcpc(world: &World, lease: &Lease) {
         return;
     };
     let script = machine.dir().join("udhcpc");
-    fs::write(&script, UDHCPC_SCRIPT).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&script, UDHCPC_SCRIPT);
     let script = script.to_str().unwrap();
     let words = "udhcpc -f -i eth0 -O search -O staticroutes -O mtu -s";
     let mut words: Vec<_> = words.split(' ').collect();

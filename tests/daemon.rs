@@ -19,6 +19,7 @@ use guest::{Udp, Wire, guest_addr};
 use lab::{
     LONG, Setup, Translator, World,
     janitor::{self, TempDir},
+    programs::{copy_program, wrapper},
     servers::UdpEcho,
     translator::binary,
     wait_until,
@@ -29,15 +30,6 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, Uid},
 };
-
-/// A shell script that does something before it becomes the binary, whose name it writes PASST.
-fn wrapper(dir: &Path, script: &str) -> PathBuf {
-    let path = dir.join("wrapper");
-    let script = script.replace("PASST", binary().to_str().unwrap());
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
 
 fn assert_works(world: &World, socket: &Path) {
     let echo = UdpEcho::start(&world.outside, (INTERNET4, 7));
@@ -440,7 +432,7 @@ fn want_of_a_second_process_costs_the_news_of_resolvers_only() {
         exec setpriv --reuid 4251 --regid 4251 --clear-groups sh -c 'ulimit -p 0; exec \"${0%/*}/passt\" \"$@\"' \"$0\" \"$@\"";
     let dir = TempDir::new();
     // Not every user may look into the folder it was built in.
-    fs::copy(binary(), dir.path().join("passt")).unwrap();
+    copy_program(binary().as_ref(), &dir.path().join("passt"));
     let mut translator = Setup::new(&[])
         .binary(wrapper(dir.path(), script))
         .start(&world.pod);

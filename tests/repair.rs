@@ -19,7 +19,7 @@ use std::{
     thread,
 };
 
-use lab::{Host, LONG, QUIET, janitor, wait_until};
+use lab::{Host, LONG, QUIET, janitor, programs::copy_program, wait_until};
 use nix::{
     sys::socket::{getsockopt, sockopt::TcpRepair},
     unistd::Uid,
@@ -251,7 +251,7 @@ fn a_helper_without_the_right_says_so() {
     .unwrap();
     // Where it lies not everybody can look.
     let copy = passt.folder.join("helper");
-    fs::copy(env!("CARGO_BIN_EXE_passt-repair"), &copy).unwrap();
+    copy_program(env!("CARGO_BIN_EXE_passt-repair").as_ref(), &copy);
     let helper = Command::new(copy)
         .arg(passt.path())
         .uid(65_534)

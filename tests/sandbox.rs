@@ -14,8 +14,8 @@ use std::{
 use guest::{Guest, Udp, Wire, guest_addr};
 use lab::{
     LONG, Setup, Translator, World, janitor,
+    programs::wrapper,
     servers::{TcpServer, UdpEcho},
-    translator::binary,
     wait_until,
     world::INTERNET4,
 };
@@ -154,15 +154,7 @@ fn a_full_log_file_is_cut_from_inside_the_sandbox() {
 
 /// A shell script that becomes the binary in a world with fewer rights.
 fn confined(dir: &Path, script: &str) -> Setup {
-    let path = dir.join("confined");
-    let binary = binary();
-    let text = format!(
-        "#!/bin/sh\n{}\n",
-        script.replace("PASST", binary.to_str().unwrap())
-    );
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    Setup::new(&[]).binary(path)
+    Setup::new(&[]).binary(wrapper(dir, script))
 }
 
 /// No user namespaces at all, as on Talos, and no capabilities to go on without.

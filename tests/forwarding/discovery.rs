@@ -79,6 +79,7 @@ fn a_connection_waits_for_a_guest_that_is_not_there_yet() {
     let Some(world) = World::pod() else { return };
     let translator = Setup::new(&["-t", "22"]).start(&world.pod);
     let client = connect(&world.outside, (POD4, 22).into());
+    // The guest boots meanwhile: the time itself is what is tested.
     std::thread::sleep(Duration::from_millis(1500));
     let mut guest = Guest::online(translator.connect(), 1500);
     let server = guest.listen(22);

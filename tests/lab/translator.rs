@@ -30,6 +30,7 @@ use super::{
     Host, LONG, Log,
     front_end::{Driver, LINUX, bridge},
     janitor::{self, TempDir},
+    programs::copy_program,
     wait_until,
 };
 
@@ -267,7 +268,7 @@ impl Setup {
         command.args(["-c", &script, "sh"]);
         if self.private_tmp {
             // The binary may be below the /tmp that is hidden.
-            fs::copy(&self.binary, self.dir().join("passt")).expect("copy the binary");
+            copy_program(self.binary.as_ref(), &self.dir().join("passt"));
             command.arg("/tmp/passt");
         } else {
             command.arg(&self.binary);

@@ -13,7 +13,7 @@ use crate::{
     config::Net,
     flow::{Id, Key},
     host::socket,
-    net::{Now, Protocol, Why},
+    net::{Now, Why},
     proto::tcp::Phase,
     sys::reason,
 };
@@ -97,10 +97,9 @@ impl Relay {
         self.flows.len() >= self.scarce.unwrap_or(all).min(room).min(all)
     }
 
-    /// Whether this flow of the guest's may begin in place of another now. Connections and echo requests are asked for again if
-    /// not; datagrams are not, and flows of theirs are cheap.
+    /// Whether this flow of the guest's may begin in place of another now.
     pub(super) fn may_replace(&mut self, key: &Key, now: Now) -> bool {
-        if key.protocol == Protocol::Udp || self.turnover.admits(key, now) {
+        if self.turnover.admits(key, now) {
             return true;
         }
         if self.warned_turnover.is_due(self.turn) {

@@ -1,6 +1,10 @@
 //! Datagram flows without end. `UDP_FLOWS` sets how many (20,000 by default; 1,000,000 take some minutes).
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::siege::number;
 use crate::{
@@ -15,8 +19,9 @@ use crate::{
 /// Descriptors of the translator.
 const FILES: u32 = 1024;
 
-/// Flows begun before it is seen whether all of them were.
+/// Flows begun before it is seen whether all of them were, and how long after them others do: 4,000 a second may.
 const ROW: u64 = 500;
+const PAUSE: Duration = Duration::from_millis(150);
 
 /// What resident memory may grow by once as many flows were there as there can be, in KiB.
 const GROWTH: u64 = 1024;
@@ -58,6 +63,7 @@ fn a_million_datagram_flows_leave_memory_and_descriptors_what_they_were() {
         if row == 10 {
             warm = Some(translator.rss());
         }
+        thread::sleep(PAUSE);
     }
     let (warm, end) = (warm.expect("more flows"), translator.rss());
     println!(

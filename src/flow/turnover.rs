@@ -74,7 +74,7 @@ impl Turnover {
 #[derive(Debug)]
 struct Pace {
     interval: Span,
-    /// When the next is due.
+    /// When the next were due if they came evenly.
     next: Now,
 }
 
@@ -85,8 +85,8 @@ impl Pace {
     }
 
     fn admits(&mut self, now: Now) -> bool {
-        let next = self.next.max(now - BURST);
-        let due = next <= now;
+        let next = self.next.max(now);
+        let due = next <= now + BURST;
         if due {
             self.next = next + self.interval;
         }
@@ -135,6 +135,14 @@ mod tests {
             ask(&mut turnover, 12_000..14_000, later, Span(0)),
             SECOND + 1
         );
+    }
+
+    /// Time begins with the process.
+    #[test]
+    fn a_process_that_has_just_started_lets_those_of_a_second_begin_too() {
+        let mut turnover = Turnover::default();
+        let count = ask(&mut turnover, 0..2000, Now(7_000), Span(0));
+        assert_eq!(count, SECOND + 1);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
         guest_addr, pattern,
     },
     lab::{
-        QUIET,
+        LONG, QUIET,
         servers::{accept, reset, tcp_listener},
         world::{INTERNET4, INTERNET6},
     },
@@ -56,7 +56,7 @@ fn the_host_closes_first_and_still_receives() {
             server.read_to_end(&mut got).unwrap();
             got
         });
-        peer.upload(0, 500_000, crate::lab::LONG);
+        peer.upload(0, 500_000, LONG);
         peer.fin();
         peer.expect_acked();
         let got = reading.join().unwrap();
@@ -128,6 +128,7 @@ fn a_fin_before_its_data_waits_for_it() {
         server.read(&mut got).unwrap_err().kind(),
         ErrorKind::WouldBlock
     );
+    server.set_read_timeout(Some(LONG)).unwrap();
     peer.send(ACK | PSH, b"hello");
     assert_eq!(server.read(&mut got).unwrap(), 5);
     // Whoever does not keep the early FIN gets it again.

@@ -12,10 +12,11 @@ use std::{
 
 use kernel_guest::KernelGuest;
 use lab::{
-    Host, Translator, World,
+    Host, LONG, Translator, World,
     path::{compare, has, hops, replies, said},
     servers::TcpServer,
     traffic::{download, file_server},
+    wait_until,
 };
 
 /// The far end, three hops away, and an address nobody has behind it.
@@ -226,11 +227,9 @@ fn large_pings_come_back_at_any_mtu() {
         for far in [FAR4, FAR6] {
             for size in ["8000", "60000"] {
                 // Where the guest's own link is wide it learns of the narrow one by the first.
-                said(
-                    chain.guest.host(),
-                    "ping",
-                    &["-c", "1", "-W", "1", "-s", size, far],
-                );
+                let first = ["-c", "1", "-W", "1", "-s", size, far];
+                let comes_back = || !replies(&said(chain.guest.host(), "ping", &first)).is_empty();
+                assert!(wait_until(LONG, comes_back));
                 let args = ["-n", "-c", "1", "-W", "3", "-s", size, far];
                 let found = chain.compare("ping", &args, replies);
                 assert!(found.len() == 1 && found[0].contains("ttl=62"), "{found:?}");

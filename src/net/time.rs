@@ -1,6 +1,6 @@
 //! The clock as a value: pure code is told the time, it never asks.
 
-use std::ops::{Add, Sub};
+use std::ops::Add;
 
 /// A point on the monotonic clock, in microseconds since an arbitrary start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -37,12 +37,5 @@ impl Add<Span> for Now {
     type Output = Self;
     fn add(self, span: Span) -> Self {
         Self(self.0.saturating_add(span.0))
-    }
-}
-
-impl Sub<Span> for Now {
-    type Output = Self;
-    fn sub(self, span: Span) -> Self {
-        Self(self.0.saturating_sub(span.0))
     }
 }

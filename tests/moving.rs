@@ -6,7 +6,7 @@ mod lab;
 
 use std::{
     ffi::OsString,
-    io::{self, ErrorKind, Read, Write},
+    io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
@@ -20,6 +20,7 @@ use std::{
 use lab::{
     Host, LONG, Nodes, janitor,
     nodes::{PEER, SERVICE},
+    servers::once_free,
     wait_until,
 };
 use passt_rs::{
@@ -111,20 +112,6 @@ fn take_from(host: &Host, socket: &OwnedFd) -> Box<Carried> {
 /// The connection on the other host.
 fn restore(nodes: &Nodes, carried: &Carried) -> io::Result<TcpStream> {
     restore_late(&nodes.target, carried, || ())
-}
-
-/// The same, where a socket of it has been before. A child that another thread is about to start has that still for a moment.
-fn restore_again(host: &Host, carried: &Carried) -> TcpStream {
-    let mut restored = None;
-    let mut restores = || match restore_late(host, carried, || ()) {
-        Err(error) if error.kind() == ErrorKind::AddrNotAvailable => false,
-        result => {
-            restored = Some(result.unwrap());
-            true
-        }
-    };
-    assert!(wait_until(LONG, &mut restores));
-    restored.expect("restored")
 }
 
 /// The same, where something happens before the connection is what it was.
@@ -364,7 +351,7 @@ fn a_connection_moves_a_hundred_times() {
         let old = OwnedFd::from(ours);
         let carried = take_from(hosts[0], &old);
         nodes.give(hosts[1]);
-        ours = restore_again(hosts[1], &carried);
+        ours = once_free(|| restore_late(hosts[1], &carried, || ()));
         drop(old);
         nodes.withdraw(hosts[0]);
         assert!(read(&ours, 50_000) == down[30_000..], "download {turn}");
@@ -510,5 +497,5 @@ fn a_host_without_the_address_refuses() {
     let old = OwnedFd::from(ours);
     let carried = take(&nodes, &old);
     let error = restore(&nodes, &carried).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::AddrNotAvailable);
+    assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
 }

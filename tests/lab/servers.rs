@@ -80,18 +80,21 @@ impl Drop for TcpServer {
 /// A listening socket on `host`.
 pub fn tcp_listener(host: &Host, addr: impl Into<SocketAddr>) -> TcpListener {
     let addr = addr.into();
-    once_free(host, || TcpListener::bind(addr))
+    once_free(|| host.run(|| TcpListener::bind(addr)))
 }
 
-/// Binds as soon as the address is free: programs that other tests are about to start hold on, until they are, to what
-/// this process has closed.
-fn once_free<T: Send>(host: &Host, bind: impl Fn() -> io::Result<T> + Sync) -> T {
+/// Tries until the address is free: programs that other tests are about to start hold on, until they are, to what this process
+/// has closed.
+pub fn once_free<T>(mut bind: impl FnMut() -> io::Result<T>) -> T {
     let mut bound = None;
     wait_until(LONG, || {
-        let result = host.run(&bind);
-        let taken = result
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+        let result = bind();
+        let taken = result.as_ref().is_err_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+            )
+        });
         bound = Some(result);
         !taken
     });
@@ -119,7 +122,7 @@ pub fn reset(stream: TcpStream) {
 /// A UDP socket on `host` whose reads end.
 pub fn udp_socket(host: &Host, addr: impl Into<SocketAddr>) -> UdpSocket {
     let addr = addr.into();
-    let socket = once_free(host, || UdpSocket::bind(addr));
+    let socket = once_free(|| host.run(|| UdpSocket::bind(addr)));
     socket.set_read_timeout(Some(LONG)).expect("timeout");
     socket
 }

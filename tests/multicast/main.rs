@@ -18,7 +18,12 @@ use std::{
 
 use guest::{Icmp, Scene, Udp, Wire, frame::Ip, guest_addr, pattern};
 use kernel_guest::KernelGuest;
-use lab::{Host, LONG, QUIET, Translator, World, servers::UdpEcho, wait_until, world::INTERNET4};
+use lab::{
+    Host, LONG, QUIET, Translator, World,
+    servers::{UdpEcho, once_free},
+    wait_until,
+    world::INTERNET4,
+};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 const MDNS4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
@@ -36,7 +41,7 @@ fn member(host: &Host, device: &str, group: IpAddr, port: u16) -> UdpSocket {
         match group {
             IpAddr::V4(group) => {
                 let any = SockAddr::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
-                socket.bind(&any).unwrap();
+                once_free(|| socket.bind(&any));
                 let through = socket2::InterfaceIndexOrAddress::Index(index);
                 socket.join_multicast_v4_n(&group, &through).unwrap();
                 socket.set_multicast_ttl_v4(255).unwrap();
@@ -47,7 +52,7 @@ fn member(host: &Host, device: &str, group: IpAddr, port: u16) -> UdpSocket {
             IpAddr::V6(group) => {
                 let any = SockAddr::from(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
                 socket.set_only_v6(true).unwrap();
-                socket.bind(&any).unwrap();
+                once_free(|| socket.bind(&any));
                 socket.join_multicast_v6(&group, index).unwrap();
                 socket.set_multicast_if_v6(index).unwrap();
                 socket.set_multicast_hops_v6(255).unwrap();

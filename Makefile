@@ -35,7 +35,7 @@ miri_slow := a_list_without_end_is_refused all_spares_port_zero_and_the_ephemera
 help:
 	@echo 'make demo              boot a real guest behind passt and show that it is online'
 	@echo 'make test              format, lints, unit, property and integration tests, QEMU boots'
-	@echo 'make test-all          the same, then the longer variants, the documentation and the man page'
+	@echo 'make test-all          the same, then the longer variants, the man page, loom, fuzz and supply'
 	@echo 'make fuzz              coverage-guided search for crashes, FUZZ_SECONDS=12 for each target'
 	@echo 'make loom              what threads share without locks, in every order of what they do'
 	@echo 'make supply            licences, duplicates and advisories of dependencies, where the tools are at hand'

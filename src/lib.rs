@@ -32,13 +32,13 @@ pub mod wire;
 /// Kernel: the only home of `unsafe`.
 pub mod sys;
 
-/// Memory: flow table, timers, block pool, translation.
+/// Memory: flow table, timers, block pool, translation, and what threads share: claims, quotas, rings.
 pub mod flow;
 
 /// Decisions: pure machines.
 pub mod proto;
 
-/// Answers: ARP, DHCP, DHCPv6, NDP.
+/// Answers: ARP, DHCP, DHCPv6, NDP, IGMP, MLD.
 pub mod service;
 
 /// Guest side: frames in, frames out.
@@ -50,7 +50,7 @@ pub mod host;
 /// Both sides: carries out what the machines decide.
 pub mod relay;
 
-/// The loop: start-up, reactor, log.
+/// The loop: start-up, reactor, threads, sandbox, migration, log.
 pub mod daemon;
 
 /// Words in: the command line.

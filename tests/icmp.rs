@@ -152,6 +152,25 @@ fn a_host_without_a_route_says_so() {
     }
 }
 
+/// It was there when the flow began.
+#[test]
+fn a_host_that_loses_its_route_says_so() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for (src, dst) in PAIRS {
+        assert_echo(&scene.wire, &Icmp::echo_request(src, dst, 7, 1, b"hello"));
+    }
+    scene.world.pod.ip("route del default\nroute del ::/0");
+    for (src, dst) in PAIRS {
+        let request = Icmp::echo_request(src, dst, 7, 2, b"hello");
+        scene.wire.send(&request.frame());
+        let error = scene.wire.expect("ICMP error", |frame| {
+            Icmp::of_frame(frame).filter(Icmp::is_unreachable)
+        });
+        assert_eq!(error.dst, src);
+        guest::frame::assert_quotes(&error, &request.ip().packet());
+    }
+}
+
 /// Answers the next echo request, and then once more.
 fn answer_twice(mut socket: &Socket, to: IpAddr) {
     let (request, reply, header) = if to.is_ipv4() {

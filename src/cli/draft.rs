@@ -7,6 +7,7 @@ use super::values;
 use crate::{
     config::{
         Config, DnsServers, Enabled, Forwards, LinkChoice, MapChoice, RepairPath, SearchList,
+        VhostFeatures,
     },
     host::ephemeral_ports,
     net::Protocol,
@@ -78,6 +79,10 @@ impl Draft {
             (config.queues.is_some(), "--queues"),
             (config.migrate_exit, "--migrate-exit"),
             (config.migrate_no_linger, "--migrate-no-linger"),
+            (
+                config.vhost_features != VhostFeatures::default(),
+                "--vhost-features",
+            ),
         ];
         match asked.iter().find(|&&(asked, _)| asked) {
             Some((_, option)) if !config.vhost_user => {

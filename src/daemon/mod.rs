@@ -1,4 +1,4 @@
-//! The loop: start-up, reactor, log.
+//! The loop: start-up, reactor, threads, sandbox, migration, log.
 //!
 //! `prepare` does everything that may fail, in this order, and `Prepared::serve` what cannot:
 //!
@@ -364,7 +364,7 @@ impl Prepared {
     }
 }
 
-/// Opens the forwarded ports. A quarter of the descriptors is left for flows, and no less than a thousand.
+/// Opens the forwarded ports. A quarter of the descriptors is left for flows, and no less than 1,024.
 /// The second value is a warning.
 fn forward(config: &Config, descriptors: u64) -> Result<(Ports, Option<String>), String> {
     let flows = (descriptors / 4).max(1024) + DESCRIPTORS_KEPT;

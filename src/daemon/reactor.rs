@@ -63,7 +63,7 @@ pub enum Ending {
     ClientLeft,
 }
 
-/// Holds back the signals that end us or ask something of us, until the reactor takes them: from the start on none is lost, and none ends us
+/// Holds back the signals that end us or ask something of us, until the reactor takes them: none is lost, and none ends us
 /// half-way. Returns which.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// Portion memory, in octets.
+/// Payload memory, in octets.
 const ARENA: usize = 1024 * 1024;
 
 /// What is kept of it for answers of services, however much flows would like to have.

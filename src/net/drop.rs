@@ -80,7 +80,7 @@ reasons! {
     Gone = "flow ended meanwhile",
     /// Too many peers of a forwarded port look the same to the guest.
     Alike = "peers look the same",
-    /// Others make way for the guest's new flows no faster; it will ask again.
+    /// Others make way for the guest's new flows no faster: TCP and ping ask again, datagrams are lost.
     Turnover = "too many new flows in place of others",
     /// The socket could not be opened, bound or connected.
     Socket = "no socket to be had",

@@ -117,7 +117,7 @@ impl Relay {
     ) -> Result<(), Why> {
         self.census.touch(id.slot);
         let v4 = key.remote.addr.is_ipv4();
-        for _ in 0..2 {
+        for again in [false, true] {
             let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
                 return Err(Why::Gone);
             };
@@ -134,7 +134,11 @@ impl Relay {
                     return Err(Why::HostFull);
                 }
                 Err(error) => {
-                    let Some(fault) = self.echo_fault(id, v4, octets.len(), &error) else {
+                    let fault = match self.echo_fault(id, v4, octets.len(), &error) {
+                        None if again => Fault::of_send(v4, &error),
+                        fault => fault,
+                    };
+                    let Some(fault) = fault else {
                         self.echo_errors(id, outbox);
                         continue;
                     };
@@ -168,7 +172,7 @@ impl Relay {
         self.icmp_error(key, fault, quote, outbox);
     }
 
-    /// What the guest is told of a request that could not be sent; `None` if it was an earlier one's error, which is in the
+    /// What the guest is told of a request that was too big; `None` if the error may be an earlier one's, which is in the
     /// socket's queue.
     fn echo_fault(&self, id: Id, v4: bool, len: usize, error: &io::Error) -> Option<Fault> {
         let Some(Flow::Echo(flow)) = self.flows.get(id) else {

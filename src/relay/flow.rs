@@ -69,7 +69,7 @@ pub struct TcpFlow {
     pub spill: Chain,
     /// Octets at the front of the receive queue that the guest has acknowledged.
     pub forget: u32,
-    /// What the socket could take when it was last asked; nothing was written to it since.
+    /// What the socket can take at least: as it was last asked, less what small writes since may have cost.
     pub space: Option<Space>,
     /// The earliest time the wheel will wake this flow, in microseconds as [`Now`] has them.
     pub armed: Option<NonZeroU64>,
@@ -436,7 +436,7 @@ impl<I> Burst<I> {
 mod tests {
     use super::*;
 
-    /// A hundred thousand of them are reserved at start.
+    /// Up to 131,072 of them are reserved at start.
     #[test]
     fn a_flow_fits_256_octets() {
         assert!(size_of::<Flow>() <= 256, "{}", size_of::<Flow>());

@@ -162,7 +162,7 @@ impl Relay {
         }
     }
 
-    /// The key of a flow from outside: its peer under the address, and if it can be the port, that the guest is to see.
+    /// The key of a flow from outside: the peer's address as the guest is to see it, and its port where that is free.
     ///
     /// # Errors
     /// [`Why::Disabled`] where the peer's family is off, and [`Why::PortZero`].

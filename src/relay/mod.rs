@@ -168,7 +168,7 @@ impl Relay {
         let share = self.share.as_mut()?;
         match share.place(&self.net, read, frame, inbox) {
             Destination::Elsewhere => Some(Ok(())),
-            Destination::Nowhere => None,
+            Destination::Stays => None,
             Destination::Here(slot) => {
                 let done = self.frame(read, frame, inbox, outbox, now);
                 self.looked_at(slot);

@@ -11,9 +11,8 @@
 //! What is guaranteed: frames of a flow that come by one queue are taken in their order, whoever owns the flow, and also
 //! where it begins, ends or begins anew meanwhile. For all of them take one way: from a queue straight to the owner, or by one
 //! ring; a frame that must wait blocks all behind it in its queue; and one that counts on its slot, wherever it is, keeps
-//! the flow's owner what it is. Packets in parts go no other way: whoever takes the first part that comes has the
-//! others sent to it, and as they come by one queue, it is the relay of that queue, but for the rare two packets that share a
-//! slot and for a queue that cannot be answered by. Where a guest sends a flow by several queues the order between these is
+//! the flow's owner what it is. Parts of a packet go to the relay that took the first of them. As they come by one queue, that
+//! is the queue's own relay, except where two packets share a slot or the queue cannot be answered by. Where a guest sends a flow by several queues the order between these is
 //! not defined (virtio knows none), so each stays in order by itself. Packets whose parts went to another relay first may be
 //! lost where the owner of their flow has no room: to rule out deadlock no thread waits there.
 
@@ -57,7 +56,7 @@ pub enum Destination {
     /// It has gone to another relay.
     Elsewhere,
     /// Another relay has no room for it now: it stays where it is.
-    Nowhere,
+    Stays,
 }
 
 /// The guest's ends of forwarded UDP ports.
@@ -328,7 +327,7 @@ impl Share {
                 if let Some(slot) = slot {
                     self.claims.release(slot);
                 }
-                return Destination::Nowhere;
+                return Destination::Stays;
             }
             if let Some(slot) = slot {
                 self.drift.came_here(slot);
@@ -342,7 +341,7 @@ impl Share {
         if let Some(slot) = slot {
             self.claims.release(slot);
         }
-        Destination::Nowhere
+        Destination::Stays
     }
 
     /// Copies a frame into the ring to its owner. `false` if that has no room.

@@ -108,12 +108,15 @@ pub struct Relay {
     pub(super) starved: VecDeque<Id>,
     /// Connections whose acknowledgements wait for an answer, and since when, the earliest first.
     pub(super) postponed: VecDeque<(Id, Now)>,
-    /// The host's ports that are forwarded; those with something to take, first come first; those that rest. Flows that
-    /// rest, and until when.
+    /// The host's ports that are forwarded.
     pub(super) ports: Ports,
+    /// Those with something to take, first come first.
     pub(super) knocks: VecDeque<u32>,
+    /// Those that rest, as nothing could be taken for want of descriptors or memory.
     pub(super) resting: Vec<u32>,
+    /// Datagram flows that rest for the same reason.
     pub(super) weary: Vec<Id>,
+    /// Until when these rest.
     pub(super) rested: Option<Now>,
     pub(super) syn_retries: SynRetries,
     /// Flows in the making, whose sockets may hold what is of others.

@@ -55,6 +55,10 @@ impl Relay {
         let raw = flow.socket().as_raw_fd();
         let connects = matches!(&flow, Flow::Tcp(flow) if flow.conn.phase() == Phase::Connecting);
         let of_group = flow.is_of_group();
+        let (bound, roomy) = match &flow {
+            Flow::Udp(flow) => (flow.bound, flow.roomy),
+            Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_) => (false, false),
+        };
         let inserted = if self.find_room() {
             let inserted = self.flows.insert(key, flow);
             if let (Err(_), Some(share)) = (&inserted, &self.share) {
@@ -71,6 +75,10 @@ impl Relay {
                 }
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
                 self.census.enter(id.slot, peer);
+                self.roomy += usize::from(roomy);
+                if bound && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port)) {
+                    *sharing += 1;
+                }
                 self.requests.push(if connects {
                     Request::Watch(raw, id)
                 } else {
@@ -78,16 +86,21 @@ impl Relay {
                 });
                 Ok(id)
             }
-            Err(mut flow) => {
-                if let Flow::Tcp(flow) = &mut flow {
-                    // In order, its peer would take what it has for all there is.
-                    socket::reset_on_close(&flow.socket);
-                    self.pool.release(std::mem::take(&mut flow.spill));
-                }
-                self.requests.push(Request::Close(flow.into_socket()));
+            Err(flow) => {
+                self.turn_away(flow);
                 Err(Why::NoFlow)
             }
         }
+    }
+
+    /// Gives up a flow that there is no room for.
+    fn turn_away(&mut self, mut flow: Flow) {
+        if let Flow::Tcp(flow) = &mut flow {
+            // In order, its peer would take what it has for all there is.
+            socket::reset_on_close(&flow.socket);
+            self.pool.release(std::mem::take(&mut flow.spill));
+        }
+        self.requests.push(Request::Close(flow.into_socket()));
     }
 
     /// Whether there is room or a descriptor for another flow only where one ends.
@@ -105,7 +118,7 @@ impl Relay {
         if self.warned_turnover.is_due(self.turn) {
             let flows = self.flows.len();
             log::warn!(
-                "Too many new flows of the guest in place of others ({flows} flows): some have to be asked for again"
+                "Too many new flows of the guest in place of others ({flows} flows): some are lost or have to be asked for again"
             );
         }
         false
@@ -139,8 +152,8 @@ impl Relay {
         made
     }
 
-    /// Ends a flow in favour of another: the datagram flow that was idle for longest, or the connection whose handshake is
-    /// the oldest, whichever was used less recently. So a flood of either pushes out itself. `false` if there is none.
+    /// Ends a flow in favour of another: of the guest's or of its peers', whichever are more, the datagram flow that was
+    /// idle for longest or the connection that was half-open for longest. So a flood pushes out itself. `false` if there is none.
     fn evict(&mut self) -> bool {
         while let Some(id) = self.census.oldest().and_then(|slot| self.flows.at(slot)) {
             if self.makes_room(id) {

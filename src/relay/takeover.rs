@@ -57,7 +57,7 @@ impl Relay {
             .collect()
     }
 
-    /// Serves a guest together with others from now on; the flows there are stay here, and what waits for its turn.
+    /// Serves the guest together with others from now on. Its flows, and what waits for its turn, stay here.
     pub fn join(&mut self, share: Share) {
         for id in self.flows.ids() {
             if let (Some(key), Some(flow)) = (self.flows.key(id), self.flows.get(id)) {
@@ -289,17 +289,9 @@ impl Relay {
             // The first relay has had these from their start.
             Flow::Group(_) => return,
         };
-        let (bound, roomy) = match &flow {
-            Flow::Udp(flow) => (flow.bound, flow.roomy),
-            Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_) => (false, false),
-        };
         let Ok(id) = self.insert_of(peer, key, flow) else {
             return;
         };
-        self.roomy += usize::from(roomy);
-        if bound && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port)) {
-            *sharing += 1;
-        }
         self.wheel.arm(id.slot, due);
         // What its socket holds is told of when it is watched.
         match self.flows.get_mut(id) {
@@ -345,13 +337,9 @@ impl Relay {
             ..State::default()
         };
         let whole = self.pool.append(&mut flow.spill, held, QUEUE_MAX) == held.len();
-        let spill = std::mem::take(&mut flow.spill);
         let Ok(id) = self.insert_of(peer, key, Flow::Tcp(flow)) else {
-            return self.pool.release(spill);
+            return;
         };
-        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) {
-            flow.spill = spill;
-        }
         if !whole {
             return self.abort(id);
         }

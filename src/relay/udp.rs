@@ -77,9 +77,6 @@ impl Relay {
         };
         let timeout = self.udp_timeout(&flow);
         let id = self.insert(key, Flow::Udp(flow))?;
-        if bound && let Some(sharing) = self.sharing.get_mut(usize::from(port)) {
-            *sharing += 1;
-        }
         self.wheel.arm(id.slot, now + timeout);
         Ok(id)
     }
@@ -105,7 +102,7 @@ impl Relay {
             };
             let mut upper = [0; HEADER + QUOTED];
             let Ok(error) = errqueue::take(flow.socket.as_fd(), &mut upper[HEADER..]) else {
-                // Whatever is pending besides the queue, which takes its own with it, would be reported for ever.
+                // An error that is pending outside the queue would be reported for ever; taking one from the queue clears its own.
                 if taken == 0 {
                     let _ = socket::outcome(&flow.socket);
                 }

@@ -22,9 +22,9 @@ use crate::{
     },
 };
 
-/// Octets that one flow may hand to the guest before it is another's turn, and datagrams.
+/// Octets that one flow may hand to the guest before it is another's turn, and datagrams and calls together.
 const TURN: usize = 256 * 1024;
-const TURN_DATAGRAMS: usize = 256;
+const TURN_WORK: usize = 256;
 
 /// Octets, or datagrams, that waited in a socket together, by which it is known to be crowded: as many again do not fit into
 /// the kernel's usual buffer, with what each takes besides.
@@ -55,8 +55,8 @@ impl Relay {
         } else {
             RECEIVE_MANY
         };
-        let (mut octets, mut datagrams, mut failures) = (0, 0, 0);
-        while octets < TURN && datagrams < TURN_DATAGRAMS {
+        let (mut octets, mut datagrams, mut calls, mut failures) = (0, 0, 0, 0);
+        while octets < TURN && datagrams + calls < TURN_WORK {
             let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
                 return;
             };
@@ -103,7 +103,7 @@ impl Relay {
                     self.udp_errors(id, outbox);
                 }
             }
-            datagrams += 1;
+            calls += 1;
         }
         self.starve(id);
     }
@@ -139,8 +139,8 @@ impl Relay {
             .with_tos(marks.tos.unwrap_or(0));
         let size = marks.segment.map_or(len, usize::from).max(1);
         if size + template.udp_overhead() <= usize::from(self.net.mtu) {
-            return outbox.commit_one(rooms, at, len, size, |piece, headers| {
-                template.udp(headers, piece.len, piece.sum)
+            return outbox.commit_one(rooms, at, len, size, |part, headers| {
+                template.udp(headers, part.len, part.sum)
             });
         }
         // Parts are written where the room lies, and would write over datagrams that are still to be cut.

@@ -212,6 +212,7 @@ fn options_of_vhost_user_are_refused_without_it() {
         (&["--queues", "2"], "--queues"),
         (&["--migrate-exit"], "--migrate-exit"),
         (&["--migrate-no-linger", "-f"], "--migrate-no-linger"),
+        (&["--vhost-features", "~mrg-rxbuf"], "--vhost-features"),
     ] {
         let said = format!("{option} is for vhost-user mode only");
         assert_eq!(failure(args), said);

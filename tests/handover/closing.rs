@@ -108,8 +108,10 @@ fn last_words_of_a_peer_that_is_gone_are_heard() {
         scene.guest.expect_eof(handle);
         let state = scene.guest.tcp_state(handle);
         assert_eq!(state, tcp::State::TimeWait, "no reset");
-        scene.guest.run_for(crate::lab::QUIET);
-        let none = || scene.target.flows().starts_with("0 TCP");
+        let none = || {
+            scene.guest.run_for(crate::lab::QUIET);
+            scene.target.flows().starts_with("0 TCP")
+        };
         assert!(wait_until(LONG, none), "{}", scene.target.flows());
     }
 }

@@ -261,8 +261,9 @@ fn libvirt_user(dir: &Path) -> Vec<String> {
     words
 }
 
-/// Makes user and group known, the pod's resolver too, names the host and runs the daemon: $0 is our folder, the rest its command line. The shell
-/// stays: it is the room's first process, which reaps orphans, and a change of user would part it from its parent's death.
+/// Makes user, group and the pod's resolver known, names the host and runs the daemon: $0 is our folder, the rest its command
+/// line. The shell stays: it is the room's first process, which reaps orphans. A change of user would part it from its
+/// parent's death.
 const ROOM: &str = r#"
 PATH=$PATH:/usr/sbin:/sbin
 mount --bind "$0/passwd" /etc/passwd || exit

@@ -33,9 +33,9 @@ fn send(outbox: &mut Outbox, octets: &[u8], cut: usize) {
     let mut scatter = iovecs.scatter();
     assert!(outbox.scatter(&room, &mut scatter));
     let len = msg::receive(source(octets).as_fd(), &mut scatter).unwrap();
-    outbox.commit(room, len, cut, |piece, headers| {
+    outbox.commit(room, len, cut, |part, headers| {
         headers[..54].fill(7);
-        headers[..4].copy_from_slice(&(piece.at as u32).to_be_bytes());
+        headers[..4].copy_from_slice(&(part.at as u32).to_be_bytes());
         54
     });
 }

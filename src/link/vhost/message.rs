@@ -145,7 +145,7 @@ impl Message {
         }
     }
 
-    /// The payload as numbers of 64 bits, however many: `None` at an odd length.
+    /// The payload as numbers of 64 bits, however many: an error unless its length is a multiple of eight.
     pub fn all_words(&self) -> Result<impl Iterator<Item = u64>, Refused> {
         let (words, rest) = self.payload.as_chunks::<8>();
         if rest.is_empty() {

@@ -88,7 +88,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Asks the guest, if it is known where it is; otherwise that is found out first.
+    /// Asks the guest, if it is known where it is.
     pub(in super::super) fn send_syn(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let known = self
             .flows

@@ -2,8 +2,8 @@
 //!
 //! Guest to host: payloads are not copied. Each flow collects where its payloads lie in the burst, and when the burst is done
 //! one write hands them on and one acknowledgement goes back ([`deliver`]), with the host's answer where one came soon before.
-//! The window we announce is what the socket can still take; what it refuses all the same goes to the pool and is
-//! acknowledged all the same, as we hold it.
+//! The window we announce is what the socket can still take; what it refuses nevertheless goes to the pool and is still
+//! acknowledged, because we hold it.
 //!
 //! Host to guest: octets are looked at in the socket (MSG_PEEK) and stay there until the guest acknowledges them ([`pull`]).
 //! The socket's peek offset stands behind what was sent; loss moves it back.

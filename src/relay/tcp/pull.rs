@@ -26,10 +26,10 @@ const TRIES: usize = 8;
 
 /// What a look into the socket brought.
 enum Look {
-    /// This many octets, and whether there was room for more.
+    /// This many octets were sent.
     Octets(usize),
     Nothing,
-    /// More than the guest's window is worth filling with.
+    /// Fewer octets fit the guest's window than are worth a segment.
     Silly,
     End,
     Failed,
@@ -238,10 +238,10 @@ impl Relay {
         self.budget = self.budget.saturating_sub(octets);
         let free = window_space(flow, id, &mut self.pool, &mut self.requests);
         let conn = &mut flow.conn;
-        outbox.commit(room, octets, cut, |piece, headers| {
-            let flags = if piece.last { Flags::PSH } else { Flags::NONE };
-            let fields = conn.data(seq + piece.at as u32, flags, free, now);
-            template.tcp(headers, fields, piece.len, piece.sum)
+        outbox.commit(room, octets, cut, |part, headers| {
+            let flags = if part.last { Flags::PSH } else { Flags::NONE };
+            let fields = conn.data(seq + part.at as u32, flags, free, now);
+            template.tcp(headers, fields, part.len, part.sum)
         });
         Look::Octets(octets)
     }

@@ -12,7 +12,7 @@ use nix::unistd::pipe;
 
 use super::{FrontEnd, request};
 
-/// A reply of that says that the descriptor sent is the one to use.
+/// A reply that says: the descriptor that was sent is the one to use.
 const NO_DESCRIPTOR: u64 = 1 << 8;
 
 const SAVE: u64 = 0;

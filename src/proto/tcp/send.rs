@@ -389,14 +389,16 @@ impl Sender {
                 self.quarters = self.quarters.saturating_add(1).min(16);
                 continue;
             }
-            if !start.before(end) || end.after(self.max) || disorder.sacked.covers(start, end) {
+            // An acknowledgement that was overtaken tells of what has been acknowledged since.
+            let known = !end.after(self.una) || disorder.sacked.covers(start, end);
+            if known || !start.before(end) || end.after(self.max) {
                 continue;
             }
             let late = top.is_some_and(|top| end.before(top));
             if late && !disorder.was_resent(start) {
                 self.quarters = self.quarters.max(1);
             }
-            if disorder.sacked.insert(start, end) {
+            if disorder.sacked.insert(start.max(self.una), end) {
                 disorder.arrived(end - 1, &self.flight, self.rtt.least(), now);
                 news = true;
             }

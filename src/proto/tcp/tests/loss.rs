@@ -86,6 +86,20 @@ fn what_may_only_be_late_is_waited_for() {
     assert_eq!(again(&mut conn, &mut disorder, due), [(0, 1000)]);
 }
 
+/// An acknowledgement that was overtaken says what the guest held then, which it has acknowledged since.
+#[test]
+fn what_a_late_acknowledgement_says_was_held_is_no_gap() {
+    let (mut conn, mut disorder, now) = in_flight();
+    conn.segment(&ack(&conn, 8, &[]), Some(&mut disorder), now);
+    let probe = conn.deadline();
+    let late = ack(&conn, 2, &[(4, 6), (3, 3)]);
+    conn.segment(&late, Some(&mut disorder), now);
+    assert!(disorder.is_over());
+    conn.segment(&ack(&conn, 2, &[(4, 9)]), Some(&mut disorder), now);
+    assert_eq!(disorder.sacked.iter().next(), Some((at(8), at(9))));
+    assert_eq!(conn.deadline(), probe);
+}
+
 /// RFC 8985, section 7.
 #[test]
 fn the_tail_is_probed_before_the_timeout() {

@@ -338,7 +338,58 @@ impl Relay {
     pub(super) fn starve(&mut self, id: Id) {
         let flow = self.flows.get_mut(id);
         if flow.is_some_and(|flow| !std::mem::replace(flow.starved(), true)) {
+            // Those that have ended leave it before it is twice as long as there can be flows: a guest that does not read
+            // could make it longer for ever.
+            if self.starved.len() >= 2 * self.flows.capacity() {
+                self.starved.retain(|&id| self.flows.get(id).is_some());
+            }
             self.starved.push_back(id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{flow::UdpFlow, state::Limits};
+    use super::*;
+    use crate::{
+        host::socket::Features,
+        net::{Endpoint, Protocol, Span},
+        service::fixture,
+    };
+    use std::os::unix::net::UnixDatagram;
+
+    const FLOWS: usize = 16;
+
+    fn key(port: u16) -> Key {
+        Key {
+            protocol: Protocol::Udp,
+            guest: Endpoint::new([192, 0, 2, 15].into(), port),
+            remote: Endpoint::new([198, 51, 100, 1].into(), 53),
+        }
+    }
+
+    /// A guest that never reads can have one flow after the other end in line, as long as it likes.
+    #[test]
+    fn flows_that_end_in_line_for_the_link_do_not_make_it_longer() {
+        let limits = Limits {
+            flows: FLOWS,
+            spill: 4096,
+            udp: Span::secs(30),
+            udp_stream: Span::secs(120),
+        };
+        let mut relay = Relay::new(fixture::net(), Features::none(), limits);
+        for port in 1..=1000 {
+            let socket = UnixDatagram::unbound().unwrap().into();
+            let flow = Flow::Udp(UdpFlow::new(socket, Now(0)));
+            let id = relay.insert(key(port), flow).unwrap();
+            relay.starve(id);
+            relay.requests().clear();
+        }
+        assert!(relay.starved.len() <= 2 * FLOWS, "{}", relay.starved.len());
+        let waiting = relay.starved.iter().filter_map(|&id| relay.flows.key(id));
+        let ports: Vec<u16> = waiting.map(|key| key.guest.port).collect();
+        let last: Vec<u16> = (1..=1000).skip(1000 - FLOWS).collect();
+        assert_eq!(ports, last, "those there are have kept their places");
     }
 }

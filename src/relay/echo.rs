@@ -251,6 +251,10 @@ impl Relay {
             if !flow.readable {
                 return;
             }
+            // What the guest has no room for stays in the socket.
+            if !outbox.has_room() {
+                break;
+            }
             let mut received = [Received::default(); RECEIVE_MANY];
             let mut scatter = self.iovecs.scatter();
             if !scatter.push(&mut self.message) {
@@ -339,5 +343,94 @@ const fn pseudo(src: IpAddr, dst: IpAddr) -> Option<(Ipv6Addr, Ipv6Addr)> {
     match (src, dst) {
         (IpAddr::V6(src), IpAddr::V6(dst)) => Some((src, dst)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::Limits;
+    use super::*;
+    use crate::{host::socket::Features, link::Flushed, net::Span, service::fixture};
+    use std::{
+        io::Read,
+        os::unix::net::{UnixDatagram, UnixStream},
+    };
+
+    /// Replies that wait, and octets of a frame that is none.
+    const REPLIES: u8 = 8;
+    const OTHER: usize = 54;
+
+    /// Where a frame tells what an IPv4 packet carries.
+    const PROTOCOL: usize = 23;
+
+    fn relay() -> Relay {
+        let limits = Limits {
+            flows: 16,
+            spill: 4096,
+            udp: Span::secs(30),
+            udp_stream: Span::secs(120),
+        };
+        Relay::new(fixture::net(), Features::none(), limits)
+    }
+
+    /// A flow over this socket, which has something to read.
+    fn flow(relay: &mut Relay, socket: UnixDatagram) -> Id {
+        let key = Key {
+            protocol: Protocol::Echo,
+            guest: Endpoint::new([192, 0, 2, 15].into(), 7),
+            remote: Endpoint::new([198, 51, 100, 1].into(), 7),
+        };
+        let flow = EchoFlow {
+            socket: socket.into(),
+            last: Now(0),
+            sent: Sent::default(),
+            manner: None,
+            readable: true,
+            starved: false,
+        };
+        relay.insert(key, Flow::Echo(flow)).unwrap()
+    }
+
+    /// Has the guest read until nothing waits for it.
+    fn read_all(guest: &mut UnixStream, outbox: &mut Outbox, octets: &mut Vec<u8>) {
+        let mut part = [0; 4096];
+        while outbox.flush() == Flushed::Blocked {
+            let len = guest.read(&mut part).unwrap();
+            octets.extend_from_slice(&part[..len]);
+            outbox.stirred();
+        }
+    }
+
+    #[test]
+    fn replies_stay_in_the_socket_while_the_link_is_full() {
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut outbox = Outbox::new();
+        outbox.attach(Some(ours.into()));
+        while outbox.has_room() {
+            outbox.bare(|_| OTHER).unwrap();
+        }
+        let (kernel, socket) = UnixDatagram::pair().unwrap();
+        for number in 0..REPLIES {
+            let reply = [REPLY4, 0, 0, 0, 0, 7, 0, number];
+            kernel.send(&reply).unwrap();
+        }
+        let mut relay = relay();
+        let id = flow(&mut relay, socket);
+        relay.echo_pull(id, &mut outbox, Now(1));
+        // The guest reads at last.
+        let mut octets = Vec::new();
+        read_all(&mut guest, &mut outbox, &mut octets);
+        relay.resume(&mut outbox, Now(2));
+        read_all(&mut guest, &mut outbox, &mut octets);
+        outbox.attach(None);
+        guest.read_to_end(&mut octets).unwrap();
+        let (mut rest, mut replies) = (&octets[..], 0);
+        while let Some((len, behind)) = rest.split_first_chunk() {
+            let (frame, later) = behind.split_at(u32::from_be_bytes(*len) as usize);
+            replies += u8::from(frame[PROTOCOL] == ICMP);
+            rest = later;
+        }
+        assert_eq!(replies, REPLIES);
     }
 }

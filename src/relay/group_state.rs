@@ -99,6 +99,11 @@ impl Groups {
         self.joined.is_empty()
     }
 
+    /// Whether the guest is known to use this port.
+    pub fn uses(&self, port: u16) -> bool {
+        self.ports.contains(&port)
+    }
+
     /// The guest uses this port; `true` if that is new.
     pub fn use_port(&mut self, port: u16) -> bool {
         let known = self.ports.iter().position(|known| *known == port);

@@ -176,10 +176,19 @@ impl Relay {
         let peer = self.group_peer(group);
         let id = match self.find(&unconnected(source)) {
             Some(id) => id,
-            None => self.group_open(source, peer, now)?,
+            None => {
+                self.begin(&unconnected(source), now)?;
+                self.group_open(source, peer, now)?
+            }
         };
         if group.addr.is_multicast() {
-            let fresh = [group.port, source.port].map(|port| self.groups.use_port(port));
+            let ports = [group.port, source.port];
+            if !self.groups.is_empty() && !ports.iter().all(|&port| self.groups.uses(port)) {
+                self.begin(&unconnected(source), now)?;
+                // As many sockets may change for it as for all other flows of the turn.
+                self.beginnings = 0;
+            }
+            let fresh = ports.map(|port| self.groups.use_port(port));
             if fresh.contains(&true) {
                 self.follow_groups(now);
             }
@@ -370,5 +379,76 @@ const fn unconnected(guest: Endpoint) -> Key {
         protocol: Protocol::Udp,
         guest,
         remote: Endpoint::new(any, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{flow::Packet, state::Limits};
+    use super::*;
+    use crate::{host::socket::Features, service::fixture};
+    use std::os::unix::net::UnixDatagram;
+
+    /// Guests' ports.
+    const PORTS: std::ops::Range<u16> = 40_000..40_100;
+
+    /// A relay whose groups no interface leads to: nothing leaves the host.
+    fn relay() -> Relay {
+        let limits = Limits {
+            flows: 256,
+            spill: 4096,
+            udp: Span::secs(30),
+            udp_stream: Span::secs(120),
+        };
+        let mut net = fixture::net();
+        if let Some(v4) = &mut net.v4 {
+            v4.interface = u32::MAX >> 1;
+        }
+        Relay::new(net, Features::none(), limits)
+    }
+
+    /// Sends a datagram to a group from or to each of these ports in one turn. How many have to wait for another.
+    fn turn(relay: &mut Relay, ends: impl Fn(u16) -> (u16, u16), now: Now) -> usize {
+        let mut inbox = Inbox::holding();
+        inbox.hold(b"who is there?");
+        let piece = Piece {
+            payload: inbox.frame(0).unwrap().whole,
+            packet: Packet::default(),
+        };
+        relay.begin_turn(now);
+        let send = |port| {
+            let (from, to) = ends(port);
+            let source = Endpoint::new([192, 0, 2, 15].into(), from);
+            let group = Endpoint::new([239, 255, 77, 1].into(), to);
+            relay.group_datagram(source, group, piece, &inbox, now)
+        };
+        let done = PORTS.map(send);
+        done.filter(|done| *done == Err(Why::Backlog)).count()
+    }
+
+    #[test]
+    fn senders_from_ever_new_ports_wait_for_their_turn_as_other_flows_do() {
+        let mut relay = relay();
+        for now in 1..5 {
+            let waiting = turn(&mut relay, |port| (port, 4711), Now(now));
+            assert!((50..100).contains(&waiting), "{waiting}");
+        }
+    }
+
+    /// Each new port has members of all groups opened and closed.
+    #[test]
+    fn ports_for_which_members_change_wait_for_their_turn_too() {
+        let mut relay = relay();
+        let join = [0x16, 0, 0, 0, 239, 255, 77, 1];
+        relay.membership(&join, true, Now(1)).unwrap();
+        let source = Endpoint::new([192, 0, 2, 15].into(), 4711);
+        let socket = UnixDatagram::unbound().unwrap().into();
+        relay.add_group(unconnected(source), socket, false, Now(1));
+        for now in 1..5 {
+            let waiting = turn(&mut relay, |port| (4711, port), Now(now));
+            // Those in use need not wait.
+            assert_eq!(waiting, PORTS.len() - now as usize);
+        }
+        assert_eq!(turn(&mut relay, |_| (4711, PORTS.start), Now(5)), 0);
     }
 }

@@ -350,7 +350,7 @@ const fn pseudo(src: IpAddr, dst: IpAddr) -> Option<(Ipv6Addr, Ipv6Addr)> {
 mod tests {
     use super::super::state::Limits;
     use super::*;
-    use crate::{host::socket::Features, link::Flushed, net::Span, service::fixture};
+    use crate::{host::socket::Features, link::Flushed, service::fixture};
     use std::{
         io::Read,
         os::unix::net::{UnixDatagram, UnixStream},
@@ -364,13 +364,7 @@ mod tests {
     const PROTOCOL: usize = 23;
 
     fn relay() -> Relay {
-        let limits = Limits {
-            flows: 16,
-            spill: 4096,
-            udp: Span::secs(30),
-            udp_stream: Span::secs(120),
-        };
-        Relay::new(fixture::net(), Features::none(), limits)
+        Relay::new(fixture::net(), Features::none(), Limits::few(16))
     }
 
     /// A flow over this socket, which has something to read.

@@ -394,17 +394,11 @@ mod tests {
 
     /// A relay whose groups no interface leads to: nothing leaves the host.
     fn relay() -> Relay {
-        let limits = Limits {
-            flows: 256,
-            spill: 4096,
-            udp: Span::secs(30),
-            udp_stream: Span::secs(120),
-        };
         let mut net = fixture::net();
         if let Some(v4) = &mut net.v4 {
             v4.interface = u32::MAX >> 1;
         }
-        Relay::new(net, Features::none(), limits)
+        Relay::new(net, Features::none(), Limits::few(256))
     }
 
     /// Sends a datagram to a group from or to each of these ports in one turn. How many have to wait for another.

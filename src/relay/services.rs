@@ -164,19 +164,13 @@ impl Relay {
 mod tests {
     use super::super::state::Limits;
     use super::*;
-    use crate::{host::socket::Features, net::Span, service::fixture};
+    use crate::{host::socket::Features, service::fixture};
 
     /// Regression N02: nobody is there to hear it, and nothing is wrong with that.
     #[test]
     fn without_a_guest_no_advertisement_is_missed() {
         let net = fixture::net();
-        let limits = Limits {
-            flows: 16,
-            spill: 4096,
-            udp: Span::secs(30),
-            udp_stream: Span::secs(120),
-        };
-        let mut relay = Relay::new(net, Features::none(), limits);
+        let mut relay = Relay::new(net, Features::none(), Limits::few(16));
         relay.advertise(&mut Outbox::new());
         assert_eq!(relay.drops().seen().count(), 0);
     }

@@ -71,6 +71,19 @@ pub struct Limits {
     pub udp_stream: Span,
 }
 
+#[cfg(test)]
+impl Limits {
+    /// Of a test with so many flows.
+    pub const fn few(flows: usize) -> Self {
+        Self {
+            flows,
+            spill: 4096,
+            udp: Span::secs(30),
+            udp_stream: Span::secs(120),
+        }
+    }
+}
+
 /// The flows of a guest, and what carrying them takes.
 #[derive(Debug)]
 pub struct Relay {
@@ -193,7 +206,7 @@ impl Relay {
             backlog: Backlog::new(),
             fragment_id: 0,
             last: None,
-            starved: VecDeque::with_capacity(limits.flows),
+            starved: VecDeque::with_capacity(2 * limits.flows),
             postponed: VecDeque::with_capacity(limits.flows),
             ports: Ports::default(),
             knocks: VecDeque::new(),

@@ -354,7 +354,7 @@ mod tests {
     use super::*;
     use crate::{
         host::socket::Features,
-        net::{Endpoint, Protocol, Span},
+        net::{Endpoint, Protocol},
         service::fixture,
     };
     use std::os::unix::net::UnixDatagram;
@@ -372,13 +372,7 @@ mod tests {
     /// A guest that never reads can have one flow after the other end in line, as long as it likes.
     #[test]
     fn flows_that_end_in_line_for_the_link_do_not_make_it_longer() {
-        let limits = Limits {
-            flows: FLOWS,
-            spill: 4096,
-            udp: Span::secs(30),
-            udp_stream: Span::secs(120),
-        };
-        let mut relay = Relay::new(fixture::net(), Features::none(), limits);
+        let mut relay = Relay::new(fixture::net(), Features::none(), Limits::few(FLOWS));
         for port in 1..=1000 {
             let socket = UnixDatagram::unbound().unwrap().into();
             let flow = Flow::Udp(UdpFlow::new(socket, Now(0)));

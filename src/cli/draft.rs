@@ -6,8 +6,8 @@ use std::{net::IpAddr, ops::RangeInclusive};
 use super::values;
 use crate::{
     config::{
-        Config, DnsServers, Enabled, Forwards, LinkChoice, MapChoice, RepairPath, SearchList,
-        VhostFeatures,
+        Config, DnsServers, Enabled, Forwards, LinkChoice, MOST_DOMAINS, MapChoice, RepairPath,
+        SearchList, VhostFeatures,
     },
     host::ephemeral_ports,
     net::Protocol,
@@ -138,7 +138,7 @@ impl Draft {
             domains.clear();
         } else {
             for domain in text.split_whitespace() {
-                if domains.len() == SEARCH_MAX {
+                if domains.len() == MOST_DOMAINS {
                     return Err(format!("Cannot use DNS search domain {domain}"));
                 }
                 domains.push(values::search_domain(domain)?);
@@ -175,9 +175,6 @@ impl Draft {
         Ok(())
     }
 }
-
-/// Most search domains that may be given.
-const SEARCH_MAX: usize = 6;
 
 fn off_by_default<A>(choice: &mut MapChoice<A>) {
     if matches!(choice, MapChoice::Default) {

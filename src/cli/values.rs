@@ -9,7 +9,7 @@ use std::{
 use nix::unistd::{Group, User};
 
 use crate::{
-    config::{HEARD_MOST, INTERFACE_MAX, Identity, QUEUES_MAX, RepairPath},
+    config::{HEARD_MOST, INTERFACE_MAX, Identity, QUEUES_MAX, RepairPath, SOCKET_PATH_MAX},
     net::{Class, Mac, Span, class, is_link_local6},
 };
 
@@ -21,9 +21,6 @@ pub(super) const LOG_SIZE_MIN: u64 = 40_960;
 
 /// Microseconds of `--busy-poll`.
 const BUSY_POLL_MAX: u64 = 1_000_000;
-
-/// Room in sockaddr_un, less the terminating zero (unix(7)).
-const SOCKET_PATH_MAX: usize = 107;
 
 /// A host name in all, and one label of it (RFC 1035, section 2.3.4; written out, without the root's dot).
 const NAME_MAX: usize = 253;

@@ -9,6 +9,9 @@ use std::{
 use super::{forward::Rule, vhost::VhostFeatures};
 use crate::net::{Mac, Span};
 
+/// The longest path of a UNIX socket, in octets without the zero at its end (unix(7)).
+pub const SOCKET_PATH_MAX: usize = 107;
+
 /// The MAC address we have on the guest's link unless `--mac-addr` says otherwise.
 pub const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 

@@ -21,12 +21,13 @@ mod renew;
 
 pub use config::{
     Config, DEFAULT_MTU, DnsServers, Identity, LinkChoice, MULTICAST_PORTS, MapChoice, OUR_MAC,
-    Outbound, QUEUES_DEFAULT, QUEUES_MAX, RepairPath, SearchList, Serve, Verbosity,
+    Outbound, QUEUES_DEFAULT, QUEUES_MAX, RepairPath, SOCKET_PATH_MAX, SearchList, Serve,
+    Verbosity,
 };
 pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;
-pub use net::{Dns, HEARD_MOST, Multicast, Net, Net4, Net6, PREFIX6};
+pub use net::{Dns, HEARD_MOST, LEAST_MTU4, LEAST_MTU6, Multicast, Net, Net4, Net6, PREFIX6};
 pub use ports::{Enabled, Forwards, INTERFACE_MAX};
 pub use renew::renew;
-pub use resolve::{Resolved, resolve};
+pub use resolve::{MOST_DOMAINS, Resolved, resolve};
 pub use vhost::{VhostFeatures, bits as vhost_bits};

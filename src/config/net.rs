@@ -5,6 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::config::{Outbound, Serve};
 use crate::net::Mac;
 
+/// The least link MTU of each family (RFC 791, section 3.2; RFC 8200, section 5).
+pub const LEAST_MTU4: u16 = 68;
+pub const LEAST_MTU6: u16 = 1280;
+
 /// The prefix length of the guest's IPv6 network, always.
 pub const PREFIX6: u8 = 64;
 

@@ -6,7 +6,7 @@ use super::{
     config::{Config, DEFAULT_MTU, DnsServers, MapChoice, SearchList},
     facts::{Facts, Interface},
     nameservers::{Asked, Nameservers},
-    net::{Dns, HEARD_MOST, Multicast, Net, Net4, Net6},
+    net::{Dns, HEARD_MOST, LEAST_MTU4, LEAST_MTU6, Multicast, Net, Net4, Net6},
     template::{Family, Template, is_there, named},
 };
 use crate::net::{Protocol, is_link_local6, mask4};
@@ -30,11 +30,8 @@ const LOCAL_ROUTER4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 2);
 const LOCAL_PREFIX4: u8 = 16;
 const LOCAL_ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Least link MTU per family: RFC 791 section 3.2, RFC 8200 section 5.
-const LEAST_MTU: [(Family, u16); 2] = [(Family::V4, 68), (Family::V6, 1280)];
-
 /// Most search domains announced (resolv.conf(5), the classic limit).
-const MOST_DOMAINS: usize = 6;
+pub const MOST_DOMAINS: usize = 6;
 
 /// Most further routes for DHCP option 121; more would not fit a message.
 const MOST_ROUTES: usize = 32;
@@ -381,7 +378,7 @@ fn warn_of_mtu(config: &Config, said: &mut Said) {
     let Some(mtu) = config.mtu.filter(|&mtu| mtu > 0) else {
         return;
     };
-    for (family, least) in LEAST_MTU {
+    for (family, least) in [(Family::V4, LEAST_MTU4), (Family::V6, LEAST_MTU6)] {
         let enabled = match family {
             Family::V4 => config.v4,
             Family::V6 => config.v6,

@@ -129,7 +129,7 @@ impl Core {
     }
 
     /// The time until the relay has something to do.
-    pub(super) fn sleep(&self, now: Now) -> Option<Duration> {
+    pub(super) fn idle_time(&self, now: Now) -> Option<Duration> {
         let span = self.relay.next_deadline(now)?;
         Some(Duration::from_micros(span.0))
     }

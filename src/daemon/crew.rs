@@ -208,7 +208,7 @@ impl Crew {
             core.register();
             // What waited for its queue is of flows that are not here any more.
             core.outbox.attach_queue(true);
-            if let Some(guest) = core.relay.news() {
+            if let Some(guest) = core.relay.take_news() {
                 first.relay.hear_of_guest(&guest, &mut first.outbox, now);
             }
         }

@@ -248,7 +248,7 @@ impl Reactor {
         }
         loop {
             let more = self.turn();
-            let idle = if more { None } else { self.sleep() };
+            let idle = if more { None } else { self.idle_time() };
             self.core.wait(&mut events, more, idle)?;
             for event in &events {
                 if let Some(ending) = self.happened(event)? {
@@ -493,7 +493,7 @@ impl Reactor {
     }
 
     /// How long nothing is due.
-    fn sleep(&self) -> Option<Duration> {
+    fn idle_time(&self) -> Option<Duration> {
         let now = self.now();
         let times = [
             Some(self.advertise),
@@ -507,7 +507,7 @@ impl Reactor {
         ];
         let spans = times.into_iter().flatten().map(|time| time.since(now));
         let first = spans.min().map(|span| Duration::from_micros(span.0));
-        first.into_iter().chain(self.core.sleep(now)).min()
+        first.into_iter().chain(self.core.idle_time(now)).min()
     }
 
     /// A time within the bounds; the clock's lower digits are as random as this needs.

@@ -145,7 +145,7 @@ impl Worker {
         core.register();
         core.wake_others();
         more |= core.link_readable || core.relay.has_handed();
-        let idle = if more { None } else { core.sleep(now) };
+        let idle = if more { None } else { core.idle_time(now) };
         core.wait(events, more, idle)?;
         let woken = core.now();
         for event in &*events {
@@ -162,7 +162,7 @@ impl Worker {
         self.take_bursts();
         self.end_broken();
         if self.quiet_until <= woken
-            && let Some(guest) = self.core.relay.news()
+            && let Some(guest) = self.core.relay.take_news()
         {
             self.quiet_until = woken + QUIET;
             self.say(Word::News(Box::new(guest)));

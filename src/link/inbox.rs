@@ -101,12 +101,7 @@ impl Inbox {
         if let Some(place) = self.buffer.get_mut(..frame.len()) {
             place.copy_from_slice(frame);
             let whole = Slot::ours(0, frame.len());
-            self.frames.push(Fetched {
-                head: whole,
-                whole,
-                segment: None,
-                checksum: None,
-            });
+            self.frames.push(Fetched::plain(whole));
         }
     }
 
@@ -244,12 +239,7 @@ impl Inbox {
                 break;
             }
             let whole = Slot::ours(at, len as usize);
-            self.frames.push(Fetched {
-                head: whole,
-                whole,
-                segment: None,
-                checksum: None,
-            });
+            self.frames.push(Fetched::plain(whole));
             self.start = next;
         }
         whole

@@ -12,15 +12,12 @@ use std::{
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::{
-    config::LinkChoice,
+    config::{LinkChoice, SOCKET_PATH_MAX},
     sys::{process, reason},
 };
 
 /// Names tried when none is given.
 const PROBES: u32 = 64;
-
-/// The longest path a UNIX socket address holds, without the zero at its end (unix(7)).
-const PATH_MAX: usize = 107;
 
 /// The way in, open.
 #[derive(Debug)]
@@ -79,9 +76,9 @@ fn check_stream(socket: &OwnedFd) -> Result<(), &'static str> {
 }
 
 fn listen_at(path: &Path) -> Result<Opened, String> {
-    if path.as_os_str().is_empty() || path.as_os_str().len() > PATH_MAX {
+    if path.as_os_str().is_empty() || path.as_os_str().len() > SOCKET_PATH_MAX {
         return Err(format!(
-            "Invalid socket path: {} (1 to {PATH_MAX} octets)",
+            "Invalid socket path: {} (1 to {SOCKET_PATH_MAX} octets)",
             path.display()
         ));
     }

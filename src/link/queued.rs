@@ -3,14 +3,11 @@
 use super::inbox::PREFIX;
 use crate::{
     sys::Gather,
-    wire::{headers::HEADERS_MAX, vnet::Vnet},
+    wire::{build::MIN_FRAME, headers::HEADERS_MAX, vnet::Vnet},
 };
 
 /// Memory of one frame's prefix and headers, and of a payload that fits behind them.
 pub const HEAD: usize = 128;
-
-/// The shortest Ethernet frame without its checksum (IEEE 802.3); shorter ones are padded, some drivers insist.
-const PADDED: usize = 60;
 
 /// A frame that waits.
 #[derive(Debug, Clone, Copy)]
@@ -41,9 +38,9 @@ pub fn fill(
     if inside {
         rest[headers..headers + payload.len()].copy_from_slice(payload);
         used += payload.len();
-        if used < PADDED {
-            rest[used..PADDED].fill(0);
-            used = PADDED;
+        if used < MIN_FRAME {
+            rest[used..MIN_FRAME].fill(0);
+            used = MIN_FRAME;
         }
     }
     let frame = if inside {

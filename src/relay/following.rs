@@ -3,7 +3,7 @@
 use super::{
     flow::Flow,
     share::Share,
-    state::{DRIFTERS, Relay},
+    state::{DRIFTERS, LARGE, Relay, SPILL_BLOCK},
     takeover::Moved,
     whose::key_of,
 };
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Blocks of the pool that a flow's largest segment takes at most, and one more.
-const SET_ASIDE: usize = 17;
+const SET_ASIDE: usize = LARGE / SPILL_BLOCK + 1;
 
 impl Relay {
     /// Notes which flows of what was handed over are to follow their frames.

@@ -1,16 +1,8 @@
 //! ICMP errors of the guest, about packets we sent it. Sockets cannot pass them on: what they mean for a flow is done, and
 //! they are counted.
 
-use super::{flow::Flow, state::Relay};
-use crate::{
-    flow::Key,
-    net::{
-        Protocol, Why,
-        number::{TCP, UDP},
-    },
-    proto::tcp::Phase,
-    wire::quote::Quoted,
-};
+use super::{flow::Flow, state::Relay, whose::key_of_quoted};
+use crate::{net::Why, proto::tcp::Phase, wire::quote::Quoted};
 
 /// Whether it says that nothing gets there: any destination unreachable but the one about the size.
 const fn is_unreachable(v4: bool, kind: u8, code: u8) -> bool {
@@ -32,17 +24,7 @@ impl Relay {
         else {
             return;
         };
-        let key = |protocol| Key {
-            protocol,
-            guest: quoted.dst,
-            remote: quoted.src,
-        };
-        let key = match quoted.protocol {
-            TCP => key(Protocol::Tcp),
-            UDP => key(Protocol::Udp),
-            _ => return,
-        };
-        let Some(id) = self.find(&key) else {
+        let Some(id) = key_of_quoted(&quoted).and_then(|key| self.find(&key)) else {
             return;
         };
         match self.flows.get(id) {

@@ -10,6 +10,7 @@ use super::{
     state::Relay,
 };
 use crate::{
+    config::{LEAST_MTU4, LEAST_MTU6},
     flow::{Chain, Key},
     host::{
         moving,
@@ -102,8 +103,8 @@ impl Relay {
         self.guest.addr4 = visitor.addr4.or(self.guest.addr4);
         self.guest.addr6 = visitor.addr6.or(self.guest.addr6);
         self.guest.link_local6 = visitor.link_local6;
-        // RFC 791 and RFC 8200, section 5: what every link carries.
-        let least = if self.net.v6.is_some() { 1280 } else { 68 };
+        let v6 = self.net.v6.is_some();
+        let least = if v6 { LEAST_MTU6 } else { LEAST_MTU4 };
         if visitor.mtu >= least {
             self.net.mtu = visitor.mtu;
         }

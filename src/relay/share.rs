@@ -240,7 +240,7 @@ impl Share {
     }
 
     /// Takes a connection that was handed on to this relay. It counts on its slot until it has been looked at.
-    pub(super) fn accepted(&self) -> Option<Accepted> {
+    pub(super) fn take_accepted(&self) -> Option<Accepted> {
         self.exit.as_ref()?.take()
     }
 

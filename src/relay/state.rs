@@ -32,10 +32,10 @@ use crate::{
 };
 
 /// Octets of the largest datagrams, and read and thrown away at a time where a kernel has no peek offset.
-const LARGE: usize = 64 * 1024;
+pub(super) const LARGE: usize = 64 * 1024;
 
 /// Octets of a block of the spill pool, a page: most flows that spill at all spill little.
-const SPILL_BLOCK: usize = 4096;
+pub(super) const SPILL_BLOCK: usize = 4096;
 
 /// Connections whose streams may have gaps at a time; the others do with less knowledge of what was lost.
 const DISORDERS: usize = 1024;
@@ -222,7 +222,7 @@ impl Relay {
             large: vec![0; LARGE].into_boxed_slice(),
             scratch: Vec::with_capacity(70_000),
             quote: Vec::with_capacity(2048),
-            message: vec![0; 65_536].into_boxed_slice(),
+            message: vec![0; LARGE].into_boxed_slice(),
             secret: RandomState::new(),
             echo_warned: false,
             away: Away::default(),

@@ -143,7 +143,7 @@ impl Relay {
     /// Takes over connections that another relay has accepted.
     pub(super) fn take_accepted(&mut self, outbox: &mut Outbox, now: Now) {
         for _ in 0..ACCEPTED {
-            let Some(accepted) = self.share.as_ref().and_then(Share::accepted) else {
+            let Some(accepted) = self.share.as_ref().and_then(Share::take_accepted) else {
                 return;
             };
             self.learn_of_guest(&accepted.guest);
@@ -190,7 +190,7 @@ impl Relay {
     }
 
     /// What is known of the guest, if that is more than when it was last asked for.
-    pub fn news(&mut self) -> Option<Guest> {
+    pub fn take_news(&mut self) -> Option<Guest> {
         let share = self.share.as_mut()?;
         std::mem::take(&mut share.news).then_some(self.guest)
     }

@@ -48,21 +48,25 @@ pub fn parts_key(ip: &Ip, part: &Fragment) -> Key {
     }
 }
 
+/// The flow that an error of the guest's is about.
+pub fn key_of_quoted(quoted: &Quoted) -> Option<Key> {
+    let protocol = match quoted.protocol {
+        TCP => Protocol::Tcp,
+        UDP => Protocol::Udp,
+        _ => return None,
+    };
+    Some(Key {
+        protocol,
+        guest: quoted.dst,
+        remote: quoted.src,
+    })
+}
+
 /// The flow of an echo request, or the one that an error is about; `start` is the message's.
 fn icmp_key(ip: &Ip, message: &IcmpMessage, start: &[u8]) -> Option<Key> {
     let v4 = ip.src.is_ipv4();
     if is_error(v4, message.kind) {
-        let quoted = Quoted::read(start, v4)?;
-        let protocol = match quoted.protocol {
-            TCP => Protocol::Tcp,
-            UDP => Protocol::Udp,
-            _ => return None,
-        };
-        return Some(Key {
-            protocol,
-            guest: quoted.dst,
-            remote: quoted.src,
-        });
+        return key_of_quoted(&Quoted::read(start, v4)?);
     }
     let identifier = u16::from_be_bytes(*start.get(4..)?.first_chunk()?);
     Some(Key {

@@ -38,12 +38,19 @@ pub struct Fetched {
 }
 
 /// What stands for a frame that is none, so that it is counted with those that are too short.
-const NOTHING: Fetched = Fetched {
-    head: Slot::ours(0, 0),
-    whole: Slot::ours(0, 0),
-    segment: None,
-    checksum: None,
-};
+const NOTHING: Fetched = Fetched::plain(Slot::ours(0, 0));
+
+impl Fetched {
+    /// A frame that is all private, and stands for itself.
+    pub const fn plain(whole: Slot) -> Self {
+        Self {
+            head: whole,
+            whole,
+            segment: None,
+            checksum: None,
+        }
+    }
+}
 
 /// What a look into the queue brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

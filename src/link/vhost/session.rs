@@ -196,14 +196,7 @@ impl Session {
     /// Stops all queues and lets go of what they were made of.
     pub fn end(&mut self, halves: &mut [Halves<'_>]) {
         for index in 0..self.queues.len() {
-            self.stop(index, halves);
-            if let Some(kick) = self
-                .queues
-                .get_mut(index)
-                .and_then(|queue| queue.kick.take())
-            {
-                self.watches.push(Watch::Close(kick, index));
-            }
+            self.reset(index, halves);
         }
     }
 

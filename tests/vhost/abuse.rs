@@ -1,16 +1,21 @@
 //! Front-ends and drivers that lie: the connection ends with one line, and the next front-end is served.
 
-use std::os::fd::AsRawFd;
+use std::{io::Write, os::fd::AsRawFd};
 
 use nix::unistd::ftruncate;
 
 use crate::{
     Scene, arp_request, assert_works,
+    guest::Tcp,
     lab::{
         LONG,
-        front_end::{Driver, EVENT_IDX, FrontEnd, INDIRECT_DESC, LINUX, MEMORY, TX, USER, request},
+        front_end::{
+            Driver, EVENT_IDX, FrontEnd, INDIRECT_DESC, LINUX, MEMORY, TX, USER, VERSION_1, request,
+        },
         wait_until,
+        world::INTERNET4,
     },
+    offload::connect,
 };
 
 const NEXT: u16 = 1;
@@ -335,4 +340,32 @@ fn a_driver_without_buffers_costs_nothing() {
     guest.driver.buffers = 256;
     guest.refill();
     guest.expect("ARP reply", crate::is_arp_reply);
+}
+
+/// Headers fit in such buffers, and not an octet behind them: a stream would wait for that, and we would look again at once.
+#[test]
+fn buffers_that_only_headers_fit_in_end_the_connection() {
+    let Some(scene) = Scene::new(&["--mtu", "1500"]) else {
+        return;
+    };
+    let mut driver = Driver::new(VERSION_1);
+    driver.buffers = 1;
+    let mut guest = scene.guest(driver);
+    let (_, mut server) = connect(&scene, &mut guest, (INTERNET4, 7).into());
+    // From the next frame on.
+    guest.driver.buffer = 64;
+    server.write_all(b"1").unwrap();
+    guest.expect("octet", |arrival| {
+        let octets = Tcp::of_frame(&arrival.frame)?.payload;
+        (octets == b"1").then_some(())
+    });
+    let before = scene.translator.cpu();
+    server.write_all(b"2").unwrap();
+    let closes = guest.closes();
+    let spent = scene.translator.cpu() - before;
+    assert!(closes, "{spent:?} spent on it");
+    assert!(wait_until(LONG, || scene
+        .translator
+        .log()
+        .contains("buffer too small")));
 }

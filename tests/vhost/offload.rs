@@ -63,7 +63,7 @@ fn segments(arrival: &Arrival, port: u16) -> Option<Vec<Tcp>> {
 }
 
 /// A connection of the guest's, with the other end.
-fn connect(scene: &Scene, guest: &mut FrontEnd, remote: SocketAddr) -> (Tcp, TcpStream) {
+pub fn connect(scene: &Scene, guest: &mut FrontEnd, remote: SocketAddr) -> (Tcp, TcpStream) {
     let listener = tcp_listener(&scene.world.outside, remote);
     let local = guest_addr(remote, 40_000);
     let mut syn = Tcp::new(local, remote, SYN);

@@ -157,6 +157,10 @@ impl Outlet {
             let payload = most.min(want - room);
             let (chains, octets) = self.gather_chains(first, overhead + payload, PIECES - pieces);
             let Some(fits) = octets.checked_sub(overhead).filter(|&fits| fits > 0) else {
+                if self.plan.is_empty() && !self.short {
+                    // No more buffers would help.
+                    self.broken = Some(Broken::Small);
+                }
                 break;
             };
             let scarce = fits < payload && self.abilities.mergeable;

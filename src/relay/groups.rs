@@ -74,6 +74,9 @@ impl Relay {
         if !self.carries_groups() {
             return Err(Why::Disabled);
         }
+        if self.is_late() {
+            return Err(Why::Backlog);
+        }
         let groups = &mut self.groups;
         let each = |record: Record<'_>| {
             if can_be_joined(record.group) {
@@ -103,7 +106,8 @@ impl Relay {
         self.follow_groups(now);
     }
 
-    /// Opens and closes members as groups and ports have it.
+    /// Opens and closes members as groups and ports have it, which counts as all other flows of the turn: as many sockets may
+    /// change.
     fn follow_groups(&mut self, now: Now) {
         let mut members = std::mem::take(&mut self.groups.members);
         members.retain(|&id| {
@@ -114,6 +118,7 @@ impl Relay {
             let wanted = self.groups.hears(&self.net.multicast, addr, port);
             if !wanted {
                 self.remove(id);
+                self.beginnings = 0;
             }
             wanted
         });
@@ -123,6 +128,7 @@ impl Relay {
             if members.len() >= MEMBERS || self.flows.find(&key).is_some() {
                 continue;
             }
+            self.beginnings = 0;
             let peer = self.group_peer(Endpoint::new(group, host));
             match group::member(peer, &self.net.outbound) {
                 Ok(socket) => members.extend(self.add_group(key, socket, true, now)),
@@ -185,8 +191,6 @@ impl Relay {
             let ports = [group.port, source.port];
             if !self.groups.is_empty() && !ports.iter().all(|&port| self.groups.uses(port)) {
                 self.begin(&unconnected(source), now)?;
-                // As many sockets may change for it as for all other flows of the turn.
-                self.beginnings = 0;
             }
             let fresh = ports.map(|port| self.groups.use_port(port));
             if fresh.contains(&true) {
@@ -444,5 +448,23 @@ mod tests {
             assert_eq!(waiting, PORTS.len() - now as usize);
         }
         assert_eq!(turn(&mut relay, |_| (4711, PORTS.start), Now(5)), 0);
+    }
+
+    #[test]
+    fn reports_that_change_members_wait_for_their_turn_too() {
+        let mut relay = relay();
+        relay.groups.use_port(PORTS.start);
+        for now in [Now(1), Now(2)] {
+            relay.begin_turn(now);
+            let mut report = |kind| relay.membership(&[kind, 0, 0, 0, 239, 255, 77, 1], true, now);
+            let done: Vec<_> = (0..50).flat_map(|_| [report(0x16), report(0x17)]).collect();
+            assert_eq!(done[0], Ok(()));
+            assert!(done[1..].iter().all(|done| *done == Err(Why::Backlog)));
+        }
+        // One that changes nothing holds up nobody.
+        relay.groups.clear();
+        relay.begin_turn(Now(3));
+        let leave = [0x17, 0, 0, 0, 239, 255, 77, 1];
+        assert!((0..5).all(|_| relay.membership(&leave, true, Now(3)).is_ok()));
     }
 }

@@ -348,14 +348,19 @@ impl Relay {
         self.net = net;
     }
 
+    /// Whether what begins anything is to wait for its turn.
+    pub(super) fn is_late(&self) -> bool {
+        // What is worked off was here before what is in line.
+        let in_line = self.backlog.held.is_some() && !self.backlog.is_empty();
+        in_line || self.beginnings == 0
+    }
+
     /// Whether the guest may begin this flow now, for which it has one beginning less.
     ///
     /// # Errors
     /// [`Why::Backlog`] where the packet is to wait for its turn, [`Why::Turnover`] where it is to be sent again.
     pub(super) fn begin(&mut self, key: &Key, now: Now) -> Result<(), Why> {
-        // What is worked off was here before what is in line.
-        let in_line = self.backlog.held.is_some() && !self.backlog.is_empty();
-        if in_line || self.beginnings == 0 {
+        if self.is_late() {
             return Err(Why::Backlog);
         }
         if self.is_full() && !self.may_replace(key, now) {

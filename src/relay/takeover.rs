@@ -351,3 +351,112 @@ impl Relay {
         self.schedule(id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{share::Label, state::Limits};
+    use super::*;
+    use crate::{
+        host::socket::Features,
+        net::{Endpoint, Protocol},
+        service::fixture,
+        wire::checksum::Sum,
+    };
+
+    /// Guests' ports, of which each begins a flow.
+    const PORTS: std::ops::Range<u16> = 5000..5020;
+
+    const GUEST: [u8; 4] = [192, 0, 2, 15];
+    const REMOTE: [u8; 4] = [198, 51, 100, 1];
+
+    fn relay() -> Relay {
+        Relay::new(fixture::net(), Features::none(), Limits::few(64))
+    }
+
+    fn key(port: u16) -> Key {
+        Key {
+            protocol: Protocol::Udp,
+            guest: Endpoint::new(GUEST.into(), port),
+            remote: Endpoint::new(REMOTE.into(), 53),
+        }
+    }
+
+    /// A datagram without payload or checksum.
+    fn frame(port: u16) -> Vec<u8> {
+        let mut ip = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
+        ip.extend([GUEST, REMOTE].as_flattened());
+        let sum = Sum::new().bytes(&ip).finish();
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut frame = vec![2; 12];
+        frame.extend([8, 0]);
+        frame.extend(ip);
+        frame.extend([port, 53, 8, 0].map(u16::to_be_bytes).as_flattened());
+        frame
+    }
+
+    /// Has datagrams from all ports wait for their turn.
+    fn line_up(relay: &mut Relay) {
+        let mut inbox = Inbox::holding();
+        for port in PORTS {
+            let octets = frame(port);
+            inbox.hold(&octets);
+            let body = classify(&octets, octets.len()).unwrap().body;
+            let frame = inbox.frame(0).unwrap();
+            let label = Label::new(None, &body, frame);
+            assert!(relay.backlog.push(&inbox, frame, label));
+        }
+    }
+
+    /// The ports of those that wait, in their order, and how many count on a slot.
+    fn line(relay: &mut Relay) -> (Vec<u16>, usize) {
+        let (mut ports, mut counting) = (Vec::new(), 0);
+        relay.backlog.each(|frame, label| {
+            ports.push(u16::from_be_bytes([frame[34], frame[35]]));
+            counting += usize::from(label.slot.is_some());
+        });
+        (ports, counting)
+    }
+
+    /// Whether a flow of each port can be this relay's.
+    fn can_have(relay: &Relay) -> impl Iterator<Item = bool> {
+        let share = relay.share.as_ref().unwrap();
+        PORTS.map(|port| {
+            let slot = share.claim(&key(port));
+            slot.flatten()
+                .inspect(|&slot| share.looked_at(slot))
+                .is_some()
+        })
+    }
+
+    #[test]
+    fn what_waits_for_its_turn_keeps_its_flows_here_while_relays_join_and_part() {
+        let (mut first, mut second) = (relay(), relay());
+        line_up(&mut second);
+        for _ in 0..2 {
+            let mut shares = Share::among(2, 64, std::iter::empty().collect());
+            second.join(shares.pop().unwrap());
+            first.join(shares.pop().unwrap());
+            assert_eq!(line(&mut second), (PORTS.collect(), PORTS.len()));
+            assert!(can_have(&first).all(|can| !can));
+            second.part();
+            assert_eq!(line(&mut second), (PORTS.collect(), 0));
+            assert!(can_have(&first).all(|can| can));
+            first.part();
+        }
+    }
+
+    #[test]
+    fn what_waits_for_its_turn_is_taken_over_in_order_and_its_flows_with_it() {
+        let (mut first, mut second) = (relay(), relay());
+        let mut shares = Share::among(2, 64, std::iter::empty().collect());
+        line_up(&mut second);
+        second.join(shares.pop().unwrap());
+        first.join(shares.pop().unwrap());
+        first.take_over_line(&mut second);
+        assert!(second.is_idle());
+        assert_eq!(line(&mut first), (PORTS.collect(), PORTS.len()));
+        assert!(can_have(&second).all(|can| !can));
+        first.release_line();
+        assert!(can_have(&second).all(|can| can));
+    }
+}

@@ -75,3 +75,43 @@ fn icmp_key(ip: &Ip, message: &IcmpMessage, start: &[u8]) -> Option<Key> {
         remote: ip.destination(identifier),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Endpoint;
+
+    /// An error of the guest's quotes a packet that we sent it.
+    #[test]
+    fn an_error_is_of_the_flow_whose_packet_it_quotes() {
+        let ip = Ip {
+            src: [192, 0, 2, 15].into(),
+            dst: [198, 51, 100, 1].into(),
+            ttl: 64,
+            tos: 0,
+            id: 0,
+            whole: true,
+        };
+        let message = IcmpMessage {
+            kind: 3,
+            code: 3,
+            octets: 0..36,
+        };
+        for (number, protocol) in [
+            (TCP, Some(Protocol::Tcp)),
+            (UDP, Some(Protocol::Udp)),
+            (50, None),
+        ] {
+            let mut octets = vec![3, 3, 0, 0, 0, 0, 0, 0];
+            octets.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, number, 0, 0]);
+            octets.extend([[198, 51, 100, 1], [192, 0, 2, 15]].as_flattened());
+            octets.extend([0, 53, 0x13, 0x88, 0, 8, 0, 0]);
+            let key = protocol.map(|protocol| Key {
+                protocol,
+                guest: Endpoint::new([192, 0, 2, 15].into(), 5000),
+                remote: Endpoint::new([198, 51, 100, 1].into(), 53),
+            });
+            assert_eq!(icmp_key(&ip, &message, &octets), key);
+        }
+    }
+}

@@ -232,6 +232,9 @@ fn bombard(
     reading.join().unwrap();
 }
 
+/// Memory set aside at the start that may be touched later, in KiB: most of it is the line of frames that wait for their turn.
+const TOUCHED: u64 = 3 * 1024;
+
 /// Count is 100,000, or `$HOSTILE_FRAMES`.
 #[test]
 fn random_and_mutated_frames_leave_the_process_as_it_was() {
@@ -256,7 +259,7 @@ fn random_and_mutated_frames_leave_the_process_as_it_was() {
     translator.assert_alive();
     translator.expect_fd_count(idle);
     let grown = translator.rss().saturating_sub(warm);
-    assert!(grown <= 1024, "{grown} KiB more than {warm} KiB");
+    assert!(grown <= TOUCHED, "{grown} KiB more than {warm} KiB");
     let mut guest = Guest::online(translator.connect(), 65_520);
     for (server, _) in &echoes {
         let connection = guest.connect(server.addr());
@@ -281,7 +284,7 @@ fn malformed_and_fragmented_packets_leave_memory_unchanged() {
         translator.expect_fd_count(idle);
         let rss = translator.rss();
         let grown = rss.saturating_sub(*warm.get_or_insert(rss));
-        assert!(grown <= 1024, "{grown} KiB more than {warm:?} KiB");
+        assert!(grown <= TOUCHED, "{grown} KiB more than {warm:?} KiB");
     }
     let mut guest = Guest::new(translator.connect(), 1500, false);
     assert_eq!(guest.lease().address, POD4);

@@ -63,6 +63,7 @@ lint: tools
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) fmt --check --manifest-path tests/loom/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) check --tests --manifest-path tests/loom/Cargo.toml --target-dir $(target)/loom
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
 
 unit: tools lint

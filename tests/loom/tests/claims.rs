@@ -1,9 +1,9 @@
 //! Whose flows are whose: two that claim a slot never own it at a time, and who owns it next sees all that was done before.
 
 use loom::{cell::UnsafeCell, sync::Arc, thread};
-use passt_loom::claims::{Claims, Slot};
+use passt_loom::claims::{ClaimSlot, Claims};
 
-const SLOT: Slot = Slot::from_bits(0);
+const SLOT: ClaimSlot = ClaimSlot::from_bits(0);
 
 /// Works with what belongs to the slot, if it is `me` who owns it.
 fn work(claims: &Claims, owned: &UnsafeCell<()>, me: usize) {

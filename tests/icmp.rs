@@ -137,18 +137,24 @@ fn responder(host: &Host, v4: bool) -> Socket {
     socket
 }
 
+/// Sends a request and expects word that it gets nowhere, which quotes it.
+fn ask_in_vain(wire: &Wire, request: &Icmp) -> Icmp {
+    wire.send(&request.frame());
+    let error = wire.expect("ICMP error", |frame| {
+        Icmp::of_frame(frame).filter(Icmp::is_unreachable)
+    });
+    guest::frame::assert_quotes(&error, &request.ip().packet());
+    error
+}
+
 #[test]
 fn a_host_without_a_route_says_so() {
     let Some(scene) = Scene::new(&[]) else { return };
     scene.world.pod.ip("route del default\nroute del ::/0");
     for (src, dst) in PAIRS {
         let request = Icmp::echo_request(src, dst, 7, 1, b"hello");
-        scene.wire.send(&request.frame());
-        let error = scene.wire.expect("ICMP error", |frame| {
-            Icmp::of_frame(frame).filter(Icmp::is_unreachable)
-        });
+        let error = ask_in_vain(&scene.wire, &request);
         assert_eq!((error.code, error.dst), (0, src));
-        guest::frame::assert_quotes(&error, &request.ip().packet());
     }
 }
 
@@ -162,12 +168,8 @@ fn a_host_that_loses_its_route_says_so() {
     scene.world.pod.ip("route del default\nroute del ::/0");
     for (src, dst) in PAIRS {
         let request = Icmp::echo_request(src, dst, 7, 2, b"hello");
-        scene.wire.send(&request.frame());
-        let error = scene.wire.expect("ICMP error", |frame| {
-            Icmp::of_frame(frame).filter(Icmp::is_unreachable)
-        });
+        let error = ask_in_vain(&scene.wire, &request);
         assert_eq!(error.dst, src);
-        guest::frame::assert_quotes(&error, &request.ip().packet());
     }
 }
 

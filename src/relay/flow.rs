@@ -226,7 +226,6 @@ pub struct State {
     pub touched: bool,
     pub ack: bool,
     pub pull: bool,
-    pub over: bool,
 }
 
 /// A UDP flow: one connected socket for one pair of endpoints.

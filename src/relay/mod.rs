@@ -318,10 +318,15 @@ impl Relay {
             match self.flows.get_mut(id) {
                 Some(Flow::Tcp(flow)) => {
                     flow.state.starved = false;
+                    let over = flow.conn.is_over();
                     if flow.state.owes_ack {
                         self.acknowledge(id, outbox, now);
                     }
-                    self.pull(id, outbox, now);
+                    if over {
+                        self.finish(id);
+                    } else {
+                        self.pull(id, outbox, now);
+                    }
                 }
                 Some(Flow::Udp(flow)) => {
                     flow.starved = false;

@@ -14,7 +14,7 @@ use std::{
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use nix::{
     net::if_::if_nametoindex,
-    sys::socket::{LinkAddr, recvfrom},
+    sys::socket::{LinkAddr, recvfrom, setsockopt, sockopt::RcvBufForce},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -22,6 +22,9 @@ use super::{Host, LONG, wait_until};
 
 /// ETH_P_ALL of packet(7), in network order as socket(2) wants it.
 const EVERYTHING: i32 = 0x0300;
+
+/// Octets that may wait for the thread while others have the processor: a whole download.
+const WAITING: usize = 64 << 20;
 
 /// A packet's ends; ports are 0 where the protocol has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,8 @@ impl Capture {
         });
         let pause = Some(Duration::from_millis(50));
         socket.set_read_timeout(pause).expect("timeout");
+        // Who is root in a namespace only has the buffer that everybody has.
+        let _ = setsockopt(&socket, RcvBufForce, &WAITING);
         let mut capture = Self {
             name: device.to_owned(),
             seen: Arc::default(),

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     guest::{
         Peer, Scene, assert_pattern, both,
-        frame::{ACK, FIN, PSH},
+        frame::{ACK, FIN, PSH, RST},
         guest_addr, pattern,
     },
     lab::{
@@ -193,7 +193,7 @@ fn writes_after_the_hosts_close_are_reset() {
     let reset = (0..5).any(|_| {
         peer.send_data(b"anybody?");
         std::iter::from_fn(|| peer.recv_within(Duration::from_millis(400)))
-            .any(|segment| segment.has(crate::guest::frame::RST))
+            .any(|segment| segment.has(RST))
     });
     assert!(reset, "the guest never hears that its octets go nowhere");
     scene.translator.expect_fd_count(idle);
@@ -241,4 +241,39 @@ fn a_syn_right_behind_a_reset_opens_anew() {
     let mut got = [0; 5];
     server.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"again");
+}
+
+/// The guest asks for more answers than the link holds, and reads none of them until it has sent its last FIN.
+#[test]
+fn the_last_fin_is_acknowledged_though_the_link_was_full() {
+    /// More than the line of frames and the link's buffer hold.
+    const ANSWERS: usize = 60_000;
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.idle_fd_count();
+    let remote = (INTERNET4, 9).into();
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let mut other = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let asking = accept(&listener);
+    let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_001), remote);
+    let mut server = accept(&listener);
+    server.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(peer.read_to_end(), b"");
+    peer.ack();
+    // Each is behind what was acknowledged, and so is answered at once.
+    let mut old = other.segment(ACK | PSH, b"x");
+    old.seq = old.seq.wrapping_sub(1);
+    let old = old.frame();
+    for _ in 0..ANSWERS {
+        scene.wire.send(&old);
+    }
+    peer.fin();
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).unwrap();
+    peer.expect("acknowledgement", |segment| {
+        assert!(!segment.has(RST), "{segment:?}");
+        segment.ack == peer.snd_nxt
+    });
+    other.rst();
+    drop(asking);
+    scene.translator.expect_fd_count(idle);
 }

@@ -426,8 +426,8 @@ impl Conn {
         )
     }
 
-    /// The host was told: its kernel sends the FIN and has it acknowledged. `true` if the flow is over.
-    pub fn shut_down(&mut self) -> bool {
+    /// The host was told: its kernel sends the FIN and has it acknowledged.
+    pub fn shut_down(&mut self) {
         if let Phase::Open {
             guest: guest @ Half::FinSeen,
             ..
@@ -435,7 +435,6 @@ impl Conn {
         {
             *guest = Half::Done;
         }
-        self.is_over()
     }
 
     /// The host could not hold the last octets taken.
@@ -462,7 +461,8 @@ impl Conn {
         )
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    /// Whether both streams have ended: nothing but the last acknowledgement is owed to the guest.
+    pub fn is_over(&self) -> bool {
         matches!(
             self.phase,
             Phase::Open {

@@ -346,7 +346,6 @@ impl Conn {
             Text::Gap => self.early(segment, disorder.as_deref(), &mut todo),
             Text::Next { skip, take } => self.text(segment, skip, take, disorder, &mut todo),
         }
-        todo.over = self.is_over();
         todo
     }
 
@@ -391,7 +390,6 @@ impl Conn {
             keep_alive: Some(silence),
             ack: Ack::Now,
             dropped: Some(Why::OutOfWindow),
-            over: self.is_over(),
             ..heard
         }
     }
@@ -546,10 +544,7 @@ impl Conn {
         } = &mut self.phase
         {
             *host = Half::Done;
-            return Todo {
-                over: self.is_over(),
-                ..Todo::default()
-            };
+            return Todo::default();
         }
         self.phase = Phase::Closed;
         Todo {

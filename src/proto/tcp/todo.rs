@@ -84,8 +84,6 @@ pub struct Todo {
     pub keep_alive: Option<Span>,
     /// The guest aborted: so must the host's socket be.
     pub abort: bool,
-    /// Both streams have ended: the flow is over.
-    pub over: bool,
     /// The segment belongs to a new connection between the same ports.
     pub anew: bool,
     pub dropped: Option<Why>,

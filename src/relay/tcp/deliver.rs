@@ -74,7 +74,7 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let over = flow.state.over;
+        let over = flow.conn.is_over();
         if ack && flow.conn.ack_due() {
             if self.postponed.len() < self.limits.flows && flow.conn.ack_may_wait(now) {
                 self.postponed.push_back((id, now));
@@ -210,7 +210,7 @@ impl Relay {
         };
         self.requests
             .push(Request::ShutDown(flow.socket.as_raw_fd()));
-        flow.state.over |= flow.conn.shut_down();
+        flow.conn.shut_down();
     }
 
     /// Tells the host that the guest's stream has ended, where that is so and nobody has.
@@ -221,7 +221,7 @@ impl Relay {
         };
         if due {
             self.shut_down(id);
-            if matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.over) {
+            if matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.conn.is_over()) {
                 self.finish(id);
             }
         }

@@ -335,8 +335,15 @@ impl Relay {
         self.abort(id);
     }
 
-    /// Ends a flow whose streams have both ended: the kernel does the rest.
+    /// Ends a flow whose streams have both ended, once the guest was told that its own has.
     pub(in super::super) fn finish(&mut self, id: Id) {
+        if !matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.owes_ack) {
+            self.end(id);
+        }
+    }
+
+    /// Ends a flow whose streams have both ended: the kernel does the rest.
+    pub(in super::super) fn end(&mut self, id: Id) {
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
             && (flow.forget > 0 || !flow.conn.host_is_done())
         {

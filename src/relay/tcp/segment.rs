@@ -43,9 +43,10 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return Err(Why::Gone);
         };
-        if flow.state.over && segment.flags.has(Flags::SYN) {
-            // The connection before came to its end in this very burst.
+        if flow.conn.is_over() && segment.flags.has(Flags::SYN) {
+            // The connection before came to its end in this very burst, or while the link was full.
             self.end_burst_of(id, inbox, outbox, now);
+            self.end(id);
             return self.tcp_unknown(key, ip, segment, outbox, now);
         }
         let lent = &mut flow.state.disorder;
@@ -106,7 +107,6 @@ impl Relay {
         }
         flow.state.ack |= todo.ack == Ack::Burst;
         flow.state.pull |= todo.pull;
-        flow.state.over |= todo.over;
         if !std::mem::replace(&mut flow.state.touched, true) {
             self.burst.touched.push(id);
         }
@@ -166,13 +166,14 @@ impl Relay {
             .disorder
             .and_then(|lent| self.disorders.get_mut(lent));
         let todo = flow.conn.expired(disorder, now);
+        let over = flow.conn.is_over();
         if let Some(rst) = todo.rst {
             self.say(id, rst.into(), outbox);
         }
         if todo.abort {
             return self.abort(id);
         }
-        if todo.over {
+        if over {
             return self.finish(id);
         }
         if todo.syn {

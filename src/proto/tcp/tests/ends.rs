@@ -77,11 +77,12 @@ fn both_may_close_at_once() {
     conn.fin_sent(NOW);
     // The guest's FIN does not acknowledge ours yet.
     let fin = segment(conn.receive.nxt, conn.send.una, Flags::ACK | Flags::FIN, 0);
-    let todo = conn.segment(&fin, None, NOW);
-    assert!(!todo.over && conn.shutdown_due());
-    assert!(!conn.shut_down());
-    let todo = conn.segment(&next(&conn, Flags::ACK, 0), None, NOW);
-    assert!(todo.over);
+    conn.segment(&fin, None, NOW);
+    assert!(!conn.is_over() && conn.shutdown_due());
+    conn.shut_down();
+    assert!(!conn.is_over());
+    conn.segment(&next(&conn, Flags::ACK, 0), None, NOW);
+    assert!(conn.is_over());
 }
 
 /// A FIN that comes again was not acknowledged in time (RFC 9293, section 3.10.7.4, eighth).
@@ -105,19 +106,20 @@ fn a_guest_that_has_ended_its_stream_cannot_abort_it() {
     guest_ended(&mut conn, 10);
     let rst = segment(conn.receive.nxt, Seq(0), Flags::RST, 0);
     let todo = conn.segment(&rst, None, NOW);
-    assert!(todo.over && !todo.abort);
+    assert!(conn.is_over() && !todo.abort);
     // Where the host has not taken everything, the flow lingers for that, as long as it takes a silent guest to be given up.
     let mut conn = open();
     conn.sent(100, NOW);
     conn.segment(&next(&conn, Flags::ACK | Flags::FIN, 10), None, NOW);
     let rst = segment(conn.receive.nxt, Seq(0), Flags::RST, 0);
     let todo = conn.segment(&rst, None, NOW);
-    assert!(!todo.over && !todo.abort && conn.shutdown_due());
+    assert!(!conn.is_over() && !todo.abort && conn.shutdown_due());
     assert_eq!(conn.sendable(), 0);
     let todo = conn.segment(&rst, None, NOW);
-    assert!(!todo.over && !todo.abort);
+    assert!(!conn.is_over() && !todo.abort);
     let mut lingering = conn;
-    assert!(conn.shut_down());
+    conn.shut_down();
+    assert!(conn.is_over());
     let due = lingering.deadline().unwrap();
     assert!(due > NOW + Span::secs(7200));
     let early = Now(due.0 - 1_000_000);
@@ -140,7 +142,7 @@ fn a_guest_that_vanishes_after_its_end_is_not_reset_towards_the_host() {
         }
         conn.sent(100, at);
     };
-    assert!(todo.over && !todo.abort);
+    assert!(conn.is_over() && !todo.abort);
 }
 
 /// RFC 9293, section 3.10.7.4: a guest in FIN-WAIT-2 or CLOSE-WAIT may be quiet for as long as it answers.
@@ -159,7 +161,7 @@ fn a_half_closed_connection_lives_on_for_days() {
         while at < NOW + Span::secs(3 * 24 * 3600) {
             at = conn.deadline().unwrap();
             let todo = conn.expired(None, at);
-            assert!(todo.ask && !todo.abort && !todo.over);
+            assert!(todo.ask && !todo.abort && !conn.is_over());
             let question = conn.question(FREE, at);
             let answer = segment(question.ack, conn.send.nxt, Flags::ACK, 0);
             conn.segment(&answer, None, at);
@@ -301,7 +303,7 @@ fn a_hundred_thousand_connections_all_come_to_their_end() {
             if slot % 4 == 2 && todo.pull {
                 conn.sent(1000, now);
             }
-            if todo.abort || todo.over {
+            if todo.abort || conn.is_over() {
                 ended[slot as usize % 4] += 1;
             }
             if let Some(due) = conn.deadline() {

@@ -189,7 +189,13 @@ impl Outbox {
     /// Makes room for a frame without payload, if that takes a flush. `false` if the link is full; where no guest is connected
     /// everything finds room, as nothing has to arrive.
     pub fn has_room(&mut self) -> bool {
-        !self.has_guest() || self.frames.len() < FRAMES || self.flush() == Flushed::Done
+        self.has_room_for(1, 0)
+    }
+
+    /// The same for so many frames, of so many octets together.
+    pub fn has_room_for(&mut self, frames: usize, octets: usize) -> bool {
+        let fits = self.frames.len() + frames <= FRAMES && self.used + octets <= ARENA;
+        !self.has_guest() || fits || self.flush() == Flushed::Done
     }
 
     /// Room for up to `want` octets of payload, to be cut into frames of `cut` octets. `None` when the link is full: flush,

@@ -245,16 +245,16 @@ impl Relay {
         };
         let mut failures = 0;
         for _ in 0..TURN {
-            let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
-                return;
-            };
-            if !flow.readable {
+            if !matches!(self.flows.get(id), Some(Flow::Echo(flow)) if flow.readable) {
                 return;
             }
             // What the guest has no room for stays in the socket.
-            if !outbox.has_room() {
+            if !self.has_room_for_packet(key.remote.addr.is_ipv4(), outbox) {
                 break;
             }
+            let Some(Flow::Echo(flow)) = self.flows.get_mut(id) else {
+                return;
+            };
             let mut received = [Received::default(); RECEIVE_MANY];
             let mut scatter = self.iovecs.scatter();
             if !scatter.push(&mut self.message) {
@@ -348,32 +348,19 @@ const fn pseudo(src: IpAddr, dst: IpAddr) -> Option<(Ipv6Addr, Ipv6Addr)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::Limits;
+    use super::super::fixture;
     use super::*;
-    use crate::{host::socket::Features, link::Flushed, service::fixture};
-    use std::{
-        io::Read,
-        os::unix::net::{UnixDatagram, UnixStream},
-    };
+    use std::os::unix::net::UnixDatagram;
 
     /// Replies that wait, and octets of a frame that is none.
-    const REPLIES: u8 = 8;
+    const REPLIES: usize = 8;
     const OTHER: usize = 54;
 
     /// Where a frame tells what an IPv4 packet carries.
     const PROTOCOL: usize = 23;
 
-    fn relay() -> Relay {
-        Relay::new(fixture::net(), Features::none(), Limits::few(16))
-    }
-
     /// A flow over this socket, which has something to read.
     fn flow(relay: &mut Relay, socket: UnixDatagram) -> Id {
-        let key = Key {
-            protocol: Protocol::Echo,
-            guest: Endpoint::new([192, 0, 2, 15].into(), 7),
-            remote: Endpoint::new([198, 51, 100, 1].into(), 7),
-        };
         let flow = EchoFlow {
             socket: socket.into(),
             last: Now(0),
@@ -382,49 +369,49 @@ mod tests {
             readable: true,
             starved: false,
         };
+        let key = fixture::key(Protocol::Echo, 7);
         relay.insert(key, Flow::Echo(flow)).unwrap()
     }
 
-    /// Has the guest read until nothing waits for it.
-    fn read_all(guest: &mut UnixStream, outbox: &mut Outbox, octets: &mut Vec<u8>) {
-        let mut part = [0; 4096];
-        while outbox.flush() == Flushed::Blocked {
-            let len = guest.read(&mut part).unwrap();
-            octets.extend_from_slice(&part[..len]);
-            outbox.stirred();
+    /// How many replies of so many octets the guest gets that reads only after `fill` has filled the link.
+    fn replies(len: usize, fill: impl Fn(&mut Outbox)) -> usize {
+        let (mut outbox, mut guest) = fixture::link();
+        fill(&mut outbox);
+        let (kernel, socket) = UnixDatagram::pair().unwrap();
+        for number in 0..REPLIES {
+            let mut reply = vec![0; len];
+            reply[..HEADER].copy_from_slice(&[REPLY4, 0, 0, 0, 0, 7, 0, number as u8]);
+            kernel.send(&reply).unwrap();
         }
+        let mut relay = fixture::relay(16);
+        let id = flow(&mut relay, socket);
+        relay.echo_pull(id, &mut outbox, Now(1));
+        for now in 2..=2 + REPLIES as u64 {
+            guest.read_all(&mut outbox);
+            relay.begin_turn(Now(now));
+            relay.resume(&mut outbox, Now(now));
+        }
+        let frames = guest.frames(outbox);
+        frames
+            .iter()
+            .filter(|frame| frame[PROTOCOL] == ICMP)
+            .count()
     }
 
     #[test]
     fn replies_stay_in_the_socket_while_the_link_is_full() {
-        let (mut guest, ours) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let mut outbox = Outbox::new();
-        outbox.attach(Some(ours.into()));
-        while outbox.has_room() {
-            outbox.bare(|_| OTHER).unwrap();
-        }
-        let (kernel, socket) = UnixDatagram::pair().unwrap();
-        for number in 0..REPLIES {
-            let reply = [REPLY4, 0, 0, 0, 0, 7, 0, number];
-            kernel.send(&reply).unwrap();
-        }
-        let mut relay = relay();
-        let id = flow(&mut relay, socket);
-        relay.echo_pull(id, &mut outbox, Now(1));
-        // The guest reads at last.
-        let mut octets = Vec::new();
-        read_all(&mut guest, &mut outbox, &mut octets);
-        relay.resume(&mut outbox, Now(2));
-        read_all(&mut guest, &mut outbox, &mut octets);
-        outbox.attach(None);
-        guest.read_to_end(&mut octets).unwrap();
-        let (mut rest, mut replies) = (&octets[..], 0);
-        while let Some((len, behind)) = rest.split_first_chunk() {
-            let (frame, later) = behind.split_at(u32::from_be_bytes(*len) as usize);
-            replies += u8::from(frame[PROTOCOL] == ICMP);
-            rest = later;
-        }
-        assert_eq!(replies, REPLIES);
+        let full = |outbox: &mut Outbox| {
+            while outbox.has_room() {
+                outbox.bare(|_| OTHER).unwrap();
+            }
+        };
+        assert_eq!(replies(HEADER, full), REPLIES);
+    }
+
+    /// There are frames enough, but no memory.
+    #[test]
+    fn large_replies_stay_in_the_socket_while_the_link_has_no_room_for_them() {
+        let nearly = |outbox: &mut Outbox| while outbox.copy(&[0; 20_000]).is_ok() {};
+        assert_eq!(replies(20_001, nearly), REPLIES);
     }
 }

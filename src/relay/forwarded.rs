@@ -332,7 +332,7 @@ impl Relay {
                 return None;
             }
             // What the guest has no room for stays in the socket.
-            if !outbox.has_room() {
+            if !self.has_room_for_packet(key.remote.addr.is_ipv4(), outbox) {
                 break;
             }
             let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {

@@ -18,6 +18,16 @@ use crate::{
     },
 };
 
+/// Octets of the largest packet.
+const PACKET_MAX: usize = 65_535;
+
+/// Octets that a part takes besides what it carries: its headers, and what fills its cache line up.
+const PART_EXTRA: usize = 128;
+
+/// Parts more that datagrams make which were received as one (UDP_MAX_SEGMENTS, linux/udp.h): the last of each is not full,
+/// and can be two.
+const SEGMENTS: usize = 2 * 128;
+
 impl Relay {
     /// Hands the guest a packet of a flow, in the manner it came, in parts if the link takes no more at once; the `len` octets
     /// behind its IP header are in `message`.
@@ -45,6 +55,13 @@ impl Relay {
         if !send(&mut self.scratch, ends, packet, upper, mtu, outbox) {
             self.drops.count(Why::LinkFull);
         }
+    }
+
+    /// Makes room on the link for the largest packet that [`hand_over`](Relay::hand_over) can be asked to, or for several
+    /// datagrams that were received as one. `false` if it is full: what waits in a socket is to stay there.
+    pub(super) fn has_room_for_packet(&self, v4: bool, outbox: &mut Outbox) -> bool {
+        let parts = fragment::most_parts(v4, self.net.mtu.into()) + SEGMENTS;
+        outbox.has_room_for(parts, PACKET_MAX + parts * PART_EXTRA)
     }
 
     /// The link addresses of a frame to the guest.

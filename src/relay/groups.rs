@@ -276,15 +276,15 @@ impl Relay {
         };
         let mut failures = 0;
         for _ in 0..TURN {
+            if !matches!(self.flows.get(id), Some(Flow::Group(flow)) if flow.readable) {
+                return;
+            }
+            if !self.has_room_for_packet(key.guest.addr.is_ipv4(), outbox) {
+                break;
+            }
             let Some(Flow::Group(flow)) = self.flows.get_mut(id) else {
                 return;
             };
-            if !flow.readable {
-                return;
-            }
-            if !outbox.has_room() {
-                break;
-            }
             let message = &mut self.large[..];
             match msg::receive_from(flow.socket.as_fd(), message) {
                 Ok((received, from)) => {
@@ -388,9 +388,12 @@ const fn unconnected(guest: Endpoint) -> Key {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{flow::Packet, state::Limits};
+    use super::super::{
+        fixture::{self, GUEST},
+        flow::Packet,
+    };
     use super::*;
-    use crate::{host::socket::Features, service::fixture};
+    use crate::service;
     use std::os::unix::net::UnixDatagram;
 
     /// Guests' ports.
@@ -398,11 +401,11 @@ mod tests {
 
     /// A relay whose groups no interface leads to: nothing leaves the host.
     fn relay() -> Relay {
-        let mut net = fixture::net();
+        let mut net = service::fixture::net();
         if let Some(v4) = &mut net.v4 {
             v4.interface = u32::MAX >> 1;
         }
-        Relay::new(net, Features::none(), Limits::few(256))
+        fixture::relay_of(net, 256)
     }
 
     /// Sends a datagram to a group from or to each of these ports in one turn. How many have to wait for another.
@@ -416,7 +419,7 @@ mod tests {
         relay.begin_turn(now);
         let send = |port| {
             let (from, to) = ends(port);
-            let source = Endpoint::new([192, 0, 2, 15].into(), from);
+            let source = Endpoint::new(GUEST.into(), from);
             let group = Endpoint::new([239, 255, 77, 1].into(), to);
             relay.group_datagram(source, group, piece, &inbox, now)
         };
@@ -439,7 +442,7 @@ mod tests {
         let mut relay = relay();
         let join = [0x16, 0, 0, 0, 239, 255, 77, 1];
         relay.membership(&join, true, Now(1)).unwrap();
-        let source = Endpoint::new([192, 0, 2, 15].into(), 4711);
+        let source = Endpoint::new(GUEST.into(), 4711);
         let socket = UnixDatagram::unbound().unwrap().into();
         relay.add_group(unconnected(source), socket, false, Now(1));
         for now in 1..5 {

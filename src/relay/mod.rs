@@ -29,6 +29,9 @@ mod backlog;
 
 mod state;
 
+#[cfg(test)]
+mod fixture;
+
 mod table;
 
 mod report;

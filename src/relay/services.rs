@@ -162,15 +162,13 @@ impl Relay {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::Limits;
+    use super::super::fixture;
     use super::*;
-    use crate::{host::socket::Features, service::fixture};
 
     /// Regression N02: nobody is there to hear it, and nothing is wrong with that.
     #[test]
     fn without_a_guest_no_advertisement_is_missed() {
-        let net = fixture::net();
-        let mut relay = Relay::new(net, Features::none(), Limits::few(16));
+        let mut relay = fixture::relay(16);
         relay.advertise(&mut Outbox::new());
         assert_eq!(relay.drops().seen().count(), 0);
     }

@@ -350,33 +350,23 @@ impl Relay {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{flow::UdpFlow, state::Limits};
+    use super::super::{fixture, flow::UdpFlow};
     use super::*;
-    use crate::{
-        host::socket::Features,
-        net::{Endpoint, Protocol},
-        service::fixture,
-    };
+    use crate::net::Protocol;
     use std::os::unix::net::UnixDatagram;
 
     const FLOWS: usize = 16;
 
-    fn key(port: u16) -> Key {
-        Key {
-            protocol: Protocol::Udp,
-            guest: Endpoint::new([192, 0, 2, 15].into(), port),
-            remote: Endpoint::new([198, 51, 100, 1].into(), 53),
-        }
-    }
-
     /// A guest that never reads can have one flow after the other end in line, as long as it likes.
     #[test]
     fn flows_that_end_in_line_for_the_link_do_not_make_it_longer() {
-        let mut relay = Relay::new(fixture::net(), Features::none(), Limits::few(FLOWS));
+        let mut relay = fixture::relay(FLOWS);
         for port in 1..=1000 {
             let socket = UnixDatagram::unbound().unwrap().into();
             let flow = Flow::Udp(UdpFlow::new(socket, Now(0)));
-            let id = relay.insert(key(port), flow).unwrap();
+            let id = relay
+                .insert(fixture::key(Protocol::Udp, port), flow)
+                .unwrap();
             relay.starve(id);
             relay.requests().clear();
         }

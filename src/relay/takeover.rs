@@ -354,37 +354,23 @@ impl Relay {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{share::Label, state::Limits};
-    use super::*;
-    use crate::{
-        host::socket::Features,
-        net::{Endpoint, Protocol},
-        service::fixture,
-        wire::checksum::Sum,
+    use super::super::{
+        fixture::{self, GUEST, REMOTE},
+        share::Label,
     };
+    use super::*;
+    use crate::{net::Protocol, wire::checksum::Sum};
 
     /// Guests' ports, of which each begins a flow.
     const PORTS: std::ops::Range<u16> = 5000..5020;
 
-    const GUEST: [u8; 4] = [192, 0, 2, 15];
-    const REMOTE: [u8; 4] = [198, 51, 100, 1];
-
-    fn relay() -> Relay {
-        Relay::new(fixture::net(), Features::none(), Limits::few(64))
-    }
-
-    fn key(port: u16) -> Key {
-        Key {
-            protocol: Protocol::Udp,
-            guest: Endpoint::new(GUEST.into(), port),
-            remote: Endpoint::new(REMOTE.into(), 53),
-        }
-    }
+    /// Flows of all relays together.
+    const FLOWS: usize = 64;
 
     /// A datagram without payload or checksum.
     fn frame(port: u16) -> Vec<u8> {
         let mut ip = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
-        ip.extend([GUEST, REMOTE].as_flattened());
+        ip.extend([GUEST, REMOTE].map(|addr| addr.octets()).as_flattened());
         let sum = Sum::new().bytes(&ip).finish();
         ip[10..12].copy_from_slice(&sum.to_be_bytes());
         let mut frame = vec![2; 12];
@@ -421,7 +407,7 @@ mod tests {
     fn can_have(relay: &Relay) -> impl Iterator<Item = bool> {
         let share = relay.share.as_ref().unwrap();
         PORTS.map(|port| {
-            let slot = share.claim(&key(port));
+            let slot = share.claim(&fixture::key(Protocol::Udp, port));
             slot.flatten()
                 .inspect(|&slot| share.looked_at(slot))
                 .is_some()
@@ -430,10 +416,10 @@ mod tests {
 
     #[test]
     fn what_waits_for_its_turn_keeps_its_flows_here_while_relays_join_and_part() {
-        let (mut first, mut second) = (relay(), relay());
+        let (mut first, mut second) = (fixture::relay(FLOWS), fixture::relay(FLOWS));
         line_up(&mut second);
         for _ in 0..2 {
-            let mut shares = Share::among(2, 64, std::iter::empty().collect());
+            let mut shares = Share::among(2, FLOWS, std::iter::empty().collect());
             second.join(shares.pop().unwrap());
             first.join(shares.pop().unwrap());
             assert_eq!(line(&mut second), (PORTS.collect(), PORTS.len()));
@@ -447,8 +433,8 @@ mod tests {
 
     #[test]
     fn what_waits_for_its_turn_is_taken_over_in_order_and_its_flows_with_it() {
-        let (mut first, mut second) = (relay(), relay());
-        let mut shares = Share::among(2, 64, std::iter::empty().collect());
+        let (mut first, mut second) = (fixture::relay(FLOWS), fixture::relay(FLOWS));
+        let mut shares = Share::among(2, FLOWS, std::iter::empty().collect());
         line_up(&mut second);
         second.join(shares.pop().unwrap());
         first.join(shares.pop().unwrap());

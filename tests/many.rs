@@ -150,7 +150,7 @@ fn a_thousand_small_flows_are_served_beside_a_hog() {
     let small: Vec<TcpStream> = (0..SMALL).map(|_| connect(echo.addr())).collect();
     for down in [true, false] {
         let (stop, carried) = (AtomicBool::new(false), AtomicU64::new(0));
-        let trips = thread::scope(|scope| {
+        let (trips, pause) = thread::scope(|scope| {
             let (near, far) = pair(connect(hog.local_addr().unwrap()), &hog);
             let (from, to) = if down { (far, near) } else { (near, far) };
             let (stop, carried) = (&stop, &carried);
@@ -167,16 +167,34 @@ fn a_thousand_small_flows_are_served_beside_a_hog() {
             while carried.load(Ordering::Relaxed) < 64 << 20 {
                 thread::sleep(Duration::from_millis(1));
             }
+            let pause = scope.spawn(|| longest_pause(stop));
             let mut trips: Vec<_> = (0..ROUNDS).flat_map(|_| round(&small)).collect();
             stop.store(true, Ordering::Relaxed);
             trips.sort();
-            trips
+            (trips, pause.join().unwrap())
         });
         let at = |hundredth: usize| trips[trips.len() * hundredth / 100];
-        println!("hog down {down}: p50 {:?}, p99 {:?}", at(50), at(99));
+        println!(
+            "hog down {down}: p50 {:?}, p99 {:?}; {} segments sent again, {} frames lost at the device, {pause:?} without a processor",
+            at(50),
+            at(99),
+            guest.retransmissions(),
+            guest.dropped_at_device()
+        );
         assert_eq!(trips.len(), SMALL * ROUNDS);
-        assert!(at(99) < Duration::from_secs(3), "{:?}", at(99));
+        assert!(at(99) < Duration::from_secs(3) + pause, "{:?}", at(99));
     }
+}
+
+/// For how long at most a thread had no processor though it wanted one: so long nobody else can be blamed for.
+fn longest_pause(stop: &AtomicBool) -> Duration {
+    let mut longest = Duration::ZERO;
+    while !stop.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        thread::sleep(Duration::from_millis(10));
+        longest = longest.max(began.elapsed());
+    }
+    longest
 }
 
 fn pair(near: TcpStream, listener: &TcpListener) -> (TcpStream, TcpStream) {

@@ -66,9 +66,9 @@ pub struct Receiver {
     head: usize,
 }
 
-/// A frame that waits.
+/// What is said of a frame that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waiting {
+pub struct Notice {
     /// Octets.
     pub len: usize,
     /// What the sender said of it.
@@ -196,19 +196,19 @@ impl Writer<'_> {
 
 impl Receiver {
     /// The frame that is next.
-    pub fn next(&self) -> Option<Waiting> {
+    pub fn next(&self) -> Option<Notice> {
         if self.shared.tail.load(Ordering::Acquire) == self.head {
             return None;
         }
         let word = |n: usize| self.shared.load(self.head.wrapping_add(n));
-        Some(Waiting {
+        Some(Notice {
             len: word(0) as usize,
             words: [word(1), word(2)],
         })
     }
 
     /// Takes the frame that is next, as far as `out` has room for it.
-    pub fn take(&mut self, frame: Waiting, out: &mut [u8]) {
+    pub fn take(&mut self, frame: Notice, out: &mut [u8]) {
         let start = self.head.wrapping_add(HEADER);
         for (at, octets) in out.chunks_mut(WORD).enumerate() {
             let word = self.shared.load(start.wrapping_add(at)).to_ne_bytes();

@@ -23,6 +23,7 @@ use crate::{
     net::Why,
     sys::{Iovecs, Scatter, msg, reason},
     wire::{
+        build::{IPV4_LEN, UDP_LEN},
         checksum::Sum,
         headers::HEADERS_MAX,
         vnet::{self, Cut, Vnet},
@@ -50,7 +51,7 @@ const ROOM: usize = 65_536;
 const UDP_SEGMENTS_RECEIVED: usize = 128;
 
 /// The largest datagram that stands for several: what the length field of an IPv4 header can say, less the headers.
-const DATAGRAM_MAX: usize = 65_535 - 28;
+const DATAGRAM_MAX: usize = 65_535 - IPV4_LEN - UDP_LEN;
 
 /// Queued octets from which a flush pays before more is fetched.
 const FULL: usize = 256 * 1024;

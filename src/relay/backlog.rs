@@ -16,7 +16,7 @@ const OCTETS: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Backlog {
     octets: Box<[u8]>,
-    frames: VecDeque<Waiting>,
+    frames: VecDeque<Entry>,
     end: usize,
     /// What one is read from; not here while it is.
     pub held: Option<Inbox>,
@@ -24,7 +24,7 @@ pub struct Backlog {
 
 /// Where a frame starts, how long it is, and what is known of it.
 #[derive(Debug)]
-struct Waiting {
+struct Entry {
     start: usize,
     len: usize,
     label: Label,
@@ -64,13 +64,13 @@ impl Backlog {
         put(frame.head);
         inbox.copy(frame.whole.part(&(frame.head.len()..len)), put);
         let len = self.end - start;
-        self.frames.push_back(Waiting { start, len, label });
+        self.frames.push_back(Entry { start, len, label });
         true
     }
 
     /// Moves the first frame to where it can be read, and tells what is known of it.
     pub fn pop(&mut self, held: &mut Inbox) -> Option<Label> {
-        let Waiting { start, len, label } = self.frames.pop_front()?;
+        let Entry { start, len, label } = self.frames.pop_front()?;
         held.hold_none();
         held.hold_next(len, label.segment, label.checksum, |out| {
             out.copy_from_slice(self.octets.get(start..start + len).unwrap_or_default());
@@ -92,7 +92,7 @@ impl Backlog {
 
     /// Looks at each frame, and at what is known of it.
     pub fn each(&mut self, mut look: impl FnMut(&[u8], &mut Label)) {
-        for Waiting { start, len, label } in &mut self.frames {
+        for Entry { start, len, label } in &mut self.frames {
             look(
                 self.octets.get(*start..*start + *len).unwrap_or_default(),
                 label,

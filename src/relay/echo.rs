@@ -28,6 +28,7 @@ use crate::{
         reason, sockopt,
     },
     wire::{
+        build::ip_len,
         frame::{IcmpMessage, Ip},
         icmp::renumber,
         quote,
@@ -180,8 +181,7 @@ impl Relay {
         };
         if error.raw_os_error() == Some(libc::EMSGSIZE) {
             let mtu = sockopt::mtu(flow.socket.as_fd(), !v4).ok()?;
-            let headers = if v4 { 20 } else { 40 };
-            return (len + headers > mtu as usize).then(|| Fault::too_big(v4, mtu));
+            return (len + ip_len(v4) > mtu as usize).then(|| Fault::too_big(v4, mtu));
         }
         None
     }

@@ -48,6 +48,14 @@ impl Flow {
         }
     }
 
+    /// Whether its socket is bound to the guest's own port, and whether it holds more than is usual.
+    pub const fn socket_kind(&self) -> (bool, bool) {
+        match self {
+            Self::Udp(flow) => (flow.bound, flow.roomy),
+            Self::Tcp(_) | Self::Echo(_) | Self::Group(_) => (false, false),
+        }
+    }
+
     pub fn into_socket(self) -> OwnedFd {
         match self {
             Self::Tcp(flow) => flow.socket,

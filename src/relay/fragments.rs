@@ -10,8 +10,7 @@ use crate::{
     net::{Mac, Now, Why},
     sys::Marks,
     wire::{
-        self,
-        build::Ends,
+        build::{Ends, MIN_FRAME, ip_len},
         fragment::{self, Part},
         frame::{Body, Fragment, Ip, classify},
         headers::TTL,
@@ -196,13 +195,12 @@ fn send(
             || outbox.flush() == Flushed::Done && outbox.copy(frame).is_ok();
         sent
     };
-    let headers = if ip.src.is_ipv4() { 20 } else { 40 };
-    if headers + upper.len() <= mtu {
+    if ip_len(ip.src.is_ipv4()) + upper.len() <= mtu {
         scratch.clear();
         fragment::ethernet(scratch, ends, ip);
         fragment::header(scratch, ip, protocol, None, upper.len());
         scratch.extend_from_slice(upper);
-        scratch.resize(scratch.len().max(wire::build::MIN_FRAME), 0);
+        scratch.resize(scratch.len().max(MIN_FRAME), 0);
         put(scratch);
     } else {
         let ip = Ip {

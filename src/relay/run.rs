@@ -1,9 +1,9 @@
-//! Datagrams of one flow that stand in a row in a burst of the guest, to leave by one call.
+//! A run: datagrams of one flow that follow one another in a burst of the guest, to leave by one call.
 
 use super::flow::Packet;
 use crate::{flow::Id, host::socket::Manner, link::Slot};
 
-/// The most datagrams in a row.
+/// The most datagrams in a run.
 const LONGEST: usize = 256;
 
 /// The most datagrams in one message: UDP_MAX_SEGMENTS of kernels before 6.10.
@@ -12,7 +12,7 @@ const UDP_SEGMENTS_SENT: usize = 64;
 /// Octets of payload in one message that the kernel cuts into datagrams (UDP_SEGMENT, udp(7)): what fits a packet.
 const MESSAGE: usize = 65_000;
 
-/// A row of datagrams.
+/// Datagrams that follow one another.
 #[derive(Debug)]
 pub struct Run {
     /// Whose they are, and how they travel: all alike.
@@ -57,15 +57,15 @@ impl Run {
     }
 }
 
-/// How many datagrams at the front of `row` make one message: all of the first one's size, which may be `largest` at most,
+/// How many datagrams at the front of a run make one message: all of the first one's size, which may be `largest` at most,
 /// and one shorter at the end.
-pub fn message(row: &[Piece], largest: usize) -> usize {
-    let size = row.first().map_or(0, |piece| piece.payload.len());
+pub fn message(run: &[Piece], largest: usize) -> usize {
+    let size = run.first().map_or(0, |piece| piece.payload.len());
     if size == 0 || size > largest {
         return 1;
     }
     let (mut octets, mut count) = (0, 0);
-    for piece in row.iter().take(UDP_SEGMENTS_SENT) {
+    for piece in run.iter().take(UDP_SEGMENTS_SENT) {
         let len = piece.payload.len();
         octets += len;
         if len == 0 || len > size || octets > MESSAGE {

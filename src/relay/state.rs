@@ -206,7 +206,7 @@ impl Relay {
             backlog: Backlog::new(),
             fragment_id: 0,
             last: None,
-            starved: VecDeque::with_capacity(2 * limits.flows),
+            starved: VecDeque::with_capacity(longest_line(limits.flows)),
             postponed: VecDeque::with_capacity(limits.flows),
             ports: Ports::default(),
             knocks: VecDeque::new(),
@@ -369,6 +369,11 @@ impl Relay {
         self.beginnings -= 1;
         Ok(())
     }
+}
+
+/// How many flows may be in line for room on the link, of so many there can be: those that have ended leave it late.
+pub const fn longest_line(flows: usize) -> usize {
+    2 * flows
 }
 
 /// Whether an error means that the system, or what it allows this process, is exhausted.

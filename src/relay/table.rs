@@ -7,7 +7,7 @@ use super::{
     flow::{Flow, TcpFlow},
     request::Request,
     share::Share,
-    state::{Relay, is_shortage},
+    state::{Relay, is_shortage, longest_line},
 };
 use crate::{
     config::Net,
@@ -55,10 +55,7 @@ impl Relay {
         let raw = flow.socket().as_raw_fd();
         let connects = matches!(&flow, Flow::Tcp(flow) if flow.conn.phase() == Phase::Connecting);
         let of_group = flow.is_of_group();
-        let (bound, roomy) = match &flow {
-            Flow::Udp(flow) => (flow.bound, flow.roomy),
-            Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_) => (false, false),
-        };
+        let (bound, roomy) = flow.socket_kind();
         let inserted = if self.find_room() {
             let inserted = self.flows.insert(key, flow);
             if let (Err(_), Some(share)) = (&inserted, &self.share) {
@@ -314,15 +311,13 @@ impl Relay {
                 share.closed(key, flow.is_of_group());
             }
         }
-        if let Flow::Udp(flow) = &flow
-            && flow.bound
+        let (bound, roomy) = flow.socket_kind();
+        self.roomy = self.roomy.saturating_sub(usize::from(roomy));
+        if bound
             && let Some(key) = key
             && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port))
         {
             *sharing = sharing.saturating_sub(1);
-        }
-        if matches!(&flow, Flow::Udp(flow) if flow.roomy) {
-            self.roomy = self.roomy.saturating_sub(1);
         }
         self.wheel.disarm(id.slot);
         if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
@@ -338,9 +333,8 @@ impl Relay {
     pub(super) fn starve(&mut self, id: Id) {
         let flow = self.flows.get_mut(id);
         if flow.is_some_and(|flow| !std::mem::replace(flow.starved(), true)) {
-            // Those that have ended leave it before it is twice as long as there can be flows: a guest that does not read
-            // could make it longer for ever.
-            if self.starved.len() >= 2 * self.flows.capacity() {
+            // A guest that does not read could make it longer for ever.
+            if self.starved.len() >= longest_line(self.flows.capacity()) {
                 self.starved.retain(|&id| self.flows.get(id).is_some());
             }
             self.starved.push_back(id);

@@ -15,10 +15,11 @@ use crate::{
     link::Outbox,
     net::{Now, Protocol, Why},
     sys::errqueue,
+    wire::build::UDP_LEN,
 };
 
 /// Octets of a UDP header.
-pub const HEADER: usize = 8;
+pub const HEADER: usize = UDP_LEN;
 
 /// Errors taken from a socket's queue at a time.
 const ERRORS: usize = 16;

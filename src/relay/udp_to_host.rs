@@ -1,4 +1,4 @@
-//! Datagrams from the guest to the host: those of one flow that stand in a row in the burst leave by one call, and those of
+//! Datagrams from the guest to the host: those of one flow that follow one another in the burst leave by one call, and those of
 //! one size among them as one message that the kernel cuts (UDP_SEGMENT, udp(7)).
 
 use std::{io, os::fd::AsFd};
@@ -16,12 +16,11 @@ use crate::{
     link::{Frame, Inbox, Outbox, Slot},
     net::{Now, Protocol, Why},
     sys::{Part, msg, sockopt},
-    wire::frame::{Datagram, Ip},
+    wire::{
+        build::ip_len,
+        frame::{Datagram, Ip},
+    },
 };
-
-/// Octets of IP and UDP header.
-const HEADERS4: u32 = 28;
-const HEADERS6: u32 = 48;
 
 /// The most datagrams one frame of the guest's may stand for (UDP_MAX_SEGMENTS, linux/udp.h).
 const UDP_SEGMENTS_MOST: usize = 128;
@@ -48,7 +47,7 @@ fn cut(
     })
 }
 
-/// The first message of a row could not be sent.
+/// The first message of a run could not be sent.
 struct Refused {
     error: io::Error,
     /// Whether it was several datagrams.
@@ -119,7 +118,7 @@ impl Relay {
         }
     }
 
-    /// Sends the datagrams that stand in a row.
+    /// Sends a run of datagrams.
     pub(super) fn send_run(&mut self, inbox: &Inbox, outbox: &mut Outbox) {
         let Some((id, manner, list)) = self.run.take() else {
             return;
@@ -132,22 +131,22 @@ impl Relay {
         &mut self,
         id: Id,
         manner: Manner,
-        mut row: &[Piece],
+        mut run: &[Piece],
         inbox: &Inbox,
         outbox: &mut Outbox,
     ) {
         let Some(key) = self.flows.key(id) else {
-            return row.iter().for_each(|_| self.count(Why::Gone));
+            return run.iter().for_each(|_| self.count(Why::Gone));
         };
         if let Some(Flow::Udp(flow)) = self.flows.get_mut(id) {
             let v6 = key.remote.addr.is_ipv6();
             socket::set_manner(&flow.socket, v6, &mut flow.manner, manner);
         }
         let mut failed = false;
-        while let Some((first, rest)) = row.split_first() {
-            let refused = match self.send_some(id, &key, row, inbox) {
+        while let Some((first, rest)) = run.split_first() {
+            let refused = match self.send_some(id, &key, run, inbox) {
                 Ok(sent) => {
-                    row = row.get(sent.max(1)..).unwrap_or_default();
+                    run = run.get(sent.max(1)..).unwrap_or_default();
                     failed = false;
                     continue;
                 }
@@ -155,7 +154,7 @@ impl Relay {
             };
             match refused.error.raw_os_error() {
                 _ if refused.error.kind() == io::ErrorKind::WouldBlock => {
-                    return row.iter().for_each(|_| self.count(Why::HostFull));
+                    return run.iter().for_each(|_| self.count(Why::HostFull));
                 }
                 Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP)
                     if refused.several =>
@@ -179,26 +178,26 @@ impl Relay {
                     self.count(Why::Unsent);
                 }
             }
-            (row, failed) = (rest, false);
+            (run, failed) = (rest, false);
         }
     }
 
-    /// Sends datagrams from the front of a row, and returns how many.
+    /// Sends datagrams from the front of a run, and returns how many.
     fn send_some(
         &mut self,
         id: Id,
         key: &Key,
-        row: &[Piece],
+        run: &[Piece],
         inbox: &Inbox,
     ) -> Result<usize, Refused> {
         let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
-            return Ok(row.len());
+            return Ok(run.len());
         };
-        let largest = largest(flow, key, row);
+        let largest = largest(flow, key, run);
         let mut parts = [Part::default(); msg::SEND_MANY];
         let mut counts = [0; msg::SEND_MANY];
         let mut gather = self.iovecs.gather();
-        let (mut used, mut rest) = (0, row);
+        let (mut used, mut rest) = (0, run);
         for (part, count) in parts.iter_mut().zip(&mut counts) {
             let Some(first) = rest.first() else { break };
             *count = message(rest, largest);
@@ -235,7 +234,7 @@ impl Relay {
         let Ok(mtu) = sockopt::mtu(flow.socket.as_fd(), !v4) else {
             return;
         };
-        let headers = if v4 { HEADERS4 } else { HEADERS6 } as usize - HEADER;
+        let headers = ip_len(v4);
         // It fits the path: the kernel refused it for another reason, of which nothing can be said.
         if usize::from(piece.packet.len) + headers <= mtu as usize {
             return;
@@ -248,13 +247,13 @@ impl Relay {
 }
 
 /// The largest datagrams that may leave several in one message: such as fit the route as they are.
-fn largest(flow: &mut UdpFlow, key: &Key, row: &[Piece]) -> usize {
-    if row.len() < 2 {
+fn largest(flow: &mut UdpFlow, key: &Key, run: &[Piece]) -> usize {
+    if run.len() < 2 {
         return 0;
     }
     let v6 = key.remote.addr.is_ipv6();
     let segment = *flow.segment.get_or_insert_with(|| {
-        let headers = if v6 { HEADERS6 } else { HEADERS4 };
+        let headers = (ip_len(!v6) + HEADER) as u32;
         sockopt::mtu(flow.socket.as_fd(), v6).map_or(0, |mtu| {
             mtu.saturating_sub(headers).min(u32::from(u16::MAX)) as u16
         })

@@ -10,7 +10,7 @@ use crate::{
     config::{Net, Net4},
     flow::{Guest, Neighbours},
     net::{Class, Mac, Why, class},
-    wire::build::{ETHERNET, Ends, ethernet},
+    wire::build::{ETHERNET_LEN, Ends, ethernet},
 };
 
 /// Answers an ARP frame with the MAC address where the target is. Silent about the guest's address, assigned or seen, lest the guest takes it for
@@ -98,7 +98,7 @@ pub fn request(net: &Net4, ours: Mac, target: Ipv4Addr, out: &mut Vec<u8>) {
 
 /// Reads a frame that is ARP for IPv4 over Ethernet, by its types and lengths.
 fn parse(frame: &[u8]) -> Option<ArpRepr> {
-    let packet = ArpPacket::new_checked(frame.get(ETHERNET..)?).ok()?;
+    let packet = ArpPacket::new_checked(frame.get(ETHERNET_LEN..)?).ok()?;
     ArpRepr::parse(&packet).ok()
 }
 

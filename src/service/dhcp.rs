@@ -11,7 +11,7 @@ use crate::{
     config::{Net, Net4},
     net::{Class, Mac, Why, class, mask4},
     wire::{
-        build::{Ends, HOPS, Ip4, udp4},
+        build::{Ends, HOPS, IPV4_LEN, Ip4, UDP_LEN, udp4},
         dhcp::{
             CLIENT_PORT, FIXED, MAGIC, MIN_MESSAGE, MessageType, Request, SERVER_PORT, code,
             option_len, write_fixed, write_option, write_route,
@@ -23,8 +23,8 @@ use crate::{
 /// The IPv4 datagram that every host takes (RFC 791), and so every DHCP client (RFC 2131, section 2).
 const MIN_DATAGRAM: usize = 576;
 
-/// The length of IPv4 and UDP headers.
-const HEADERS: usize = 28;
+/// What is before the message in a datagram.
+const HEADERS: usize = IPV4_LEN + UDP_LEN;
 
 /// What a lease is no use without, most important first.
 const INDISPENSABLE: [u8; 9] = [

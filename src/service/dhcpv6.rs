@@ -7,7 +7,7 @@ use crate::{
     config::{Net, Net6},
     net::{Class, Mac, Why, class},
     wire::{
-        build::{Ends, HOPS, Ip6, udp6},
+        build::{Ends, HOPS, IPV6_LEN, Ip6, UDP_LEN, udp6},
         dhcpv6::{
             ALL_SERVERS, Association, CLIENT_PORT, INFINITY, Message, MessageType, SERVER_PORT,
             Status, Writer, code, duid, write_addr, write_fqdn, write_status,
@@ -197,7 +197,7 @@ impl Reply {
     }
 
     fn write(&self, message: &Message<'_>, server: &[u8], net: &Net, v6: &Net6, out: &mut Vec<u8>) {
-        let limit = usize::from(net.mtu.max(1280)) - 40 - 8;
+        let limit = usize::from(net.mtu.max(1280)) - IPV6_LEN - UDP_LEN;
         let mut writer = Writer::new(out, limit, self.kind, message.transaction);
         if let Some(client) = message.option(code::CLIENT_ID) {
             writer.option(code::CLIENT_ID, |out| out.extend(client));

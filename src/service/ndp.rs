@@ -8,7 +8,7 @@ use crate::{
     flow::{Guest, Neighbours},
     net::{Class, Mac, Why, class},
     wire::{
-        build::{Ends, Ip6, icmp6},
+        build::{Ends, IPV6_LEN, Ip6, icmp6},
         ndp::{
             ALL_NODES, HOP_LIMIT, Question, RouterAdvertisement, Solicitation, flag, kind,
             solicited_node, write_neighbor_advertisement, write_neighbor_solicitation,
@@ -189,7 +189,7 @@ fn write_router_advertisement(
             &[]
         },
     };
-    let limit = usize::from(net.mtu.max(1280)) - 40;
+    let limit = usize::from(net.mtu.max(1280)) - IPV6_LEN;
     send(net.mac, v6.ours, to.unwrap_or_else(all_nodes), out, |out| {
         ra.write(out, limit);
     });

@@ -14,8 +14,17 @@ use crate::net::{
 /// The shortest frame that Ethernet knows, in octets without the check sequence (IEEE 802.3).
 pub const MIN_FRAME: usize = 60;
 
-/// The length of an Ethernet header.
-pub const ETHERNET: usize = 14;
+/// The lengths of headers, those of IPv4 and TCP without options.
+pub const ETHERNET_LEN: usize = 14;
+pub const IPV4_LEN: usize = 20;
+pub const IPV6_LEN: usize = 40;
+pub const TCP_LEN: usize = 20;
+pub const UDP_LEN: usize = 8;
+
+/// The length of an IP header without options.
+pub const fn ip_len(v4: bool) -> usize {
+    if v4 { IPV4_LEN } else { IPV6_LEN }
+}
 
 /// TTL or hop limit of packets that we originate and no RFC asks more of (RFC 1700).
 pub const HOPS: u8 = 64;

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::{
-    build::{Ends, MIN_FRAME},
+    build::{Ends, IPV4_LEN, IPV6_LEN, MIN_FRAME},
     checksum::Sum,
     frame::Ip,
 };
@@ -20,13 +20,16 @@ pub struct Part {
     pub more: bool,
 }
 
+/// The length of a fragment header of IPv6.
+const HEADER: usize = 8;
+
 /// Appends the IP header of a packet with `len` octets of this protocol, or of this part of it. A length that does not
 /// fit is written as the largest that does.
 pub fn header(out: &mut Vec<u8>, ip: &Ip, protocol: u8, part: Option<Part>, len: usize) {
     match (ip.src, ip.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let start = out.len();
-            let total = u16::try_from(20 + len).unwrap_or(u16::MAX);
+            let total = u16::try_from(IPV4_LEN + len).unwrap_or(u16::MAX);
             let id = part.map_or(ip.id, |part| part.id) as u16;
             let flags = match part {
                 Some(part) => (part.offset / 8) | (u16::from(part.more) << 13),
@@ -44,7 +47,7 @@ pub fn header(out: &mut Vec<u8>, ip: &Ip, protocol: u8, part: Option<Part>, len:
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
             let first = 0x6000_0000 | u32::from(ip.tos) << 20 | (ip.id & 0xf_ffff);
-            let payload = if part.is_some() { 8 + len } else { len };
+            let payload = if part.is_some() { HEADER + len } else { len };
             out.extend(first.to_be_bytes());
             out.extend(u16::try_from(payload).unwrap_or(u16::MAX).to_be_bytes());
             out.extend([if part.is_some() { FRAGMENT } else { protocol }, ip.ttl]);
@@ -73,9 +76,9 @@ pub fn ethernet(out: &mut Vec<u8>, ends: Ends, ip: &Ip) {
 
 /// Octets behind the IP header of every part but the last, which must be a multiple of eight.
 const fn part_len(v4: bool, mtu: usize) -> usize {
-    let headers = if v4 { 20 } else { 48 };
+    let headers = if v4 { IPV4_LEN } else { IPV6_LEN + HEADER };
     let len = mtu.saturating_sub(headers) & !7;
-    if len == 0 { 8 } else { len }
+    if len < 8 { 8 } else { len }
 }
 
 /// How many parts the largest packet is cut into.

@@ -8,7 +8,7 @@ use std::{
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
 
 use super::{
-    build::ETHERNET,
+    build::{ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN},
     checksum::Sum,
     tcp::{Flags, Options},
 };
@@ -141,7 +141,7 @@ impl Ip {
 /// # Errors
 /// Why the frame goes no further.
 pub fn classify(head: &[u8], len: usize) -> Result<Classified, Why> {
-    let ethernet: &[u8; ETHERNET] = head.first_chunk().ok_or(Why::Truncated)?;
+    let ethernet: &[u8; ETHERNET_LEN] = head.first_chunk().ok_or(Why::Truncated)?;
     let &[_, _, _, _, _, _, a, b, c, d, e, f, high, low] = ethernet;
     let mac = Mac([a, b, c, d, e, f]);
     let body = match u16::from_be_bytes([high, low]) {
@@ -156,9 +156,9 @@ pub fn classify(head: &[u8], len: usize) -> Result<Classified, Why> {
 }
 
 fn ipv4(head: &[u8], len: usize) -> Result<Body, Why> {
-    let rest = head.get(ETHERNET..).unwrap_or_default();
+    let rest = head.get(ETHERNET_LEN..).unwrap_or_default();
     let header = Ipv4HeaderSlice::from_slice(rest).map_err(|_| {
-        if rest.len() < 20 {
+        if rest.len() < IPV4_LEN {
             Why::Truncated
         } else {
             Why::Malformed
@@ -174,7 +174,7 @@ fn ipv4(head: &[u8], len: usize) -> Result<Body, Why> {
         return Err(Why::Malformed);
     }
     // A frame may be padded beyond the packet, never be shorter than it.
-    if ETHERNET + total > len {
+    if ETHERNET_LEN + total > len {
         return Err(Why::Truncated);
     }
     let ip = Ip {
@@ -191,7 +191,7 @@ fn ipv4(head: &[u8], len: usize) -> Result<Body, Why> {
             protocol: header.protocol().0,
             offset: header.fragments_offset().value() * 8,
             more: header.more_fragments(),
-            payload: ETHERNET + header_len..ETHERNET + total,
+            payload: ETHERNET_LEN + header_len..ETHERNET_LEN + total,
         };
         return Ok(Body::Fragment(ip, fragment));
     }
@@ -199,7 +199,7 @@ fn ipv4(head: &[u8], len: usize) -> Result<Body, Why> {
         head,
         ip,
         header.protocol().0,
-        ETHERNET + header_len..ETHERNET + total,
+        ETHERNET_LEN + header_len..ETHERNET_LEN + total,
     )
 }
 
@@ -246,15 +246,15 @@ fn check_options6(mut options: &[u8]) -> Result<(), Why> {
 }
 
 fn ipv6(head: &[u8], len: usize) -> Result<Body, Why> {
-    let rest = head.get(ETHERNET..).unwrap_or_default();
+    let rest = head.get(ETHERNET_LEN..).unwrap_or_default();
     let header = Ipv6HeaderSlice::from_slice(rest).map_err(|_| {
-        if rest.len() < 40 {
+        if rest.len() < IPV6_LEN {
             Why::Truncated
         } else {
             Why::Malformed
         }
     })?;
-    let end = ETHERNET + 40 + usize::from(header.payload_length());
+    let end = ETHERNET_LEN + IPV6_LEN + usize::from(header.payload_length());
     if end > len {
         return Err(Why::Truncated);
     }
@@ -266,7 +266,7 @@ fn ipv6(head: &[u8], len: usize) -> Result<Body, Why> {
         id: header.flow_label().value(),
         whole: true,
     };
-    match skip_extensions(head, header.next_header().0, ETHERNET + 40, end)? {
+    match skip_extensions(head, header.next_header().0, ETHERNET_LEN + IPV6_LEN, end)? {
         Behind::Upper {
             protocol,
             start,
@@ -365,7 +365,7 @@ fn upper(head: &[u8], ip: Ip, protocol: u8, at: Range<usize>) -> Result<Body, Wh
 }
 
 fn tcp(seen: &[u8], at: &Range<usize>) -> Result<Segment, Why> {
-    if at.len() < 20 {
+    if at.len() < TCP_LEN {
         return Err(Why::Truncated);
     }
     let header = TcpHeaderSlice::from_slice(seen).map_err(|_| Why::Malformed)?;
@@ -487,12 +487,12 @@ mod tests {
     #[test]
     fn a_datagram_behind_extension_headers_is_read() {
         let plain = udp6(b"query");
-        let mut frame = plain[..ETHERNET + 40].to_vec();
-        frame[ETHERNET + 6] = 0;
-        frame[ETHERNET + 5] += 16;
+        let mut frame = plain[..ETHERNET_LEN + 40].to_vec();
+        frame[ETHERNET_LEN + 6] = 0;
+        frame[ETHERNET_LEN + 5] += 16;
         frame.extend([60, 0, 1, 4, 0, 0, 0, 0]);
         frame.extend([17, 0, 1, 4, 0, 0, 0, 0]);
-        frame.extend(&plain[ETHERNET + 40..]);
+        frame.extend(&plain[ETHERNET_LEN + 40..]);
         let Body::Udp(ip, datagram) = classify(&frame, frame.len()).unwrap().body else {
             panic!("not UDP")
         };
@@ -505,19 +505,19 @@ mod tests {
     #[test]
     fn wrong_checksums_and_lengths_are_named() {
         let mut frame = tcp4(b"x");
-        frame[ETHERNET + 10] ^= 1;
+        frame[ETHERNET_LEN + 10] ^= 1;
         assert_eq!(classify(&frame, frame.len()), Err(Why::Checksum));
         let frame = tcp4(b"x");
         assert_eq!(classify(&frame, frame.len() - 1), Err(Why::Truncated));
         assert_eq!(classify(&frame[..13], 13), Err(Why::Truncated));
         let mut frame = udp6(b"x");
-        frame[ETHERNET + 40 + 5] = 7;
+        frame[ETHERNET_LEN + 40 + 5] = 7;
         assert_eq!(classify(&frame, frame.len()), Err(Why::Malformed));
         let mut frame = udp6(b"x");
         frame[12] = 0x81;
         assert_eq!(classify(&frame, frame.len()), Err(Why::EtherType));
         let mut frame = udp6(b"x");
-        frame[ETHERNET + 6] = 132;
+        frame[ETHERNET_LEN + 6] = 132;
         assert_eq!(classify(&frame, frame.len()), Err(Why::IpProtocol));
     }
 

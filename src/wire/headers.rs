@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    build::ETHERNET,
+    build::{ETHERNET_LEN, IPV4_LEN, IPV6_LEN, TCP_LEN},
     checksum::Sum,
     tcp::{Flags, OPTIONS_MAX, Options},
 };
@@ -13,7 +13,7 @@ use crate::net::{
 };
 
 /// The longest headers we write: Ethernet, IPv6, TCP with all the options there is room for.
-pub const HEADERS_MAX: usize = ETHERNET + 40 + 20 + OPTIONS_MAX;
+pub const HEADERS_MAX: usize = ETHERNET_LEN + IPV6_LEN + TCP_LEN + OPTIONS_MAX;
 
 /// Hop limit of what we send for a flow whose sender's is not known: what a host would use.
 pub const TTL: u8 = 64;
@@ -21,7 +21,7 @@ pub const TTL: u8 = 64;
 /// Ethernet and IP headers with everything in place but lengths and checksums.
 #[derive(Debug, Clone)]
 pub struct Template {
-    octets: [u8; ETHERNET + 40],
+    octets: [u8; ETHERNET_LEN + IPV6_LEN],
     /// Octets of Ethernet and IP header.
     len: usize,
     v6: bool,
@@ -46,10 +46,10 @@ impl Template {
     /// Headers from `src`, which the guest sees as its peer, to `dst`, the guest. Both are of one family; the flow label
     /// (IPv6 only) should be stable and not zero.
     pub fn new(ours: Mac, guest: Mac, src: Endpoint, dst: Endpoint, label: u32) -> Self {
-        let mut octets = [0; ETHERNET + 40];
+        let mut octets = [0; ETHERNET_LEN + IPV6_LEN];
         octets[0..6].copy_from_slice(&guest.0);
         octets[6..12].copy_from_slice(&ours.0);
-        let ip = &mut octets[ETHERNET..];
+        let ip = &mut octets[ETHERNET_LEN..];
         let (v6, len, pseudo) = match (src.addr, dst.addr) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 ip[0] = 0x45;
@@ -57,7 +57,11 @@ impl Template {
                 ip[8] = TTL;
                 ip[12..16].copy_from_slice(&src.octets());
                 ip[16..20].copy_from_slice(&dst.octets());
-                (false, ETHERNET + 20, Sum::new().bytes(&ip[12..20]))
+                (
+                    false,
+                    ETHERNET_LEN + IPV4_LEN,
+                    Sum::new().bytes(&ip[12..20]),
+                )
             }
             (src, dst) => {
                 let mapped = |addr| match addr {
@@ -68,11 +72,11 @@ impl Template {
                 ip[7] = TTL;
                 ip[8..24].copy_from_slice(&mapped(src).octets());
                 ip[24..40].copy_from_slice(&mapped(dst).octets());
-                (true, ETHERNET + 40, Sum::new().bytes(&ip[8..40]))
+                (true, ETHERNET_LEN + IPV6_LEN, Sum::new().bytes(&ip[8..40]))
             }
         };
         octets[12..14].copy_from_slice(if v6 { &[0x86, 0xdd] } else { &[0x08, 0x00] });
-        let header = Sum::new().bytes(&octets[ETHERNET..ETHERNET + 20]);
+        let header = Sum::new().bytes(&octets[ETHERNET_LEN..ETHERNET_LEN + IPV4_LEN]);
         let [a, b] = src.port.to_be_bytes();
         let [c, d] = dst.port.to_be_bytes();
         Self {
@@ -88,7 +92,11 @@ impl Template {
     /// Replaces the hop limit.
     #[must_use]
     pub fn with_ttl(mut self, ttl: u8) -> Self {
-        let at = if self.v6 { ETHERNET + 7 } else { ETHERNET + 8 };
+        let at = if self.v6 {
+            ETHERNET_LEN + 7
+        } else {
+            ETHERNET_LEN + 8
+        };
         self.octets[at] = ttl;
         self.sum_again();
         self
@@ -98,22 +106,22 @@ impl Template {
     #[must_use]
     pub fn with_tos(mut self, tos: u8) -> Self {
         if self.v6 {
-            self.octets[ETHERNET] = 0x60 | tos >> 4;
-            self.octets[ETHERNET + 1] = tos << 4 | (self.octets[ETHERNET + 1] & 0xf);
+            self.octets[ETHERNET_LEN] = 0x60 | tos >> 4;
+            self.octets[ETHERNET_LEN + 1] = tos << 4 | (self.octets[ETHERNET_LEN + 1] & 0xf);
         } else {
-            self.octets[ETHERNET + 1] = tos;
+            self.octets[ETHERNET_LEN + 1] = tos;
         }
         self.sum_again();
         self
     }
 
     fn sum_again(&mut self) {
-        self.header = Sum::new().bytes(&self.octets[ETHERNET..ETHERNET + 20]);
+        self.header = Sum::new().bytes(&self.octets[ETHERNET_LEN..ETHERNET_LEN + IPV4_LEN]);
     }
 
     /// Octets of a TCP header with so many of options, with all below it.
     pub const fn tcp_len(&self, options: usize) -> usize {
-        self.len + 20 + options
+        self.len + TCP_LEN + options
     }
 
     /// Octets of a UDP header with all below it.
@@ -123,7 +131,7 @@ impl Template {
 
     /// Octets from the IP header to the payload of a datagram.
     pub const fn udp_overhead(&self) -> usize {
-        self.udp_len() - ETHERNET
+        self.udp_len() - ETHERNET_LEN
     }
 
     /// Writes the headers of a segment with `len` octets of payload that sum up to `payload`. Returns their length.
@@ -134,11 +142,11 @@ impl Template {
         len: usize,
         payload: Sum,
     ) -> usize {
-        let options_len = match (&fields.options, out[self.len + 20..].first_chunk_mut()) {
+        let options_len = match (&fields.options, out[self.len + TCP_LEN..].first_chunk_mut()) {
             (Some(options), Some(space)) => options.write(space),
             _ => 0,
         };
-        let l4 = 20 + options_len;
+        let l4 = TCP_LEN + options_len;
         self.network(out, TCP, l4 + len);
         let tcp = &mut out[self.len..self.len + l4];
         tcp[0..4].copy_from_slice(&self.ports);
@@ -172,12 +180,12 @@ impl Template {
 
     fn network(&self, out: &mut [u8; HEADERS_MAX], protocol: u8, upper: usize) {
         out[..self.len].copy_from_slice(&self.octets[..self.len]);
-        let ip = &mut out[ETHERNET..];
+        let ip = &mut out[ETHERNET_LEN..];
         if self.v6 {
             ip[4..6].copy_from_slice(&(upper as u16).to_be_bytes());
             ip[6] = protocol;
         } else {
-            let total = (20 + upper) as u16;
+            let total = (IPV4_LEN + upper) as u16;
             ip[2..4].copy_from_slice(&total.to_be_bytes());
             ip[9] = protocol;
             let sum = self.header.word(total).word(u16::from(protocol)).finish();

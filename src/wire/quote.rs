@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::{
         net::Mac,
-        wire::build::{Ends, Ip4, Ip6, udp4, udp6},
+        wire::build::{Ends, Ip4, Ip6, ip_len, udp4, udp6},
     };
     use proptest::prelude::*;
 
@@ -139,7 +139,7 @@ mod tests {
             assert_eq!(quoted.src, Endpoint::new(src.parse().unwrap(), 53));
             assert_eq!(quoted.dst, Endpoint::new(dst.parse().unwrap(), 5000));
             assert_eq!(Quoted::read(&error(v4), !v4), None);
-            let header = if v4 { 20 } else { 40 };
+            let header = ip_len(v4);
             for len in 0..ERROR + header + UPPER {
                 assert_eq!(Quoted::read(&error(v4)[..len], v4), None, "{len}");
             }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{build::ETHERNET, checksum::Sum};
+use super::{build::ETHERNET_LEN, checksum::Sum};
 use crate::net::number::{TCP, UDP};
 
 /// Octets of the header; without VERSION_1 and MRG_RXBUF the last field is missing.
@@ -101,7 +101,7 @@ pub fn is_carried(head: &[u8]) -> bool {
     let (protocol, at) = match head.get(12..14) {
         Some([0x08, 0x00]) => {
             let Some(&[first, _, _, _, _, _, high, low, _, protocol]) =
-                head.get(ETHERNET..).and_then(<[u8]>::first_chunk)
+                head.get(ETHERNET_LEN..).and_then(<[u8]>::first_chunk)
             else {
                 return false;
             };
@@ -109,9 +109,12 @@ pub fn is_carried(head: &[u8]) -> bool {
             if high & 0x3f != 0 || low != 0 {
                 return false;
             }
-            (protocol, ETHERNET + 4 * usize::from(first & 0xf))
+            (protocol, ETHERNET_LEN + 4 * usize::from(first & 0xf))
         }
-        Some([0x86, 0xdd]) => (head.get(ETHERNET + 6).copied().unwrap_or(0), ETHERNET + 40),
+        Some([0x86, 0xdd]) => (
+            head.get(ETHERNET_LEN + 6).copied().unwrap_or(0),
+            ETHERNET_LEN + 40,
+        ),
         _ => return false,
     };
     match protocol {
@@ -129,8 +132,8 @@ pub fn is_carried(head: &[u8]) -> bool {
 /// checksumming starts and where the result goes; `None` for anything else, which stays as it is.
 pub fn leave_checksum(headers: &mut [u8], payload: usize) -> Option<(u16, u16)> {
     let (protocol, start) = match headers.get(12..14)? {
-        [0x08, 0x00] => (*headers.get(ETHERNET + 9)?, ETHERNET + 20),
-        [0x86, 0xdd] => (*headers.get(ETHERNET + 6)?, ETHERNET + 40),
+        [0x08, 0x00] => (*headers.get(ETHERNET_LEN + 9)?, ETHERNET_LEN + 20),
+        [0x86, 0xdd] => (*headers.get(ETHERNET_LEN + 6)?, ETHERNET_LEN + 40),
         _ => return None,
     };
     let offset = match protocol {
@@ -138,12 +141,12 @@ pub fn leave_checksum(headers: &mut [u8], payload: usize) -> Option<(u16, u16)> 
         UDP => 6,
         _ => return None,
     };
-    let (src, dst) = if start == ETHERNET + 20 {
+    let (src, dst) = if start == ETHERNET_LEN + 20 {
         let at = |at: usize| Some(IpAddr::from(*headers.get(at..)?.first_chunk::<4>()?));
-        (at(ETHERNET + 12)?, at(ETHERNET + 16)?)
+        (at(ETHERNET_LEN + 12)?, at(ETHERNET_LEN + 16)?)
     } else {
         let at = |at: usize| Some(IpAddr::from(*headers.get(at..)?.first_chunk::<16>()?));
-        (at(ETHERNET + 8)?, at(ETHERNET + 24)?)
+        (at(ETHERNET_LEN + 8)?, at(ETHERNET_LEN + 24)?)
     };
     let len = headers.len().checked_sub(start)? + payload;
     let sum = !Sum::pseudo(src, dst, protocol, len).finish();
@@ -215,7 +218,7 @@ mod tests {
     #[test]
     fn frames_that_are_neither_tcp_nor_udp_keep_their_checksum() {
         let (mut frame, _) = segment(false, b"");
-        frame[ETHERNET + 9] = 1;
+        frame[ETHERNET_LEN + 9] = 1;
         let before = frame.clone();
         assert_eq!(leave_checksum(&mut frame, 0), None);
         assert_eq!(leave_checksum(&mut frame[..20], 0), None);
@@ -256,20 +259,20 @@ mod tests {
         let (tcp, _) = segment(false, b"x");
         assert!(is_carried(&tcp) && is_carried(&segment(true, b"x").0));
         let mut udp = tcp;
-        udp[ETHERNET + 9] = UDP;
+        udp[ETHERNET_LEN + 9] = UDP;
         assert!(is_carried(&udp));
         let mut fragment = udp.clone();
-        fragment[ETHERNET + 6] = 0x20;
+        fragment[ETHERNET_LEN + 6] = 0x20;
         let mut dhcp = udp.clone();
-        dhcp[ETHERNET + 22..ETHERNET + 24].copy_from_slice(&67_u16.to_be_bytes());
+        dhcp[ETHERNET_LEN + 22..ETHERNET_LEN + 24].copy_from_slice(&67_u16.to_be_bytes());
         let mut dhcpv6 = segment(true, b"x").0;
-        dhcpv6[ETHERNET + 6] = UDP;
-        dhcpv6[ETHERNET + 42..ETHERNET + 44].copy_from_slice(&547_u16.to_be_bytes());
+        dhcpv6[ETHERNET_LEN + 6] = UDP;
+        dhcpv6[ETHERNET_LEN + 42..ETHERNET_LEN + 44].copy_from_slice(&547_u16.to_be_bytes());
         for whole in [
             &fragment[..],
             &dhcp,
             &dhcpv6,
-            &udp[..ETHERNET + 22],
+            &udp[..ETHERNET_LEN + 22],
             &udp[..5],
         ] {
             assert!(!is_carried(whole), "{whole:02x?}");

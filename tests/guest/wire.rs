@@ -130,7 +130,11 @@ impl Wire {
                 inner.partial.extend_from_slice(&bytes[..n]);
                 split(&mut inner.partial, &mut inner.frames);
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => inner.closed = true,
             Err(e) => panic!("read from the link: {e}"),
         }

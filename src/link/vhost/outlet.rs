@@ -13,7 +13,7 @@ use crate::{
         guestmem::{GuestMemory, Stretch},
     },
     wire::{
-        build::{ETHERNET, MIN_FRAME},
+        build::{ETHERNET_LEN, IPV6_LEN, MIN_FRAME, TCP_LEN},
         checksum::Sum,
         headers::HEADERS_MAX,
         vnet::{self, Cut, Vnet},
@@ -195,12 +195,12 @@ impl Outlet {
     /// Octets of payload that one frame may hold.
     const fn frame_payload(&self, cut: usize, headers: usize) -> usize {
         // Headers with an IPv6 header are longer than any other.
-        let segments = if headers >= ETHERNET + 60 {
+        let segments = if headers >= ETHERNET_LEN + IPV6_LEN + TCP_LEN {
             self.abilities.segments6
         } else {
             self.abilities.segments4
         };
-        let most = PACKET_MAX + ETHERNET - headers;
+        let most = PACKET_MAX + ETHERNET_LEN - headers;
         if segments && cut < most {
             most - most % cut
         } else {
@@ -257,7 +257,7 @@ impl Outlet {
                 header.checksum = vnet::leave_checksum(stamped, payload);
             }
             if payload > cut {
-                header.cut = if headers >= ETHERNET + 60 {
+                header.cut = if headers >= ETHERNET_LEN + IPV6_LEN + TCP_LEN {
                     Cut::Tcp6(cut as u16)
                 } else {
                     Cut::Tcp4(cut as u16)

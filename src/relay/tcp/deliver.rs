@@ -35,7 +35,7 @@ const fn usable(memory: SendMemory) -> u32 {
 
 /// A segment, where its frame lies, and what in.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Arrival<'a> {
+pub(in super::super) struct Placed<'a> {
     pub segment: &'a Segment,
     pub frame: Slot,
     pub inbox: &'a Inbox,
@@ -147,12 +147,12 @@ impl Relay {
     }
 
     /// Keeps the first `octets` of a segment that came before others.
-    pub(in super::super) fn keep_early(&mut self, id: Id, arrival: Arrival<'_>, octets: u32) {
-        let Arrival {
+    pub(in super::super) fn keep_early(&mut self, id: Id, placed: Placed<'_>, octets: u32) {
+        let Placed {
             segment,
             frame,
             inbox,
-        } = arrival;
+        } = placed;
         // The place is counted from those in order.
         self.deliver(id, inbox);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {

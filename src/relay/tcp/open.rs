@@ -16,15 +16,12 @@ use crate::{
     proto::tcp::{Conn, reset_for},
     sys::errqueue,
     wire::{
+        build::{TCP_LEN, ip_len},
         frame::{Ip, Segment},
         headers::TcpFields,
         tcp::Flags,
     },
 };
-
-/// Octets of IP and TCP headers without options, which the MSS does not count (RFC 9293, section 3.7.1).
-const HEADERS4: u16 = 40;
-const HEADERS6: u16 = 60;
 
 /// How a failed connect() appears to the guest, so that its own connect() fails with the same error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,11 +129,9 @@ impl Relay {
 
     /// Octets of payload a segment on the link may have, between the guest and `remote`.
     pub(in super::super) fn segment_size(&self, remote: IpAddr) -> u16 {
-        let headers = match remote {
-            IpAddr::V4(_) => HEADERS4,
-            IpAddr::V6(_) => HEADERS6,
-        };
-        self.net.mtu.saturating_sub(headers).max(1)
+        // Options are not counted (RFC 9293, section 3.7.1).
+        let headers = ip_len(remote.is_ipv4()) + TCP_LEN;
+        self.net.mtu.saturating_sub(headers as u16).max(1)
     }
 
     /// The host's connect() has come to an end.

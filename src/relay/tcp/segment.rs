@@ -1,7 +1,7 @@
 //! A segment of a known connection: the machine decides, this carries out.
 
 use super::super::{flow::Flow, state::Relay};
-use super::deliver::Arrival;
+use super::deliver::Placed;
 use crate::{
     flow::{Id, Key},
     host::socket,
@@ -59,29 +59,22 @@ impl Relay {
             self.abort(id);
             return self.tcp_unknown(key, ip, segment, outbox, now);
         }
-        let arrival = Arrival {
+        let placed = Placed {
             segment,
             frame,
             inbox,
         };
-        self.carry_out(id, todo, arrival, outbox, now);
+        self.carry_out(id, todo, placed, outbox, now);
         self.tidy(id);
         todo.dropped.map_or(Ok(()), Err)
     }
 
-    fn carry_out(
-        &mut self,
-        id: Id,
-        todo: Todo,
-        arrival: Arrival<'_>,
-        outbox: &mut Outbox,
-        now: Now,
-    ) {
-        let Arrival {
+    fn carry_out(&mut self, id: Id, todo: Todo, placed: Placed<'_>, outbox: &mut Outbox, now: Now) {
+        let Placed {
             segment,
             frame,
             inbox,
-        } = arrival;
+        } = placed;
         if let Some(rst) = todo.rst {
             self.say(id, rst.into(), outbox);
         }
@@ -114,7 +107,7 @@ impl Relay {
             self.seek(id);
         }
         if let Some(octets) = todo.hold {
-            self.keep_early(id, arrival, octets);
+            self.keep_early(id, placed, octets);
         }
         if todo.ack == Ack::Now {
             // What is acknowledged must be held first.

@@ -1,19 +1,27 @@
-//! A relay, keys of flows and a guest that reads when it is told to, for the tests of all files beside this one.
+//! A relay, flows and a guest that reads when it is told to, for the tests of all files beside this one.
 
 use std::{
     io::Read,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
 };
 
-use super::state::{Limits, Relay};
+use super::{
+    flow::{Flow, Syn, TcpFlow},
+    state::{Limits, Relay},
+};
 use crate::{
     config::Net,
-    flow::Key,
+    flow::{Id, Key},
     host::socket::Features,
     link::{Flushed, Outbox},
-    net::{Endpoint, Protocol},
+    net::{Endpoint, Now, Protocol, Seq},
+    proto::tcp::{Conn, SynRetries},
     service::fixture,
+    wire::{
+        frame::Segment,
+        tcp::{Flags, Options},
+    },
 };
 
 pub(super) const GUEST: Ipv4Addr = fixture::GUEST;
@@ -35,6 +43,32 @@ pub(super) fn key(protocol: Protocol, port: u16) -> Key {
         guest: Endpoint::new(IpAddr::V4(GUEST), port),
         remote: Endpoint::new(IpAddr::V4(REMOTE), 53),
     }
+}
+
+/// A connection that the guest has just accepted, and its other end.
+pub(super) fn connection(relay: &mut Relay, now: Now) -> (Id, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (ours, _) = listener.accept().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let key = key(Protocol::Tcp, 80);
+    let iss = Seq(1000);
+    let mut conn = Conn::toward_guest(iss, 1460, SynRetries::default(), now);
+    let syn_ack = Segment {
+        src_port: key.guest.port,
+        dst_port: key.remote.port,
+        seq: Seq(5000),
+        ack: iss + 1,
+        flags: Flags::SYN | Flags::ACK,
+        window: 65_535,
+        options: Options::default(),
+        len: 20,
+        payload: 54..54,
+    };
+    assert!(conn.segment(&syn_ack, None, now).open);
+    let flow = TcpFlow::new(ours.into(), conn, Syn::default(), false);
+    let id = relay.insert(key, Flow::Tcp(flow)).unwrap();
+    (id, theirs)
 }
 
 /// A guest, and what it has read.

@@ -187,3 +187,44 @@ impl Relay {
         self.schedule(id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fixture;
+    use super::*;
+    use crate::net::number;
+    use socket2::SockRef;
+
+    /// The guest says nothing for hours, nor does its peer.
+    #[test]
+    fn both_ends_of_a_silent_connection_are_asked_and_the_guest_is_given_up_at_last() {
+        const START: Now = Now(1_000_000);
+        let (mut outbox, guest) = fixture::link();
+        let mut relay = fixture::relay(16);
+        let (id, mut peer) = fixture::connection(&mut relay, START);
+        let mut asked = 0;
+        let mut now = START;
+        while let Some(Flow::Tcp(flow)) = relay.flows.get(id) {
+            assert_eq!(SockRef::from(&flow.socket).keepalive().unwrap(), asked > 0);
+            now = flow.conn.deadline().unwrap();
+            relay.tcp_expired(id, &mut outbox, now);
+            asked += 1;
+        }
+        assert!(now > START + Span::secs(7200), "{now:?}");
+        relay.requests().clear();
+        let error = std::io::Read::read(&mut peer, &mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        let frames = guest.frames(outbox);
+        let (reset, questions) = frames.split_last().unwrap();
+        let (seq, flags) = (38..42, 47);
+        assert_eq!(questions.len(), asked - 1);
+        for question in questions {
+            assert_eq!(question[23], number::TCP);
+            // One octet before what the guest expects, and none to take.
+            assert_eq!(question[seq.clone()], 1000_u32.to_be_bytes());
+            assert_eq!(question[flags], 0x10);
+        }
+        assert_eq!(reset[seq], 1001_u32.to_be_bytes());
+        assert_eq!(reset[flags] & 0x04, 0x04);
+    }
+}

@@ -48,8 +48,9 @@ fn assert_online(world: &World, wire: &Wire, port: u16) {
     ] {
         let local = guest_addr(remote, port);
         let echo = UdpEcho::start(&world.outside, remote);
-        wire.send(&Udp::new(local, remote, b"hello").frame());
-        let answer = wire.expect("echo", |frame| {
+        // A router that has just got its address does not answer for it at once.
+        let question = Udp::new(local, remote, b"hello").frame();
+        let answer = wire.ask("echo", &question, |frame| {
             Udp::of_frame(frame).filter(|udp| udp.dst == local)
         });
         assert_eq!(answer.payload, b"hello");

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -18,8 +18,10 @@ use crate::{
 /// A change seldom comes alone: an address is followed by its routes.
 const SETTLE: Span = Span::millis(50);
 
-/// Reading large tables takes a while, and nobody else has a turn meanwhile: at most one part in so many of the time.
+/// Reading large tables takes a while, and nobody else has a turn meanwhile: at most one part in so many of the time. But
+/// what took long may have waited for others on a busy host, of which nobody is to hear late.
 const SHARE: u64 = 20;
+const REST_MOST: Span = Span::secs(3);
 
 /// Where changes are heard of, and when they are looked into.
 #[derive(Debug)]
@@ -116,8 +118,7 @@ impl Changes {
             self.interfaces.clone_from(&facts.interfaces);
             renew(&self.config, &facts, kept.then_some(net))
         });
-        let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.rest = now + Span(took.saturating_mul(SHARE));
+        self.rest = now + rest(start.elapsed());
         if !drained {
             self.network_changed(now);
         }
@@ -134,5 +135,23 @@ impl Changes {
                 None
             }
         }
+    }
+}
+
+/// How long the tables are not read again that took so long to read.
+fn rest(took: Duration) -> Span {
+    let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    Span(took.saturating_mul(SHARE)).min(REST_MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_that_took_long_rest_but_not_for_long() {
+        assert_eq!(rest(Duration::from_millis(5)), Span::millis(100));
+        assert_eq!(rest(Duration::from_secs(2)), REST_MOST);
+        assert_eq!(rest(Duration::MAX), REST_MOST);
     }
 }

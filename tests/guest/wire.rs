@@ -90,6 +90,23 @@ impl Wire {
         );
     }
 
+    /// The same of answers to a request, which is sent again each second: what is on its way to it may be lost.
+    pub fn ask<T>(&self, what: &str, request: &[u8], wanted: impl Fn(&[u8]) -> Option<T>) -> T {
+        let deadline = Instant::now() + LONG;
+        while Instant::now() < deadline {
+            self.send(request);
+            let again = Instant::now() + Duration::from_secs(1);
+            while let Some(left) = again.checked_duration_since(Instant::now())
+                && let Some(frame) = self.recv(left)
+            {
+                if let Some(found) = wanted(&frame) {
+                    return found;
+                }
+            }
+        }
+        panic!("no {what} came");
+    }
+
     /// The test fails if within `patience` a frame comes for which `unwanted` gives something.
     pub fn never<T>(
         &self,

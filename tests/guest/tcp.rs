@@ -1,6 +1,7 @@
 //! One end of a TCP connection, played by hand: it does what it is told and nothing else.
 
 use std::{
+    io::Read,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -146,6 +147,15 @@ impl<'w> Peer<'w> {
 
     pub fn ack(&mut self) {
         self.send(ACK, &[]);
+    }
+
+    /// Announces this window, and waits until it is known: what the server writes then must fit it.
+    pub fn announce(&mut self, window: u16, server: &mut impl Read) {
+        self.window = window;
+        self.send_data(b"!");
+        server
+            .read_exact(&mut [0])
+            .expect("what the guest has sent");
     }
 
     pub fn fin(&mut self) {

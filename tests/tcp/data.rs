@@ -113,9 +113,7 @@ fn a_closed_window_of_the_guest_is_probed_with_one_octet_at_most() {
     let listener = tcp_listener(&scene.world.outside, remote);
     let mut peer = Peer::connect_with(&scene.wire, guest_addr(remote, 40_000), remote, Some(7));
     let mut server = accept(&listener);
-    peer.window = 0;
-    peer.send_data(b"none");
-    server.read_exact(&mut [0; 4]).unwrap();
+    peer.announce(0, &mut server);
     server.write_all(&pattern(0, 5000)).unwrap();
     while let Some(probe) = peer.recv_within(SECONDS) {
         assert!(probe.payload.len() <= 1, "{} octets", probe.payload.len());

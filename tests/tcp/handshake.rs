@@ -70,9 +70,8 @@ fn window_scaling_is_used_if_both_sides_want_it() {
     ] {
         let local = guest_addr(remote, port);
         let mut peer = Peer::connect_with(&scene.wire, local, remote, scale);
-        peer.window = 3000;
-        peer.ack();
         let mut server = accept(&listener);
+        peer.announce(3000, &mut server);
         server.write_all(&pattern(0, 200_000)).unwrap();
         let mut flight = 0;
         while let Some(segment) = peer.recv_within(QUIET) {

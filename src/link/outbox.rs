@@ -40,9 +40,10 @@ const ARENA_KEPT: usize = 16 * 1024;
 const FRAMES: usize = 2048;
 const FRAMES_KEPT: usize = 256;
 
-/// What separates rooms for datagrams: the largest, in fragments with their headers, and not quite a multiple of a page, so
-/// that small ones do not crowd each other out of the processor's cache.
-const STRIDE: usize = 75_264;
+/// What separates rooms for datagrams: all that can be received in one, in fragments with their headers, and not quite a
+/// multiple of a page, so that small ones do not crowd each other out of the processor's cache. The most is what 53 datagrams
+/// of 1,233 octets take at an MTU of 1280 over IPv6, in two fragments each: 78,272 octets.
+const STRIDE: usize = 79_104;
 
 /// Octets of such a room.
 const ROOM: usize = 65_536;

@@ -34,7 +34,7 @@ const CROWD_DATAGRAMS: usize = 64;
 /// Sockets that hold more than is usual, at most.
 const ROOMY_SOCKETS: usize = 64;
 
-/// The smallest MTU at which a datagram's fragments fit the room it was received in.
+/// The smallest MTU at which the fragments of all that was received in a room fit it.
 const ROOMY_MTU: u16 = 1280;
 
 impl Relay {
@@ -188,7 +188,11 @@ pub(super) fn datagram(out: &mut [u8], key: &Key, payload: &[u8]) -> usize {
 mod tests {
     use super::super::{fixture, flow::UdpFlow};
     use super::*;
-    use crate::{config::LEAST_MTU4, net::Protocol, service};
+    use crate::{
+        config::{LEAST_MTU4, LEAST_MTU6},
+        net::{Endpoint, Protocol},
+        service,
+    };
     use std::os::unix::net::UnixDatagram;
 
     const LEN: usize = 65_000;
@@ -222,5 +226,45 @@ mod tests {
         let parts = guest.frames(outbox).into_iter().filter(|f| f[23] == UDP);
         let octets = parts.map(|f| usize::from(u16::from_be_bytes([f[16], f[17]])) - 20);
         assert_eq!(octets.sum::<usize>(), HEADER + LEN);
+    }
+
+    /// Datagrams a little larger than the MTU take the most room of all that can be received as one.
+    #[test]
+    fn parts_of_what_was_received_as_one_leave_the_next_room_alone() {
+        const SIZE: usize = 1233;
+        const ALL: usize = 65_535 / SIZE * SIZE;
+        const ROOMS: usize = 2;
+        let mut net = service::fixture::net();
+        net.mtu = LEAST_MTU6;
+        let mut relay = fixture::relay_of(net, 16);
+        let key = Key {
+            protocol: Protocol::Udp,
+            guest: Endpoint::new("2001:db8::15".parse().unwrap(), 7),
+            remote: Endpoint::new("2001:db8:51::1".parse().unwrap(), 7),
+        };
+        let (mut outbox, guest) = fixture::link();
+        let rooms = outbox.reserve_many(ROOMS).unwrap();
+        assert_eq!(rooms.count, ROOMS);
+        let (kernel, socket) = UnixDatagram::pair().unwrap();
+        let mut received = [Received::default(); RECEIVE_MANY];
+        let mut scatter = relay.iovecs.scatter();
+        assert!(outbox.scatter_many(&rooms, &mut scatter));
+        (1..=ROOMS as u8).for_each(|n| assert!(kernel.send(&[n; ALL]).is_ok()));
+        let count = msg::receive_many(socket.as_fd(), &mut scatter, &mut received).unwrap();
+        assert_eq!(count, ROOMS);
+        let template = relay.template(&key);
+        for (at, datagrams) in received.iter_mut().enumerate().take(ROOMS) {
+            datagrams.marks.segment = Some(SIZE as u16);
+            relay.udp_deliver(&key, &template, &rooms, at, *datagrams, &mut outbox);
+        }
+        // Behind the headers of the link, IP and fragment, and in first parts that of UDP.
+        let payload = |frame: Vec<u8>| {
+            let first = u16::from_be_bytes([frame[56], frame[57]]) >> 3 == 0;
+            let start = if first { 62 + HEADER } else { 62 };
+            frame[start..].to_vec()
+        };
+        let octets: Vec<u8> = guest.frames(outbox).into_iter().flat_map(payload).collect();
+        let wanted: Vec<u8> = (1..=ROOMS as u8).flat_map(|n| [n; ALL]).collect();
+        assert!(octets == wanted, "{} octets", octets.len());
     }
 }

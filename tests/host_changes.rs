@@ -130,8 +130,8 @@ fn a_guest_that_came_before_any_network_gets_online() {
     assert_eq!(lease(&wire).yiaddr, given);
     let echo = UdpEcho::start(&world.outside, (INTERNET4, 7));
     let local = SocketAddr::from((given, 5000));
-    wire.send(&Udp::new(local, echo.addr(), b"hello").frame());
-    wire.expect("echo", |frame| {
+    let question = Udp::new(local, echo.addr(), b"hello").frame();
+    wire.ask("echo", &question, |frame| {
         Udp::of_frame(frame).filter(|udp| udp.dst == local)
     });
     translator.assert_alive();

@@ -2,8 +2,10 @@
 
 use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     config::{Config, Interface, Net, Resolved, Resolver, renew},
@@ -18,10 +20,9 @@ use crate::{
 /// A change seldom comes alone: an address is followed by its routes.
 const SETTLE: Span = Span::millis(50);
 
-/// Reading large tables takes a while, and nobody else has a turn meanwhile: at most one part in so many of the time. But
-/// what took long may have waited for others on a busy host, of which nobody is to hear late.
+/// Reading large tables takes a while, and nobody else has a turn meanwhile: at most one part in so many of the processor's
+/// time. How long a busy host has us wait for it says nothing about the tables.
 const SHARE: u64 = 20;
-const REST_MOST: Span = Span::secs(3);
 
 /// Where changes are heard of, and when they are looked into.
 #[derive(Debug)]
@@ -110,7 +111,7 @@ impl Changes {
             return None;
         }
         self.due = None;
-        let start = Instant::now();
+        let start = processor_time();
         // First the events, then the tables: what changes in between is an event again.
         let drained = self.monitor.as_ref().is_none_or(Monitor::drain);
         let renewed = facts::read_network().and_then(|mut facts| {
@@ -118,7 +119,9 @@ impl Changes {
             self.interfaces.clone_from(&facts.interfaces);
             renew(&self.config, &facts, kept.then_some(net))
         });
-        self.rest = now + rest(start.elapsed());
+        let took = processor_time().saturating_sub(start);
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.rest = now + Span(took.saturating_mul(SHARE));
         if !drained {
             self.network_changed(now);
         }
@@ -138,20 +141,20 @@ impl Changes {
     }
 }
 
-/// How long the tables are not read again that took so long to read.
-fn rest(took: Duration) -> Span {
-    let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-    Span(took.saturating_mul(SHARE)).min(REST_MOST)
+/// What this thread has used of its processor, if the kernel tells.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Tables that could not be read for so long are not large.
     #[test]
-    fn tables_that_took_long_rest_but_not_for_long() {
-        assert_eq!(rest(Duration::from_millis(5)), Span::millis(100));
-        assert_eq!(rest(Duration::from_secs(2)), REST_MOST);
-        assert_eq!(rest(Duration::MAX), REST_MOST);
+    fn time_without_a_processor_does_not_count() {
+        let start = processor_time();
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(processor_time() - start < Duration::from_millis(100));
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     net::Why,
     sys::{Iovecs, Scatter, msg, reason},
     wire::{
-        build::{IPV4_LEN, UDP_LEN},
+        build::{IPV4_LEN, PACKET_MAX, UDP_LEN, UDP_SEGMENTS_MAX},
         checksum::Sum,
         headers::HEADERS_MAX,
         vnet::{self, Cut, Vnet},
@@ -48,11 +48,8 @@ const STRIDE: usize = 79_104;
 /// Octets of such a room.
 const ROOM: usize = 65_536;
 
-/// Datagrams that may be received as one (UDP_MAX_SEGMENTS, linux/udp.h).
-const UDP_SEGMENTS_RECEIVED: usize = 128;
-
 /// The largest datagram that stands for several: what the length field of an IPv4 header can say, less the headers.
-const DATAGRAM_MAX: usize = 65_535 - IPV4_LEN - UDP_LEN;
+const DATAGRAM_MAX: usize = PACKET_MAX - IPV4_LEN - UDP_LEN;
 
 /// Queued octets from which a flush pays before more is fetched.
 const FULL: usize = 256 * 1024;
@@ -332,8 +329,7 @@ impl Outbox {
         if !self.has_guest() || self.used >= FULL {
             return None;
         }
-        let frames =
-            (FRAMES - FRAMES_KEPT).saturating_sub(self.frames.len()) / UDP_SEGMENTS_RECEIVED;
+        let frames = (FRAMES - FRAMES_KEPT).saturating_sub(self.frames.len()) / UDP_SEGMENTS_MAX;
         let rooms = (ARENA - ARENA_KEPT - self.used) / STRIDE;
         let count = most.min(frames).min(rooms);
         let at = self.used;

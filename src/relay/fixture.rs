@@ -45,6 +45,42 @@ pub(super) fn key(protocol: Protocol, port: u16) -> Key {
     }
 }
 
+/// First sequence numbers: ours, and the guest's.
+pub(super) const ISS: Seq = Seq(1000);
+pub(super) const IRS: Seq = Seq(5000);
+
+/// Of the guest's, without payload.
+fn segment(seq: Seq, ack: Seq, flags: Flags) -> Segment {
+    Segment {
+        src_port: 80,
+        dst_port: 53,
+        seq,
+        ack,
+        flags,
+        window: 65_535,
+        options: Options::default(),
+        len: 20,
+        payload: 54..54,
+    }
+}
+
+/// A connection that has ended both ways, of which the guest has still to be told, and its other end.
+pub(super) fn ended_connection(relay: &mut Relay, now: Now) -> (Id, TcpStream) {
+    let (id, theirs) = connection(relay, now);
+    let Some(Flow::Tcp(flow)) = relay.flows.get_mut(id) else {
+        panic!("no connection");
+    };
+    flow.conn.ended();
+    flow.conn.fin_sent(now);
+    let fin = segment(IRS + 1, ISS + 2, Flags::FIN | Flags::ACK);
+    flow.conn.segment(&fin, None, now);
+    flow.conn.shut_down();
+    assert!(flow.is_over());
+    flow.state.owes_ack = true;
+    relay.starve(id);
+    (id, theirs)
+}
+
 /// A connection that the guest has just accepted, and its other end.
 pub(super) fn connection(relay: &mut Relay, now: Now) -> (Id, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -52,19 +88,8 @@ pub(super) fn connection(relay: &mut Relay, now: Now) -> (Id, TcpStream) {
     let (ours, _) = listener.accept().unwrap();
     ours.set_nonblocking(true).unwrap();
     let key = key(Protocol::Tcp, 80);
-    let iss = Seq(1000);
-    let mut conn = Conn::toward_guest(iss, 1460, SynRetries::default(), now);
-    let syn_ack = Segment {
-        src_port: key.guest.port,
-        dst_port: key.remote.port,
-        seq: Seq(5000),
-        ack: iss + 1,
-        flags: Flags::SYN | Flags::ACK,
-        window: 65_535,
-        options: Options::default(),
-        len: 20,
-        payload: 54..54,
-    };
+    let mut conn = Conn::toward_guest(ISS, 1460, SynRetries::default(), now);
+    let syn_ack = segment(IRS, ISS + 1, Flags::SYN | Flags::ACK);
     assert!(conn.segment(&syn_ack, None, now).open);
     let flow = TcpFlow::new(ours.into(), conn, Syn::default(), false);
     let id = relay.insert(key, Flow::Tcp(flow)).unwrap();

@@ -87,6 +87,11 @@ pub struct TcpFlow {
 }
 
 impl TcpFlow {
+    /// Whether both streams have ended in order: where the peer has reset the connection, the guest is to hear of that yet.
+    pub fn is_over(&self) -> bool {
+        self.conn.is_over() && !self.state.failed
+    }
+
     /// A flow over this socket, of which nothing was heard yet; `peeks` tells whether it has a peek offset.
     pub fn new(socket: OwnedFd, conn: Conn, syn: Syn, peeks: bool) -> Self {
         let peeks = if peeks { Peeks::AtStart } else { Peeks::All };

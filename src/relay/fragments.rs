@@ -10,22 +10,18 @@ use crate::{
     net::{Mac, Now, Why},
     sys::Marks,
     wire::{
-        build::{Ends, MIN_FRAME, ip_len},
+        build::{Ends, MIN_FRAME, PACKET_MAX, UDP_SEGMENTS_MAX, ip_len},
         fragment::{self, Part},
         frame::{Body, Fragment, Ip, classify},
         headers::TTL,
     },
 };
 
-/// Octets of the largest packet.
-const PACKET_MAX: usize = 65_535;
-
 /// Octets that a part takes besides what it carries: its headers, and what fills its cache line up.
 const PART_EXTRA: usize = 128;
 
-/// Parts more that datagrams make which were received as one (UDP_MAX_SEGMENTS, linux/udp.h): the last of each is not full,
-/// and can be two.
-const SEGMENTS: usize = 2 * 128;
+/// Parts more that datagrams make which were received as one: the last of each is not full, and can be two.
+const SEGMENTS: usize = 2 * UDP_SEGMENTS_MAX;
 
 impl Relay {
     /// Hands the guest a packet of a flow, in the manner it came, in parts if the link takes no more at once; the `len` octets

@@ -321,7 +321,7 @@ impl Relay {
             match self.flows.get_mut(id) {
                 Some(Flow::Tcp(flow)) => {
                     flow.state.starved = false;
-                    let over = flow.conn.is_over();
+                    let over = flow.is_over();
                     if flow.state.owes_ack {
                         self.acknowledge(id, outbox, now);
                     }
@@ -441,13 +441,16 @@ impl Relay {
         self.wheel.next(now).into_iter().chain(others).min()
     }
 
-    /// The guest is gone: every connection's peer hears a reset, unless the connection moved with the guest.
+    /// The guest is gone: every connection's peer hears a reset, unless the connection moved with the guest or was over.
     pub fn guest_left(&mut self) {
         self.let_go();
         let mut slot = 0;
         while let Some(id) = self.flows.from(slot) {
             slot = id.slot + 1;
-            self.abort(id);
+            match self.flows.get(id) {
+                Some(Flow::Tcp(flow)) if flow.is_over() => self.end(id),
+                _ => self.abort(id),
+            }
         }
         self.starved.clear();
         self.postponed.clear();

@@ -8,15 +8,18 @@ use crate::{
     link::Inbox,
     net::{Now, Span, Why},
     proto::fragments::{Parts, Verdict},
-    wire::frame::{Fragment, Ip},
+    wire::{
+        build::{IPV4_LEN, PACKET_MAX},
+        frame::{Fragment, Ip},
+    },
 };
 
 /// Packets at a time.
 const PACKETS: usize = 64;
 
 /// Octets behind the header of the largest packet.
-const LARGEST4: usize = 65_515;
-const LARGEST6: usize = 65_535;
+const LARGEST4: usize = PACKET_MAX - IPV4_LEN;
+const LARGEST6: usize = PACKET_MAX;
 
 /// The lower bits of type of service: explicit congestion notification (RFC 3168, section 5).
 const ECN: u8 = 3;

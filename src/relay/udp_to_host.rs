@@ -17,13 +17,10 @@ use crate::{
     net::{Now, Protocol, Why},
     sys::{Part, msg, sockopt},
     wire::{
-        build::ip_len,
+        build::{UDP_SEGMENTS_MAX, ip_len},
         frame::{Datagram, Ip},
     },
 };
-
-/// The most datagrams one frame of the guest's may stand for (UDP_MAX_SEGMENTS, linux/udp.h).
-const UDP_SEGMENTS_MOST: usize = 128;
 
 /// Cuts a payload into the datagrams it stands for, of `size` octets each but for the last: at least one.
 fn cut(
@@ -72,7 +69,7 @@ impl Relay {
         };
         let payload = frame.whole.part(&datagram.payload);
         let size = frame.segment.map_or(payload.len(), usize::from).max(1);
-        if payload.len() > size * UDP_SEGMENTS_MOST {
+        if payload.len() > size * UDP_SEGMENTS_MAX {
             return Err(Why::Malformed);
         }
         let mut packet = Packet {

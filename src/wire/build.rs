@@ -21,6 +21,12 @@ pub const IPV6_LEN: usize = 40;
 pub const TCP_LEN: usize = 20;
 pub const UDP_LEN: usize = 8;
 
+/// The largest IP packet, as its header can say (RFC 791; RFC 8200 without jumbograms, the header not counted).
+pub const PACKET_MAX: usize = 65_535;
+
+/// The most datagrams that the kernel sends or receives as one (UDP_MAX_SEGMENTS, linux/udp.h).
+pub const UDP_SEGMENTS_MAX: usize = 128;
+
 /// The length of an IP header without options.
 pub const fn ip_len(v4: bool) -> usize {
     if v4 { IPV4_LEN } else { IPV6_LEN }

@@ -198,7 +198,7 @@ impl Lab {
                  <type arch='x86_64' machine='pc'>hvm</type>
                  <kernel>{dir}/kernel</kernel>
                  <initrd>{dir}/initramfs</initrd>
-                 <cmdline>console=ttyS0 quiet panic=-1 internet={INTERNET4} ports=\"{SERVED}\"</cmdline>
+                 <cmdline>console=ttyS0 quiet panic=-1 no_timer_check internet={INTERNET4} ports=\"{SERVED}\"</cmdline>
                </os>
                <cpu mode='maximum'/>
                <devices>

@@ -13,7 +13,7 @@ use crate::{
         guestmem::{GuestMemory, Stretch},
     },
     wire::{
-        build::{ETHERNET_LEN, IPV6_LEN, MIN_FRAME, TCP_LEN},
+        build::{ETHERNET_LEN, IPV6_LEN, MIN_FRAME, PACKET_MAX, TCP_LEN},
         checksum::Sum,
         headers::HEADERS_MAX,
         vnet::{self, Cut, Vnet},
@@ -29,9 +29,6 @@ const COMPACT: usize = 256;
 
 /// Octets that are worth a read of a stream of which there is more.
 const WORTH: usize = 8192;
-
-/// The largest packet: what the length field of an IPv4 header can say.
-const PACKET_MAX: usize = 65_535;
 
 /// Octets summed up at a time.
 const CHUNK: usize = 4096;

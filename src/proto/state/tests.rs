@@ -70,6 +70,7 @@ prop_compose! {
         (mss, scale) in (1..=u16::MAX, 0..=14_u8),
         (promised, slack, lag) in (0..1_u32 << 20, 0..256_u32, 0..1_u32 << 16),
         early in option::of(0..1_u32 << 16),
+        forgotten in any::<bool>(),
         (scaling, sack, timestamps) in any::<(bool, bool, bool)>(),
         (clock, recent) in any::<(u32, u32)>(),
     ) -> Saved {
@@ -77,6 +78,8 @@ prop_compose! {
         let (max, fin) = match host {
             Half::Open => (una + flight, None),
             Half::FinSeen | Half::FinSent => (una + flight, Some(una + flight + more)),
+            // A guest that has ended its own stream may forget the other.
+            Half::Done if forgotten && guest != Half::Open => (una + flight, None),
             Half::Done => (una, Some(una - 1)),
         };
         let shown = nxt + promised;

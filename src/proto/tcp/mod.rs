@@ -281,8 +281,10 @@ impl Conn {
         }
         // A SYN with the ACK: the guest asked when we did.
         let syn = segment.flags.has(Flags::SYN);
+        let fin = segment.flags.has(Flags::FIN);
         let text = segment.seq + u32::from(syn);
-        if self.receive.place(text, segment.payload.len() as u32) == Text::Outside {
+        let len = segment.payload.len() as u32;
+        if self.receive.place(text, len, fin) == Text::Outside {
             return Todo::ack_now(Why::OutOfWindow);
         }
         let window = self.send.octets(segment.window, syn);
@@ -303,8 +305,8 @@ impl Conn {
         now: Now,
     ) -> Todo {
         let len = segment.payload.len() as u32;
-        let text = self.receive.place(segment.seq, len);
         let flags = segment.flags;
+        let text = self.receive.place(segment.seq, len, flags.has(Flags::FIN));
         let silence = self.idle.silence(now);
         self.idle.heard(now);
         if let Some(stamps) = segment.options.timestamps
@@ -372,10 +374,11 @@ impl Conn {
         let len = segment.payload.len() as u32;
         let old = segment.seq.before(self.receive.nxt);
         // An octet before those expected, or none: a keepalive (RFC 9293, section 3.8.4).
-        let question =
-            segment.seq + 1 == self.receive.nxt && len <= 1 && !segment.flags.has(Flags::FIN);
-        if old && len > 0 && !question {
-            self.receive.came_twice(segment.seq, len);
+        let fin = segment.flags.has(Flags::FIN);
+        let question = segment.seq + 1 == self.receive.nxt && len <= 1 && !fin;
+        let span = len + u32::from(fin);
+        if old && span > 0 && !question {
+            self.receive.came_twice(segment.seq, span);
         }
         if !question {
             return Todo::ack_now(Why::OutOfWindow);

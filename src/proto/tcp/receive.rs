@@ -82,9 +82,10 @@ impl Receiver {
         receive
     }
 
-    /// Judges a segment's place in the stream.
-    pub fn place(&self, seq: Seq, len: u32) -> Text {
+    /// Judges the place in the stream of a segment with so many octets of payload, and a FIN behind them or not.
+    pub fn place(&self, seq: Seq, len: u32, fin: bool) -> Text {
         let end = seq + len;
+        let span = len + u32::from(fin);
         if seq.after(self.nxt) {
             return if seq.before(self.shown) {
                 Text::Gap
@@ -92,7 +93,8 @@ impl Receiver {
                 Text::Outside
             };
         }
-        if end.before(self.nxt) || (len > 0 && end == self.nxt) {
+        let last = seq + span;
+        if last.before(self.nxt) || (span > 0 && last == self.nxt) {
             return Text::Outside;
         }
         let skip = self.nxt.since(seq);
@@ -232,15 +234,15 @@ mod tests {
         let edge = receiver.promised();
         assert_eq!(edge, 10_000 / 256 * 256);
         assert_eq!(
-            receiver.place(Seq(0), 100),
+            receiver.place(Seq(0), 100, false),
             Text::Next { skip: 0, take: 100 }
         );
         assert_eq!(
-            receiver.place(Seq(0) - 50, 100),
+            receiver.place(Seq(0) - 50, 100, false),
             Text::Next { skip: 50, take: 50 }
         );
         assert_eq!(
-            receiver.place(Seq(0), 20_000),
+            receiver.place(Seq(0), 20_000, false),
             Text::Next {
                 skip: 0,
                 take: edge
@@ -250,18 +252,24 @@ mod tests {
             (receiver.early(Seq(10), 20_000), receiver.ahead(Seq(10))),
             (edge - 10, 10)
         );
-        assert_eq!(receiver.place(Seq(1), 100), Text::Gap);
-        assert_eq!(receiver.place(Seq(edge), 1), Text::Outside);
-        assert_eq!(receiver.place(Seq(0) - 100, 100), Text::Outside);
-        assert_eq!(receiver.place(Seq(0) - 1, 0), Text::Outside);
-        assert_eq!(receiver.place(Seq(0), 0), Text::Next { skip: 0, take: 0 });
+        assert_eq!(receiver.place(Seq(1), 100, false), Text::Gap);
+        assert_eq!(receiver.place(Seq(edge), 1, false), Text::Outside);
+        assert_eq!(receiver.place(Seq(0) - 100, 100, false), Text::Outside);
+        assert_eq!(receiver.place(Seq(0) - 1, 0, false), Text::Outside);
+        assert_eq!(
+            receiver.place(Seq(0), 0, false),
+            Text::Next { skip: 0, take: 0 }
+        );
     }
 
     #[test]
     fn a_shut_window_takes_only_empty_segments() {
         let receiver = Receiver::new(Seq(99), 1460, true);
-        assert_eq!(receiver.place(Seq(100), 0), Text::Next { skip: 0, take: 0 });
-        assert_eq!(receiver.place(Seq(100), 1), Text::Outside);
+        assert_eq!(
+            receiver.place(Seq(100), 0, false),
+            Text::Next { skip: 0, take: 0 }
+        );
+        assert_eq!(receiver.place(Seq(100), 1, false), Text::Outside);
     }
 
     #[test]
@@ -286,7 +294,7 @@ mod tests {
         let mut window = receiver.announce(0, Flags::ACK);
         while window > 0 {
             assert_eq!(
-                receiver.place(receiver.nxt, 1),
+                receiver.place(receiver.nxt, 1, false),
                 Text::Next { skip: 0, take: 1 }
             );
             receiver.take(1);

@@ -66,31 +66,23 @@ impl Saved {
     pub fn is_sound(&self) -> bool {
         let (send, receive) = (&self.send, &self.receive);
         let near = |from: Seq, to: Seq| to.0.wrapping_sub(from.0) <= SPREAD;
-        let ended = match self.stage {
-            Stage::SynSent | Stage::SynReceived => false,
-            Stage::Open { host, .. } => host != Half::Open,
-        };
         let opening = matches!(self.stage, Stage::SynSent | Stage::SynReceived);
-        let told = matches!(
-            self.stage,
-            Stage::Open {
-                host: Half::Done,
-                ..
-            }
-        );
-        let fin_fits = |fin: Seq| {
-            if told {
-                send.una == fin + 1
-            } else {
-                near(send.una, fin) && near(send.max, fin + 1)
-            }
+        let fin_fits = match self.stage {
+            Stage::SynSent | Stage::SynReceived => send.fin.is_none(),
+            Stage::Open { host, guest } => match host {
+                Half::Open => send.fin.is_none(),
+                Half::FinSeen | Half::FinSent => send
+                    .fin
+                    .is_some_and(|fin| near(send.una, fin) && near(send.max, fin + 1)),
+                // A guest that has ended its own stream may have forgotten the other, wherever that stood.
+                Half::Done => guest != Half::Open || send.fin == Some(send.una - 1),
+            },
         };
         let of_send = near(send.una, send.max)
             && send.window <= send.largest
             && send.largest <= SPREAD
             && send.scale <= 14
-            && ended == send.fin.is_some()
-            && send.fin.is_none_or(fin_fits)
+            && fin_fits
             && (!opening || send.max == send.una + 1);
         let of_receive = near(receive.nxt, receive.shown)
             && near(receive.edge, receive.shown)

@@ -74,7 +74,7 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let over = flow.conn.is_over();
+        let over = flow.is_over();
         if ack && flow.conn.ack_due() {
             if self.postponed.len() < self.limits.flows && flow.conn.ack_may_wait(now) {
                 self.postponed.push_back((id, now));
@@ -221,7 +221,7 @@ impl Relay {
         };
         if due {
             self.shut_down(id);
-            if matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.conn.is_over()) {
+            if matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.is_over()) {
                 self.finish(id);
             }
         }
@@ -233,6 +233,11 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
+        if flow.state.failed && flow.conn.is_over() {
+            // A reset is to follow, which says what became of the last octets.
+            flow.state.owes_ack = false;
+            return;
+        }
         flow.state.owes_ack = waits;
         if waits {
             return self.starve(id);

@@ -371,3 +371,58 @@ fn nothing(flow: &mut TcpFlow) -> Look {
     flow.state.readable = false;
     Look::Nothing
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fixture;
+    use super::*;
+    use std::io::Read;
+
+    /// Where a frame has its flags.
+    const FLAGS: usize = 47;
+
+    const NOW: Now = Now(1_000_000);
+
+    #[test]
+    fn the_last_acknowledgement_waits_for_room_and_the_connection_for_it() {
+        let (mut outbox, guest) = fixture::link();
+        let mut relay = fixture::relay(16);
+        let (id, mut peer) = fixture::ended_connection(&mut relay, NOW);
+        relay.finish(id);
+        assert!(relay.flows.get(id).is_some());
+        relay.resume(&mut outbox, NOW);
+        assert!(relay.flows.get(id).is_none());
+        relay.requests().clear();
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+        let frames = guest.frames(outbox);
+        assert_eq!(frames.len(), 1);
+        assert_eq!(frames[0][42..46], (fixture::IRS + 2).0.to_be_bytes());
+        assert_eq!(frames[0][FLAGS], 0x10);
+    }
+
+    /// Octets it has acknowledged never got there.
+    #[test]
+    fn a_connection_that_was_reset_last_is_not_acknowledged_to_its_end() {
+        let (mut outbox, guest) = fixture::link();
+        let mut relay = fixture::relay(16);
+        let (id, _peer) = fixture::ended_connection(&mut relay, NOW);
+        if let Some(Flow::Tcp(flow)) = relay.flows.get_mut(id) {
+            flow.state.failed = true;
+        }
+        relay.resume(&mut outbox, NOW);
+        assert!(relay.flows.get(id).is_none());
+        let frames = guest.frames(outbox);
+        assert_eq!(frames.len(), 1);
+        assert_eq!(frames[0][FLAGS] & 0x04, 0x04);
+    }
+
+    /// Its peer gets what the guest has sent, and no reset.
+    #[test]
+    fn a_connection_that_is_over_ends_in_order_though_the_guest_leaves_meanwhile() {
+        let mut relay = fixture::relay(16);
+        let (_, mut peer) = fixture::ended_connection(&mut relay, NOW);
+        relay.guest_left();
+        relay.requests().clear();
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    }
+}

@@ -159,7 +159,7 @@ impl Relay {
             .disorder
             .and_then(|lent| self.disorders.get_mut(lent));
         let todo = flow.conn.expired(disorder, now);
-        let over = flow.conn.is_over();
+        let over = flow.is_over();
         if let Some(rst) = todo.rst {
             self.say(id, rst.into(), outbox);
         }
@@ -221,10 +221,10 @@ mod tests {
         for question in questions {
             assert_eq!(question[23], number::TCP);
             // One octet before what the guest expects, and none to take.
-            assert_eq!(question[seq.clone()], 1000_u32.to_be_bytes());
+            assert_eq!(question[seq.clone()], fixture::ISS.0.to_be_bytes());
             assert_eq!(question[flags], 0x10);
         }
-        assert_eq!(reset[seq], 1001_u32.to_be_bytes());
+        assert_eq!(reset[seq], (fixture::ISS + 1).0.to_be_bytes());
         assert_eq!(reset[flags] & 0x04, 0x04);
     }
 }

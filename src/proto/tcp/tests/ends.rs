@@ -98,6 +98,20 @@ fn a_repeated_fin_is_acknowledged_again() {
     }
 }
 
+/// A guest whose FIN was lost may send it again with text before it, though that has arrived.
+#[test]
+fn a_fin_behind_text_that_came_before_is_taken() {
+    let mut conn = open();
+    let text = next(&conn, Flags::ACK, 3);
+    conn.segment(&text, None, NOW);
+    conn.acknowledgement(FREE, None, NOW);
+    let both = segment(text.seq, text.ack, Flags::ACK | Flags::FIN, 3);
+    let todo = conn.segment(&both, None, NOW);
+    assert_eq!((todo.take, todo.ack), (None, Ack::Now));
+    assert!(conn.shutdown_due());
+    assert_eq!(conn.acknowledgement(FREE, None, NOW).ack, text.seq + 4);
+}
+
 /// What a guest sent before its FIN was acknowledged. If it forgets the connection then, as a guest does some time after it
 /// closed or when it starts anew, the host gets all of it all the same.
 #[test]
@@ -117,6 +131,8 @@ fn a_guest_that_has_ended_its_stream_cannot_abort_it() {
     assert_eq!(conn.sendable(), 0);
     let todo = conn.segment(&rst, None, NOW);
     assert!(!conn.is_over() && !todo.abort);
+    let elsewhere = Conn::restored(&conn.save(NOW).unwrap(), SynRetries::default(), NOW);
+    assert_eq!(elsewhere.unwrap().phase(), conn.phase());
     let mut lingering = conn;
     conn.shut_down();
     assert!(conn.is_over());

@@ -293,10 +293,13 @@ impl World {
         guest.una = guest.una.max(acked.min(guest.send.len()));
         guest.fin_acked |= acked > guest.send.len();
         guest.edge = guest.edge.max(acked + (usize::from(fields.window) << 8));
+        // A FIN that came twice is told of too.
+        let sent = guest.nxt + usize::from(guest.nxt == guest.send.len());
         for &(start, end) in options.sack.blocks() {
             let (start, end) = (start.since(first) as usize, end.since(first) as usize);
-            assert!(start < end && end <= guest.nxt);
-            guest.sacked[start..end].fill(true);
+            assert!(start < end && end <= sent);
+            let octets = end.min(guest.nxt);
+            guest.sacked[start..octets].fill(true);
         }
         if let Some(stamps) = options.timestamps {
             guest.recent = guest.recent.max(stamps.value);

@@ -66,6 +66,28 @@ fn large_datagrams_pass_a_link_of_1500_both_ways() {
     }
 }
 
+/// Parts of two packets may have had one identification (RFC 4963): what a receiver would have dropped is not sent.
+#[test]
+fn a_whole_whose_checksum_is_wrong_is_dropped() {
+    let Some(scene) = Scene::new(&["--mtu", "1500"]) else {
+        return;
+    };
+    for addr in both(INTERNET4, INTERNET6, 9) {
+        let server = udp_socket(&scene.world.outside, addr);
+        let right = datagram(addr, 4096);
+        let mut wrong = datagram(addr, 4096);
+        wrong.payload[3000] ^= 1;
+        for (id, ip) in [(1, &wrong), (2, &right)] {
+            for frame in parts(ip, id, 1500) {
+                scene.wire.send(&frame);
+            }
+        }
+        let mut got = [0; 5000];
+        let len = server.recv(&mut got).unwrap();
+        assert!(got[..len] == pattern(0, 4096));
+    }
+}
+
 /// The kernel hands over what a peer sent by one call (UDP_SEGMENT) as one: each of it is cut for itself.
 #[test]
 fn datagrams_that_arrive_as_one_are_cut_one_by_one() {

@@ -85,7 +85,7 @@ impl Reactor {
     /// What a worker's thread has ended by.
     pub(super) fn hear_crew(&mut self) -> io::Result<()> {
         // The thread whose ring was full may have room now.
-        self.core.link_readable = true;
+        self.core.link_readable |= self.session.is_some();
         if let Some(why) = self.crew.hear(&mut self.core)?
             && self.session.is_some()
         {

@@ -180,6 +180,11 @@ impl Outbox {
         self.outlet.as_ref().is_some_and(Outlet::has_vanished)
     }
 
+    /// Whether the guest is there, and takes nothing for now: its queue does not run.
+    pub const fn is_paused(&self) -> bool {
+        self.queued && self.outlet.is_none()
+    }
+
     /// Whether somebody is there to receive.
     pub const fn has_guest(&self) -> bool {
         self.socket.is_some() || self.outlet.is_some()
@@ -374,7 +379,8 @@ impl Outbox {
         let lent = None;
         let before = self.frames.len();
         let outlet = self.outlet.as_ref();
-        let several = len > cut && len <= DATAGRAM_MAX;
+        // Their checksum is left to the guest (virtio 1.2, section 5.1.6.4.1), which that of few octets is not.
+        let several = len > cut && (HEAD..=DATAGRAM_MAX).contains(&len);
         if several && outlet.is_some_and(Outlet::leaves_datagrams) {
             self.commit(Room { at, len, lent }, len, len, stamp);
             if let Some(frame) = self.frames.get_mut(before) {

@@ -7,10 +7,14 @@ use super::{
 use crate::{
     flow::Key,
     link::{Flushed, Frame, Inbox, Outbox},
-    net::{Mac, Now, Why},
+    net::{
+        Mac, Now, Why,
+        number::{ICMP, ICMPV6, TCP, UDP},
+    },
     sys::Marks,
     wire::{
         build::{Ends, MIN_FRAME, PACKET_MAX, UDP_SEGMENTS_MAX, ip_len},
+        checksum::Sum,
         fragment::{self, Part},
         frame::{Body, Fragment, Ip, classify},
         headers::TTL,
@@ -56,7 +60,7 @@ impl Relay {
     /// datagrams that were received as one. `false` if it is full: what waits in a socket is to stay there.
     pub(super) fn has_room_for_packet(&self, v4: bool, outbox: &mut Outbox) -> bool {
         let parts = fragment::most_parts(v4, self.net.mtu.into()) + SEGMENTS;
-        outbox.has_room_for(parts, PACKET_MAX + parts * PART_EXTRA)
+        !outbox.is_paused() && outbox.has_room_for(parts, PACKET_MAX + parts * PART_EXTRA)
     }
 
     /// The link addresses of a frame to the guest.
@@ -103,6 +107,9 @@ impl Relay {
             self.scratch.resize(start + packet.len(), 0);
             let octets = self.scratch.get_mut(start..).unwrap_or_default();
             packet.write(&self.pool, octets);
+            if !sums_up(&ip, protocol, octets) {
+                return None;
+            }
             let mut held = self.reassembly.held.take()?;
             held.hold(&self.scratch);
             Some(held)
@@ -173,6 +180,18 @@ impl Relay {
         }
         self.forget_parts();
     }
+}
+
+/// Whether the checksum of a packet that was in parts is right, where it has one: parts of two packets may have had the same
+/// identification (RFC 4963), and our sockets give whatever they send a new one.
+fn sums_up(ip: &Ip, protocol: u8, upper: &[u8]) -> bool {
+    let sum = match protocol {
+        UDP if ip.src.is_ipv4() && matches!(upper, [_, _, _, _, _, _, 0, 0, ..]) => return true,
+        TCP | UDP | ICMPV6 => Sum::pseudo(ip.src, ip.dst, protocol, upper.len()),
+        ICMP => Sum::new(),
+        _ => return true,
+    };
+    sum.bytes(upper).is_valid()
 }
 
 /// Hands a packet to the guest: whole where the link takes it, else in parts. `upper` is all behind the IP header. `false` if

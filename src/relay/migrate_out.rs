@@ -24,6 +24,7 @@ impl Relay {
     /// are listed as lost. Until [`Relay::stay`] or [`Relay::guest_left`] says how it ended nothing else happens.
     pub fn depart(&mut self, helper: Option<&Helper>, now: Now) -> Vec<u8> {
         let flows = self.connections();
+        let failed: Vec<Tcp> = self.failed(now).collect();
         let moving = match self.fall_silent(&flows, helper) {
             Ok(()) => flows.len(),
             Err(why) => {
@@ -37,6 +38,7 @@ impl Relay {
         self.away.on_the_way = true;
         let mut state = State {
             guest: self.visitor(),
+            tcp: failed,
             ..State::default()
         };
         let mut left = Vec::new();
@@ -66,6 +68,18 @@ impl Relay {
             state.udp.len()
         );
         state.encode()
+    }
+
+    /// Connections whose end on the host is gone, of which the guest is not told yet.
+    fn failed(&self, now: Now) -> impl Iterator<Item = Tcp> {
+        self.flows.ids().filter_map(move |id| {
+            let (key, Flow::Tcp(flow)) = (self.flows.key(id)?, self.flows.get(id)?) else {
+                return None;
+            };
+            let conn = flow.conn.save(now).filter(|_| flow.state.failed)?;
+            let host = HostSide::Lost;
+            Some(Tcp { key, conn, host })
+        })
     }
 
     /// Whether there is a connection that moving takes a helper for.
@@ -236,7 +250,10 @@ impl Relay {
         };
         let conn = flow.conn.save(now)?;
         let mut host = HostSide::Lost;
-        if whole {
+        if whole && flow.state.failed {
+            // As it fell silent: what its socket would say of its end is no more to be had.
+            left.push(id);
+        } else if whole {
             let held: Vec<u8> = self.pool.pieces(&flow.spill).flatten().copied().collect();
             match moving::take(&flow.socket, &held) {
                 Ok(taken) => {
@@ -280,5 +297,31 @@ impl Relay {
                 ours: v6.ours,
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+
+    /// The guest stood still before it could be told.
+    #[test]
+    fn a_connection_that_was_reset_moves_as_lost() {
+        let now = Now(1_000_000);
+        let mut relay = fixture::relay(16);
+        let (id, _peer) = fixture::connection(&mut relay, now);
+        if let Some(Flow::Tcp(flow)) = relay.flows.get_mut(id) {
+            flow.state.failed = true;
+        }
+        let octets = relay.depart(None, now);
+        let state = State::decode(&octets).unwrap();
+        assert!(matches!(
+            state.tcp[..],
+            [Tcp {
+                host: HostSide::Lost,
+                ..
+            }]
+        ));
     }
 }

@@ -153,6 +153,12 @@ impl Relay {
                 _ if refused.error.kind() == io::ErrorKind::WouldBlock => {
                     return run.iter().for_each(|_| self.count(Why::HostFull));
                 }
+                // An error of an earlier datagram is reported by the next call and clears with it (udp(7)): then once more.
+                _ if !failed => {
+                    self.udp_errors(id, outbox);
+                    failed = true;
+                    continue;
+                }
                 Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP)
                     if refused.several =>
                 {
@@ -162,12 +168,6 @@ impl Relay {
                     continue;
                 }
                 Some(libc::EMSGSIZE) => self.too_big(id, &key, first, inbox, outbox),
-                // An error of an earlier datagram is reported by the next call and clears with it (udp(7)): then once more.
-                _ if !failed => {
-                    self.udp_errors(id, outbox);
-                    failed = true;
-                    continue;
-                }
                 _ => {
                     let mut payload = [0; QUOTED];
                     let len = inbox.copy_start(first.payload, &mut payload);

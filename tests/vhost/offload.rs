@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
@@ -247,6 +247,34 @@ fn datagrams_of_one_size_come_as_one_to_those_who_cut_them() {
                 assert_pattern(0, &got);
             }
             assert_eq!(longest > MTU + 14, large, "{longest}");
+        }
+    }
+}
+
+/// Their checksum is computed here, as that of all short ones, so that the guest cannot be left to cut them.
+#[test]
+fn a_few_octets_received_as_one_come_one_by_one() {
+    const SIZE: usize = 20;
+    let Some(scene) = scene() else { return };
+    let mut guest = scene.guest(Driver::new(LINUX));
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let server = udp_socket(&scene.world.outside, remote);
+        let hello = Udp::new(guest_addr(remote, 40_000), remote, b"hello");
+        guest.transmit(&[0; 12], &hello.frame(), 1);
+        let (_, client) = server.recv_from(&mut [0; 9]).unwrap();
+        let data = pattern(0, 2 * SIZE);
+        let begin = Instant::now();
+        // Until its socket is sure to hear its peer alone they come one by one anyway.
+        while begin.elapsed() < Duration::from_secs(1) {
+            send_segmented(&server, client, &data, SIZE);
+            for half in data.chunks(SIZE) {
+                let udp = guest.expect("datagram", |arrival| {
+                    let frames = cut::cut(arrival);
+                    assert_eq!(frames.len(), 1);
+                    Udp::of_frame(&frames[0]).filter(|udp| udp.dst.port() == 40_000)
+                });
+                assert_eq!(udp.payload, half);
+            }
         }
     }
 }

@@ -186,6 +186,19 @@ fn the_way_of_a_capture_is_one_queue_pair() {
 }
 
 #[test]
+fn threads_that_begin_are_no_client_that_leaves() {
+    let Some(world) = crate::World::pod() else {
+        return;
+    };
+    let setup = crate::Setup::new(&["--vhost-user", "--queues", "2"]);
+    let translator = setup.start(&world.pod);
+    let guest = FrontEnd::greet(translator.connect(), Driver::new(LINUX));
+    assert_eq!(guest.ask(request::GET_QUEUE_NUM, &[]), [2]);
+    let log = translator.log();
+    assert!(!log.contains("Client connection closed"), "{log}");
+}
+
+#[test]
 fn flows_are_answered_by_the_pair_they_began_with() {
     let Some(scene) = scene("2") else { return };
     let mut guest = scene.guest(Driver::twice(LINUX));

@@ -42,14 +42,15 @@ impl Conn {
             Phase::Connecting | Phase::Closed => return None,
         };
         let stamps = self.clock.stamp(now);
-        Some(Saved {
+        let saved = Saved {
             stage,
             send: self.send.save(),
             receive: self.receive.save(),
             terms: self.terms,
             clock: stamps.value,
             recent: stamps.echo,
-        })
+        };
+        saved.is_sound().then_some(saved)
     }
 
     /// Goes on with a connection that was saved, if what is said of it [can be](Saved::is_sound).

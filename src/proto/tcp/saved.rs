@@ -84,7 +84,9 @@ impl Saved {
             && send.scale <= 14
             && fin_fits
             && (!opening || send.max == send.una + 1);
-        let of_receive = near(receive.nxt, receive.shown)
+        // A FIN fits a shut window.
+        let last = receive.shown + u32::from(receive.fin.is_some());
+        let of_receive = near(receive.nxt, last)
             && near(receive.edge, receive.shown)
             && near(receive.acked, receive.nxt)
             && receive.fin.is_none_or(|fin| near(receive.nxt - 1, fin));

@@ -321,7 +321,7 @@ impl Relay {
 
     /// Resets the guest's connection: the host's is gone.
     pub(in super::super) fn reset(&mut self, id: Id, outbox: &mut Outbox) {
-        let waits = !outbox.has_room();
+        let waits = outbox.is_paused() || !outbox.has_room();
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
@@ -414,6 +414,19 @@ mod tests {
         let frames = guest.frames(outbox);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0][FLAGS] & 0x04, 0x04);
+    }
+
+    /// A machine that is stopped takes nothing, and goes on later.
+    #[test]
+    fn what_a_paused_guest_is_to_hear_is_owed() {
+        let mut outbox = Outbox::new();
+        outbox.attach_queue(true);
+        let mut relay = fixture::relay(16);
+        let (id, _peer) = fixture::connection(&mut relay, NOW);
+        relay.acknowledge(id, &mut outbox, NOW);
+        assert!(matches!(relay.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.owes_ack));
+        relay.reset(id, &mut outbox);
+        assert!(matches!(relay.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.failed));
     }
 
     /// Its peer gets what the guest has sent, and no reset.

@@ -95,6 +95,7 @@ impl Relay {
             return Ok(());
         };
         let (header, protocol) = (packet.header(), packet.protocol);
+        let mut why = Why::Fragment;
         let whole = header.and_then(|ip| {
             let ends = Ends {
                 src: mac,
@@ -108,6 +109,7 @@ impl Relay {
             let octets = self.scratch.get_mut(start..).unwrap_or_default();
             packet.write(&self.pool, octets);
             if !sums_up(&ip, protocol, octets) {
+                why = Why::Checksum;
                 return None;
             }
             let mut held = self.reassembly.held.take()?;
@@ -115,7 +117,7 @@ impl Relay {
             Some(held)
         });
         self.reassembly.release(packet, &mut self.pool);
-        let held = whole.ok_or(Why::Fragment)?;
+        let held = whole.ok_or(why)?;
         self.end_burst(inbox, outbox, now);
         let result = self.whole(&held, outbox, now);
         self.forget_parts();
@@ -186,7 +188,8 @@ impl Relay {
 /// identification (RFC 4963), and our sockets give whatever they send a new one.
 fn sums_up(ip: &Ip, protocol: u8, upper: &[u8]) -> bool {
     let sum = match protocol {
-        UDP if ip.src.is_ipv4() && matches!(upper, [_, _, _, _, _, _, 0, 0, ..]) => return true,
+        // None (RFC 768; RFC 6935 for IPv6).
+        UDP if matches!(upper, [_, _, _, _, _, _, 0, 0, ..]) => return true,
         TCP | UDP | ICMPV6 => Sum::pseudo(ip.src, ip.dst, protocol, upper.len()),
         ICMP => Sum::new(),
         _ => return true,

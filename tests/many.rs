@@ -182,11 +182,11 @@ fn a_thousand_small_flows_are_served_beside_a_hog() {
             guest.dropped_at_device()
         );
         assert_eq!(trips.len(), SMALL * ROUNDS);
-        assert!(at(99) < Duration::from_secs(3) + pause, "{:?}", at(99));
+        assert!(at(99) < Duration::from_secs(3), "{:?}", at(99));
     }
 }
 
-/// For how long at most a thread had no processor though it wanted one: so long nobody else can be blamed for.
+/// For how long at most a thread had no processor though it wanted one, to be told with what took long.
 fn longest_pause(stop: &AtomicBool) -> Duration {
     let mut longest = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) {

@@ -180,8 +180,8 @@ impl Outbox {
         self.outlet.as_ref().is_some_and(Outlet::has_vanished)
     }
 
-    /// Whether the guest is there, and takes nothing for now: its queue does not run.
-    pub const fn is_paused(&self) -> bool {
+    /// Whether a front-end is there whose queue does not run: what there is to say waits until it does.
+    const fn is_paused(&self) -> bool {
         self.queued && self.outlet.is_none()
     }
 
@@ -199,7 +199,7 @@ impl Outbox {
     /// The same for so many frames, of so many octets together.
     pub fn has_room_for(&mut self, frames: usize, octets: usize) -> bool {
         let fits = self.frames.len() + frames <= FRAMES && self.used + octets <= ARENA;
-        !self.has_guest() || fits || self.flush() == Flushed::Done
+        !self.is_paused() && (!self.has_guest() || fits || self.flush() == Flushed::Done)
     }
 
     /// Room for up to `want` octets of payload, to be cut into frames of `cut` octets. `None` when the link is full: flush,

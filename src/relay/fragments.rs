@@ -9,7 +9,7 @@ use crate::{
     link::{Flushed, Frame, Inbox, Outbox},
     net::{
         Mac, Now, Why,
-        number::{ICMP, ICMPV6, TCP, UDP},
+        number::{TCP, UDP},
     },
     sys::Marks,
     wire::{
@@ -60,7 +60,7 @@ impl Relay {
     /// datagrams that were received as one. `false` if it is full: what waits in a socket is to stay there.
     pub(super) fn has_room_for_packet(&self, v4: bool, outbox: &mut Outbox) -> bool {
         let parts = fragment::most_parts(v4, self.net.mtu.into()) + SEGMENTS;
-        !outbox.is_paused() && outbox.has_room_for(parts, PACKET_MAX + parts * PART_EXTRA)
+        outbox.has_room_for(parts, PACKET_MAX + parts * PART_EXTRA)
     }
 
     /// The link addresses of a frame to the guest.
@@ -187,14 +187,15 @@ impl Relay {
 /// Whether the checksum of a packet that was in parts is right, where it has one: parts of two packets may have had the same
 /// identification (RFC 4963), and our sockets give whatever they send a new one.
 fn sums_up(ip: &Ip, protocol: u8, upper: &[u8]) -> bool {
-    let sum = match protocol {
+    match protocol {
         // None (RFC 768; RFC 6935 for IPv6).
-        UDP if matches!(upper, [_, _, _, _, _, _, 0, 0, ..]) => return true,
-        TCP | UDP | ICMPV6 => Sum::pseudo(ip.src, ip.dst, protocol, upper.len()),
-        ICMP => Sum::new(),
-        _ => return true,
-    };
-    sum.bytes(upper).is_valid()
+        UDP if matches!(upper, [_, _, _, _, _, _, 0, 0, ..]) => true,
+        TCP | UDP => Sum::pseudo(ip.src, ip.dst, protocol, upper.len())
+            .bytes(upper)
+            .is_valid(),
+        // That of ICMP is looked at where it is read.
+        _ => true,
+    }
 }
 
 /// Hands a packet to the guest: whole where the link takes it, else in parts. `upper` is all behind the IP header. `false` if

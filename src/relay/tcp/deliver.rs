@@ -229,7 +229,7 @@ impl Relay {
 
     /// Sends a bare acknowledgement with the window of the moment.
     pub(in super::super) fn acknowledge(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
-        let waits = outbox.is_paused() || !outbox.has_room();
+        let waits = !outbox.has_room();
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };

@@ -321,7 +321,7 @@ impl Relay {
 
     /// Resets the guest's connection: the host's is gone.
     pub(in super::super) fn reset(&mut self, id: Id, outbox: &mut Outbox) {
-        let waits = outbox.is_paused() || !outbox.has_room();
+        let waits = !outbox.has_room();
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };

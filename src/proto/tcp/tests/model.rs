@@ -315,8 +315,7 @@ impl World {
                 guest.fin_at = Some(at + octets.len());
             }
         }
-        let nxt = guest.nxt + usize::from(guest.nxt == guest.send.len());
-        let answer = self.segment(nxt, 0, Flags::ACK);
+        let answer = self.segment(sent, 0, Flags::ACK);
         self.to_us.push_back((answer, vec![]));
     }
 

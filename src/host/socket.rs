@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
+};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::{
@@ -446,9 +449,18 @@ pub(super) fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) 
     };
     let addr = addr.filter(|_| !is_local(peer));
     if addr.is_some() || port != 0 {
-        socket.bind(&SockAddr::from(SocketAddr::new(addr.unwrap_or(any), port)))?;
+        let local = SocketAddr::new(addr.unwrap_or(any), port);
+        socket.bind(&SockAddr::from(local)).map_err(no_way_out)?;
     }
     Ok(())
+}
+
+/// The host has no such interface or address now: nothing is short, the network is out of reach.
+fn no_way_out(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENODEV | libc::EADDRNOTAVAIL) => Errno::ENETUNREACH.into(),
+        _ => error,
+    }
 }
 
 /// What is mapped to the host itself is reached over no other interface than its own.
@@ -458,7 +470,9 @@ fn bind_interface(socket: &Socket, peer: Peer, outbound: &Outbound) -> io::Resul
         IpAddr::V6(_) => &outbound.interface6,
     };
     match interface {
-        Some(name) if !is_local(peer) => socket.bind_device(Some(name.as_bytes())),
+        Some(name) if !is_local(peer) => socket
+            .bind_device(Some(name.as_bytes()))
+            .map_err(no_way_out),
         _ => Ok(()),
     }
 }

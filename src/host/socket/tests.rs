@@ -30,6 +30,27 @@ fn a_listening_port_connects_and_a_closed_one_refuses() {
 }
 
 #[test]
+fn what_flows_are_to_leave_by_and_is_gone_is_a_network_out_of_reach() {
+    let no_address = Outbound {
+        addr4: Some([192, 0, 2, 77].into()),
+        ..Outbound::default()
+    };
+    let no_interface = Outbound {
+        interface4: Some("none-such".into()),
+        ..Outbound::default()
+    };
+    let peer = peer(([198, 51, 100, 1], 9).into());
+    for outbound in [no_address, no_interface] {
+        let refused = [
+            tcp(peer, &outbound, Manner::default()).unwrap_err(),
+            udp(peer, &outbound, 0, false).unwrap_err(),
+        ];
+        let errors = refused.map(|error| error.raw_os_error());
+        assert_eq!(errors, [Some(libc::ENETUNREACH); 2]);
+    }
+}
+
+#[test]
 fn flows_from_one_port_share_it() {
     let (a, b) = (
         UdpSocket::bind("127.0.0.1:0").unwrap(),

@@ -375,6 +375,16 @@ pub fn receive_segments(socket: &impl AsFd) {
     let _ = sockopt::set_receive_segments(socket.as_fd());
 }
 
+/// Octets of the kernel's memory that a datagram takes at the least while it waits: far less than any does.
+const LEAST_HELD: usize = 256;
+
+/// Datagrams that may wait in a UDP socket at the most.
+pub fn most_held(socket: &impl AsFd) -> usize {
+    let octets = SockRef::from(socket).recv_buffer_size().unwrap_or_default();
+    // The last one may exceed the buffer.
+    octets / LEAST_HELD + 1
+}
+
 /// Octets a roomy UDP socket holds, as far as the system allows (rmem_max): what a fast sender sends while we wait for a
 /// processor.
 const ROOMY: usize = 1 << 20;

@@ -261,9 +261,17 @@ pub struct UdpFlow {
     pub roomy: bool,
     /// The socket is bound to the guest's port.
     pub bound: bool,
-    /// Until when its socket may bring what others sent, as it was bound before it was connected: it heard everybody, and what
-    /// was on its way there comes a moment later.
-    pub fresh: Option<Now>,
+    /// Its socket may bring what others sent, as it was bound before it was connected: it heard everybody.
+    pub fresh: Option<Fresh>,
+}
+
+/// How long a socket that has heard everybody may bring what others sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fresh {
+    /// Until then more of it may come, which was on its way.
+    Until(Now),
+    /// None comes any more, and so many datagrams at the most may lie before the last of it.
+    Before(usize),
 }
 
 /// A series of echo requests with one identifier.
@@ -339,7 +347,28 @@ impl Sent {
 pub const ECHO_TIMEOUT: Span = Span::secs(60);
 
 /// How long a datagram may be on its way into a socket at the most: within the kernel, on another processor.
-pub const FRESH: Span = Span::millis(100);
+const FRESH: Span = Span::millis(100);
+
+impl Fresh {
+    /// Of a socket that was connected at `now`.
+    pub fn since(now: Now) -> Self {
+        Self::Until(now + FRESH)
+    }
+
+    /// The same before the next datagram is read from a socket that holds `most` of them; `None` if it is the peer's for sure.
+    pub fn next(self, now: Now, most: impl FnOnce() -> usize) -> Option<Self> {
+        match self {
+            Self::Until(until) if until > now => Some(self),
+            Self::Until(_) => Some(Self::Before(most())),
+            Self::Before(left) => left.checked_sub(1).map(Self::Before),
+        }
+    }
+
+    /// The same of a socket that was found empty.
+    pub fn after_all(self, now: Now) -> Option<Self> {
+        matches!(self, Self::Until(until) if until > now).then_some(self)
+    }
+}
 
 impl UdpFlow {
     /// A flow over this connected socket, which [`prepare_udp`](crate::host::socket::prepare_udp) has seen.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    flow::{FRESH, Flow, UdpFlow},
+    flow::{Flow, Fresh, UdpFlow},
     request::Request,
     state::{FAILURES, Relay, STRAYS, is_shortage},
     udp_to_guest,
@@ -279,7 +279,7 @@ impl Relay {
         let flow = UdpFlow {
             seen: (0, 1),
             waits: !known,
-            fresh: Some(now + FRESH),
+            fresh: Some(Fresh::since(now)),
             ..UdpFlow::new(socket, now)
         };
         let timeout = self.udp_timeout(&flow);
@@ -341,6 +341,9 @@ impl Relay {
             let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
                 return None;
             };
+            if !may_be_stray(flow, now) {
+                break;
+            }
             match socket::receive_from(&flow.socket, &mut self.message) {
                 Ok(arrival) if arrival.from == ends.1 => {
                     flow.heard_host(now);
@@ -359,9 +362,7 @@ impl Relay {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     flow.readable = false;
-                    if flow.fresh.take_if(|until| *until <= now).is_some() {
-                        socket::receive_segments(&flow.socket);
-                    }
+                    found_empty(flow, now);
                     return None;
                 }
                 Err(error) if is_shortage(&error) || failures == FAILURES => {
@@ -436,5 +437,67 @@ impl Relay {
     fn udp_scratch(&mut self, key: &Key, marks: Marks, outbox: &mut Outbox) {
         let len = udp_to_guest::datagram(&mut self.message, key, &self.scratch);
         self.udp_packet(key, len, marks, outbox);
+    }
+}
+
+/// Whether the next datagram in a flow's socket may be another's.
+fn may_be_stray(flow: &mut UdpFlow, now: Now) -> bool {
+    let most = || socket::most_held(&flow.socket);
+    let fresh = flow.fresh.and_then(|fresh| fresh.next(now, most));
+    set_fresh(flow, fresh)
+}
+
+/// A flow's socket is empty.
+fn found_empty(flow: &mut UdpFlow, now: Now) {
+    let fresh = flow.fresh.and_then(|fresh| fresh.after_all(now));
+    set_fresh(flow, fresh);
+}
+
+/// From when nothing of others can come any more, datagrams may come together.
+fn set_fresh(flow: &mut UdpFlow, fresh: Option<Fresh>) -> bool {
+    flow.fresh = fresh;
+    if fresh.is_none() {
+        socket::receive_segments(&flow.socket);
+    }
+    fresh.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+    use crate::net::Protocol;
+    use std::net::UdpSocket;
+
+    /// What others sent lies before what comes later, however much that is.
+    #[test]
+    fn a_socket_that_is_never_empty_is_read_as_any_other_in_the_end() {
+        const LATER: Now = Now(1_000_000_000);
+        let mut relay = fixture::relay(16);
+        let (mut outbox, mut guest) = fixture::link();
+        let any = (Ipv4Addr::LOCALHOST, 0);
+        let (ours, theirs) = (UdpSocket::bind(any), UdpSocket::bind(any));
+        let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
+        ours.connect(theirs.local_addr().unwrap()).unwrap();
+        theirs.connect(ours.local_addr().unwrap()).unwrap();
+        let rounds = socket::most_held(&ours) / STRAYS + 2;
+        let flow = UdpFlow {
+            fresh: Some(Fresh::since(Now(0))),
+            readable: true,
+            ..UdpFlow::new(ours.into(), Now(0))
+        };
+        let key = fixture::key(Protocol::Udp, 7);
+        let id = relay.insert(key, Flow::Udp(flow)).unwrap();
+        let mut is_fresh = |now| {
+            for _ in 0..=STRAYS {
+                theirs.send(b"more").unwrap();
+            }
+            relay.sort_strays(id, None, &mut outbox, now);
+            guest.read_all(&mut outbox);
+            matches!(relay.flows.get(id), Some(Flow::Udp(flow)) if flow.may_bring_strays())
+        };
+        assert!((0..rounds).all(|_| is_fresh(Now(1))));
+        assert!(is_fresh(LATER));
+        assert!(!(1..rounds).all(|_| is_fresh(LATER)));
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    flow::{FRESH, Flow, Syn, TcpFlow, UdpFlow},
+    flow::{Flow, Fresh, Syn, TcpFlow, UdpFlow},
     state::Relay,
 };
 use crate::{
@@ -131,7 +131,7 @@ impl Relay {
             Ok(socket) => {
                 let mut flow = UdpFlow::new(socket, now);
                 flow.seen = udp.seen;
-                flow.fresh = Some(now + FRESH);
+                flow.fresh = Some(Fresh::since(now));
                 let timeout = self.udp_timeout(&flow);
                 if let Ok(id) = self.insert(udp.key, Flow::Udp(flow)) {
                     self.wheel.arm(id.slot, now + timeout);

@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd};
 
 use super::{
     errors::{Fault, QUOTED, Quote},
-    flow::{FRESH, Flow, Packet, UdpFlow},
+    flow::{Flow, Fresh, Packet, UdpFlow},
     request::Ready,
     state::Relay,
 };
@@ -73,7 +73,7 @@ impl Relay {
         }
         let flow = UdpFlow {
             bound,
-            fresh: bound.then_some(now + FRESH),
+            fresh: bound.then(|| Fresh::since(now)),
             ..UdpFlow::new(socket, now)
         };
         let timeout = self.udp_timeout(&flow);

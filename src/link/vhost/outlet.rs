@@ -488,15 +488,17 @@ impl Outlet {
     /// Gives the next `chains` chains back, holding `total` octets.
     fn give(&mut self, chains: usize, total: usize) {
         let mut left = total;
-        for staged in self
-            .staged
-            .get(self.taken..self.taken + chains)
-            .unwrap_or_default()
-        {
+        for chain in self.taken..self.taken + chains {
+            let Some(&staged) = self.staged.get(chain) else {
+                break;
+            };
             let len = staged.len.min(left);
             left -= len;
-            let pieces = staged.first..staged.first + staged.pieces;
-            self.ring.log(self.pieces.get(pieces).unwrap_or_default());
+            if self.ring.is_logged() {
+                for place in self.places(chain, 1, 0, len) {
+                    self.ring.log(place);
+                }
+            }
             self.ring.give_back(staged.head, len as u32);
         }
         self.taken += chains;

@@ -267,15 +267,16 @@ impl Ring {
         self.log_used(ENTRIES + 8 * entry, 8);
     }
 
-    /// Notes that these pieces were written.
-    pub fn log(&self, pieces: &[Stretch]) {
-        if let Some(log) = &self.log {
-            for place in pieces {
-                if let Some(guest) = self.memory.guest_address(*place) {
-                    log.mark(guest, place.len());
-                }
-            }
+    /// Notes that a place was written.
+    pub fn log(&self, place: Stretch) {
+        if let (Some(log), Some(guest)) = (&self.log, self.memory.guest_address(place)) {
+            log.mark(guest, place.len());
         }
+    }
+
+    /// Whether it is to be marked what is written.
+    pub const fn is_logged(&self) -> bool {
+        self.log.is_some()
     }
 
     fn log_used(&self, at: usize, len: usize) {

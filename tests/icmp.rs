@@ -6,7 +6,7 @@ mod lab;
 
 use std::{
     io::Read,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     thread,
     time::Duration,
 };
@@ -288,6 +288,21 @@ fn a_host_that_forbids_echo_is_named_once_and_nothing_breaks() {
         translator.log()
     );
     translator.assert_alive();
+}
+
+/// What the host refuses for one peer's sake says nothing of ping as such.
+#[test]
+fn a_peer_that_may_not_be_pinged_is_no_word_for_the_operator() {
+    let Some(scene) = Scene::new(&[]) else {
+        return;
+    };
+    let there = Ipv4Addr::new(203, 0, 113, 7);
+    scene.world.pod.ip("route add prohibit 203.0.113.7/32");
+    let echo = Icmp::echo_request(POD4.into(), there.into(), 7, 1, b"hello").frame();
+    scene.wire.send(&echo);
+    let prohibited = |frame: &[u8]| Icmp::of_frame(frame).filter(|icmp| icmp.kind == 3);
+    assert_eq!(scene.wire.expect("unreachable", prohibited).code, 13);
+    assert!(!scene.translator.log().contains("ping_group_range"));
 }
 
 #[test]

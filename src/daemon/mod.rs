@@ -93,8 +93,9 @@ use crate::{
     sys::{process, reason},
 };
 
-/// Descriptors that are not for flows: the loop's own, and some to spare.
+/// Descriptors that are not for flows: the loop's own, and some to spare; and those of a further pair of queues.
 const DESCRIPTORS_KEPT: u64 = 64;
+const PAIR_DESCRIPTORS: u64 = 8;
 
 /// The most flows at a time, however many descriptors there are.
 const FLOWS_MOST: u64 = 131_072;
@@ -239,7 +240,7 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
         )?)
     };
     let pid = ready.as_ref().map_or_else(std::process::id, Ready::pid);
-    let limits = limits(opened.descriptors, opened.ports.len());
+    let limits = limits(opened.descriptors, opened.ports.len(), queue_pairs(config));
     let (relay, further) = relays(config, &resolved.net, opened.ports, limits);
     let mut reactor = set_up(config, relay, opened.entrance, opened.changes, capture)?;
     if let Some(file) = &mut pid_file {
@@ -293,10 +294,11 @@ fn set_up(
     Ok(reactor)
 }
 
-/// What a relay may use, with so many descriptors of which some are ports'.
-fn limits(descriptors: u64, ports: usize) -> Limits {
+/// What a relay may use, with so many descriptors of which some are ports' and those of pairs of queues.
+fn limits(descriptors: u64, ports: usize, pairs: usize) -> Limits {
+    let kept = DESCRIPTORS_KEPT + PAIR_DESCRIPTORS * (pairs as u64 - 1);
     let flows = descriptors
-        .saturating_sub(DESCRIPTORS_KEPT + ports as u64)
+        .saturating_sub(kept + ports as u64)
         .clamp(16, FLOWS_MOST) as usize;
     let (udp, udp_stream) = conntrack::udp_timeouts();
     Limits {

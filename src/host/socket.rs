@@ -263,17 +263,21 @@ pub struct Arrival {
     pub marks: Marks,
 }
 
+/// Room for ancillary data, aligned as its headers have to be (cmsg(3)).
+#[repr(align(8))]
+struct Control([u8; 256]);
+
 /// Receives a datagram, its sender, and which of our addresses it was sent to (IP_PKTINFO, ip(7)). The port of `to` is 0.
 ///
 /// # Errors
 /// Those of recvmsg(2); `WouldBlock` when there is none.
 pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arrival> {
-    let mut control = [0; 256];
+    let mut control = Control([0; 256]);
     let mut iov = [IoSliceMut::new(buffer)];
     let message = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
         &mut iov,
-        Some(&mut control),
+        Some(&mut control.0),
         MsgFlags::MSG_DONTWAIT,
     )?;
     let from = message.address.as_ref().and_then(socket_addr);
@@ -356,8 +360,14 @@ pub fn udp(peer: Peer, outbound: &Outbound, port: u16, beside: bool) -> io::Resu
     if bound.is_err() {
         bind(&socket, peer, outbound, 0)?;
     }
-    socket.connect(&SockAddr::from(peer.address()))?;
+    connect(&socket, peer)?;
     Ok(socket.into())
+}
+
+/// Connects a socket of datagrams, which have no port to be short of: where no address is to be had, none leads there.
+fn connect(socket: &Socket, peer: Peer) -> io::Result<()> {
+    let address = SockAddr::from(peer.address());
+    socket.connect(&address).map_err(no_way_out)
 }
 
 /// Has a UDP socket tell of ICMP errors, and of what the headers of received datagrams say.
@@ -435,8 +445,14 @@ pub fn echo(peer: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
     sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
     sockopt::set_receive_marks(socket.as_fd(), v6)?;
     bind(&socket, peer, outbound, 0)?;
-    socket.connect(&SockAddr::from(peer.address()))?;
+    connect(&socket, peer)?;
     Ok(socket.into())
+}
+
+/// Whether ping sockets may be opened at all (net.ipv4.ping_group_range, which both families heed).
+pub fn may_echo() -> bool {
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    Socket::new(Domain::IPV4, kind, Some(Protocol::ICMPV4)).is_ok()
 }
 
 fn open(peer: Peer, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -491,7 +507,7 @@ fn bind_interface(socket: &Socket, peer: Peer, outbound: &Outbound) -> io::Resul
 fn source(peer: Peer, outbound: &Outbound) -> io::Result<SocketAddr> {
     let probe = open(peer, Type::DGRAM, Protocol::UDP)?;
     bind(&probe, peer, outbound, 0)?;
-    probe.connect(&SockAddr::from(peer.address()))?;
+    connect(&probe, peer)?;
     let local = probe.local_addr()?.as_socket();
     Ok(local.ok_or(io::ErrorKind::InvalidInput)?)
 }

@@ -17,7 +17,10 @@ use super::{
     inbox::{Inbox, PREFIX},
     queued::{HEAD, Queued, fill, list},
     slot::{Passed, Portion},
-    vhost::{outlet::Outlet, ring::Broken},
+    vhost::{
+        outlet::{Copied, Outlet},
+        ring::Broken,
+    },
 };
 use crate::{
     net::Why,
@@ -99,6 +102,8 @@ pub struct Outbox {
     iovecs: Iovecs,
     short: bool,
     passed: Passed,
+    /// Frames that no buffers of the guest's would have held.
+    pub too_long: u64,
     capture: Option<Capture>,
     /// A frame to be captured, where it does not lie here.
     whole: Vec<u8>,
@@ -120,6 +125,7 @@ impl Outbox {
             iovecs: Iovecs::new(),
             short: false,
             passed: Passed::default(),
+            too_long: 0,
             capture: None,
             whole: Vec::new(),
         }
@@ -515,11 +521,13 @@ impl Outbox {
             let head = head.and_then(|head| head.get(PREFIX..frame.head));
             let payload = self.arena.get(frame.at..frame.at + frame.len);
             let parts = [head.unwrap_or_default(), payload.unwrap_or_default()];
-            if !outlet.copy(&parts, frame.left) {
-                return;
+            let copied = outlet.copy(&parts, frame.left);
+            match copied {
+                Copied::Whole => self.passed.count(parts.iter().map(|part| part.len()).sum()),
+                Copied::Never => self.too_long += 1,
+                Copied::Later => return,
             }
-            self.passed.count(parts.iter().map(|part| part.len()).sum());
-            if self.capture.is_some() {
+            if copied == Copied::Whole && self.capture.is_some() {
                 self.whole.clear();
                 self.whole.extend(parts.iter().copied().flatten());
                 if let Some(place) = frame.left.checksum {

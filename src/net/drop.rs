@@ -90,6 +90,8 @@ reasons! {
     HostFull = "socket of the host full",
     /// The link had no room for an answer; the guest will ask again.
     LinkFull = "link full",
+    /// The guest's buffers would not hold the frame, however long it waited.
+    TooLong = "larger than the guest's buffers",
     /// No guest is connected, or nothing is known of where it is.
     NoGuest = "no guest",
     /// A datagram that must not be fragmented, and that the path takes only in parts.

@@ -216,9 +216,10 @@ impl Relay {
             .map(Ok)
     }
 
-    /// Says once how to let the guest ping.
+    /// Says once how to let the guest ping. That it may not ping one peer (a route that prohibits it) is nothing to be told.
     fn warn_echo(&mut self, error: &io::Error) {
-        if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) && !self.echo_warned {
+        let refused = matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM));
+        if refused && !self.echo_warned && !socket::may_echo() {
             self.echo_warned = true;
             log::warn!(
                 "Cannot open \"ping\" socket: {}. You might need to:\n    sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"\n\
@@ -313,11 +314,14 @@ impl Relay {
                 .get_mut(..error.quoted)
                 .filter(|upper| upper.len() >= HEADER)
         {
-            let packet = flow.sent.find(&[upper[6], upper[7]], upper.len());
+            let start = [upper[6], upper[7]];
+            let packet = flow.sent.find(&start, upper.len(), !error.v6);
             let packet = packet.unwrap_or_else(|| Packet {
                 len: upper.len() as u16,
                 ..Packet::default()
             });
+            let known = upper.len().min(usize::from(packet.len));
+            let upper = upper.get_mut(..known).unwrap_or_default();
             // Over all of the message the sum is the guest's again.
             renumber(
                 upper,

@@ -13,6 +13,7 @@ use crate::{
     net::{Now, Seq, Span},
     proto::tcp::Conn,
     sys::{msg, sockopt},
+    wire::build::ip_len,
 };
 
 /// One flow of the guest, and the host's socket behind it.
@@ -320,6 +321,9 @@ pub struct Sent {
     count: u8,
 }
 
+/// Octets that a packet has at the least where an error has more behind it (RFC 4884, section 5).
+const FILLED: usize = 128;
+
 impl Sent {
     pub fn note(&mut self, packet: Packet) {
         let at = usize::from(self.count) % self.list.len();
@@ -330,15 +334,24 @@ impl Sent {
         self.count = self.count.wrapping_add(1);
     }
 
-    /// The newest packet that starts like this and has so many octets at least.
-    pub fn find(&self, start: &[u8], len: usize) -> Option<Packet> {
+    /// The newest packet that starts like this, of which `len` octets came back. That may be more than it had: a router that
+    /// has something to add behind it fills it up (RFC 4884, section 5).
+    pub fn find(&self, start: &[u8], len: usize, v4: bool) -> Option<Packet> {
+        let known = |packet: &Packet| packet.len > 0 && packet.start.starts_with(start);
+        let whole = |packet: &Packet| known(packet) && usize::from(packet.len) >= len;
+        self.newest(whole).or_else(|| {
+            let filled = ip_len(v4) + len >= FILLED;
+            self.newest(known).filter(|_| filled)
+        })
+    }
+
+    fn newest(&self, is_it: impl Fn(&Packet) -> bool) -> Option<Packet> {
         (1..=self.list.len() as u8)
             .filter_map(|back| {
                 let at = usize::from(self.count.wrapping_sub(back)) % self.list.len();
                 self.list.get(at)
             })
-            .find(|packet| packet.start.starts_with(start) && usize::from(packet.len) >= len)
-            .filter(|packet| packet.len > 0)
+            .find(|packet| is_it(packet))
             .copied()
     }
 }
@@ -486,7 +499,7 @@ mod tests {
     #[test]
     fn the_newest_packet_that_fits_is_found() {
         let mut sent = Sent::default();
-        assert_eq!(sent.find(b"", 0), None);
+        assert_eq!(sent.find(b"", 0, true), None);
         for n in 0..6_u8 {
             sent.note(Packet {
                 id: n.into(),
@@ -495,10 +508,13 @@ mod tests {
                 ..Packet::default()
             });
         }
-        let id = |start: &[u8], len| sent.find(start, len).map(|packet| packet.id);
+        let id = |start: &[u8], len| sent.find(start, len, true).map(|packet| packet.id);
         assert_eq!(id(&[1], 8), Some(3));
         assert_eq!(id(&[2, 0, 0, 0], 10), Some(5));
         assert_eq!(id(&[], 0), Some(5));
         assert_eq!((id(&[0], 0), id(&[2], 11)), (None, None));
+        // With its IP header filled up to 128 octets, and with what a router says of itself behind them.
+        assert_eq!((id(&[2], 107), id(&[2], 108)), (None, Some(5)));
+        assert_eq!((id(&[1], 300), id(&[0], 300)), (Some(3), None));
     }
 }

@@ -88,10 +88,11 @@ impl fmt::Display for Report {
 impl Relay {
     /// Counters and flows as they are; `outbox` is what frames to the guest go through.
     pub fn report(&self, outbox: &Outbox) -> Report {
+        let too_long = Some((Why::TooLong, outbox.too_long)).filter(|&(_, count)| count > 0);
         let mut report = Report {
             from_guest: self.passed,
             to_guest: outbox.passed(),
-            drops: self.drops.seen().collect(),
+            drops: self.drops.seen().chain(too_long).collect(),
             ..Report::default()
         };
         for id in self.flows.ids() {

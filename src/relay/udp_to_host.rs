@@ -142,8 +142,14 @@ impl Relay {
         let mut failed = false;
         while let Some((first, rest)) = run.split_first() {
             let refused = match self.send_some(id, &key, run, inbox) {
+                Ok(0) => {
+                    // In more pieces than any list has entries.
+                    self.count(Why::Malformed);
+                    (run, failed) = (rest, false);
+                    continue;
+                }
                 Ok(sent) => {
-                    run = run.get(sent.max(1)..).unwrap_or_default();
+                    run = run.get(sent..).unwrap_or_default();
                     failed = false;
                     continue;
                 }
@@ -199,16 +205,21 @@ impl Relay {
             let Some(first) = rest.first() else { break };
             *count = message(rest, largest);
             part.start = gather.part();
-            let (together, behind) = rest.split_at((*count).min(rest.len()));
-            let listed = together
-                .iter()
-                .all(|piece| inbox.gather(piece.payload, &mut gather));
-            if !listed {
+            let most = *count;
+            *count = 0;
+            // As many as the list has entries for.
+            for piece in rest.iter().take(most) {
+                if !inbox.gather(piece.payload, &mut gather) {
+                    break;
+                }
+                part.end = gather.part();
+                *count += 1;
+            }
+            if *count == 0 {
                 break;
             }
-            part.end = gather.part();
             part.segment = (*count > 1).then_some(first.payload.len() as u16);
-            rest = behind;
+            rest = rest.get(*count..).unwrap_or_default();
             used += 1;
         }
         let parts = parts.get(..used).unwrap_or_default();

@@ -94,11 +94,11 @@ pub fn receive_many(
     let len = len.min(RECEIVE_MANY);
     // SAFETY: all-zero is a valid `mmsghdr`: null pointers with zero lengths.
     let mut headers: [libc::mmsghdr; RECEIVE_MANY] = unsafe { mem::zeroed() };
-    let mut controls = [const { mem::MaybeUninit::<Control>::uninit() }; RECEIVE_MANY];
+    let mut controls = [const { <Control>::new() }; RECEIVE_MANY];
     for (at, (header, control)) in headers.iter_mut().zip(&mut controls).take(len).enumerate() {
         header.msg_hdr.msg_iov = iov.wrapping_add(at);
         header.msg_hdr.msg_iovlen = 1;
-        header.msg_hdr.msg_control = control.as_mut_ptr().cast();
+        header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
         header.msg_hdr.msg_controllen = <Control>::LEN as _;
     }
     // SAFETY: each of the `len` headers lists one entry of memory that `scatter` holds mutably borrowed until after this
@@ -114,8 +114,7 @@ pub fn receive_many(
     })?;
     for ((header, control), received) in headers.iter().zip(&controls).zip(received).take(count) {
         let used = header.msg_hdr.msg_controllen.min(<Control>::LEN);
-        // SAFETY: the kernel has written the first `msg_controllen` octets of this control buffer.
-        let control = unsafe { std::slice::from_raw_parts(control.as_ptr().cast::<u8>(), used) };
+        let control = control.0.get(..used).unwrap_or_default();
         *received = Received {
             len: header.msg_len as usize,
             marks: Marks::read(control),

@@ -156,12 +156,21 @@ pub fn leave_checksum(headers: &mut [u8], payload: usize) -> Option<(u16, u16)> 
     Some((start as u16, offset as u16))
 }
 
-/// Completes a checksum that the sender of a whole frame left to us. What lies outside the frame is left alone.
+/// Where a UDP header has its checksum.
+const UDP_CHECKSUM: u16 = 6;
+
+/// Completes a checksum that the sender of a whole frame left to us. What lies outside the frame is left alone. That of a
+/// datagram is never 0, which would mean that there is none (RFC 768).
 pub fn complete_checksum(frame: &mut [u8], (start, offset): (u16, u16)) {
     let (start, at) = (usize::from(start), usize::from(start) + usize::from(offset));
     let sum = Sum::new()
         .bytes(frame.get(start..).unwrap_or_default())
         .finish();
+    let sum = if sum == 0 && offset == UDP_CHECKSUM {
+        u16::MAX
+    } else {
+        sum
+    };
     if let Some(field) = frame.get_mut(at..at + 2) {
         field.copy_from_slice(&sum.to_be_bytes());
     }
@@ -252,6 +261,17 @@ mod tests {
             Vnet::read(&[0, 3, 0, 0, 9, 0, 0, 0, 0, 0]).cut,
             Cut::Unknown
         );
+    }
+
+    #[test]
+    fn a_completed_checksum_of_a_datagram_is_never_none() {
+        let mut octets = [0; 20];
+        octets[..2].fill(0xff);
+        for (offset, wanted) in [(UDP_CHECKSUM, [0xff; 2]), (16, [0; 2])] {
+            let (at, mut frame) = (usize::from(offset), octets);
+            complete_checksum(&mut frame, (0, offset));
+            assert_eq!(frame[at..at + 2], wanted);
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
+
 use crate::{
     Scene, assert_works,
     guest::{Udp, pattern},
@@ -67,6 +69,34 @@ fn datagrams_for_a_guest_that_is_not_ready_keep_nobody_busy() {
     assert_idle_at(&scene, &client, "without rings again");
 }
 
+/// What leaves together is as much as one list takes.
+#[test]
+fn datagrams_in_many_pieces_all_leave() {
+    const DATAGRAMS: u64 = 64;
+    const LEN: usize = 1000;
+    const PIECES: usize = 40;
+    let Some(scene) = Scene::new(&[]) else { return };
+    let mut guest = scene.guest(Driver {
+        gap: 64,
+        ..Driver::new(LINUX)
+    });
+    assert_works(&mut guest);
+    let server = udp_socket(&scene.world.outside, (INTERNET4, 7));
+    let remote = server.local_addr().unwrap();
+    // All of them are in one burst.
+    scene.translator.signal(Signal::SIGSTOP);
+    for n in 0..DATAGRAMS {
+        let udp = Udp::new((POD4, 40_000).into(), remote, &pattern(n, LEN));
+        guest.post(&[0; 12], &udp.frame(), PIECES);
+    }
+    scene.translator.signal(Signal::SIGCONT);
+    for n in 0..DATAGRAMS {
+        let mut octets = [0; 2 * LEN];
+        let len = server.recv(&mut octets).unwrap();
+        assert!(octets[..len] == pattern(n, LEN), "datagram {n}");
+    }
+}
+
 /// Regression U06: nothing is received into room that is not there; what never fits is dropped, and what comes after it
 /// arrives, though the driver has no buffers left to kick us with.
 #[test]
@@ -90,6 +120,10 @@ fn datagrams_larger_than_all_buffers_are_dropped_and_the_next_arrives() {
             expect(&mut guest, &what);
         }
         assert_idle_at(&scene, &client, "with small buffers");
+        scene.translator.signal(Signal::SIGUSR1);
+        scene
+            .translator
+            .expect_log("larger than the guest's buffers: ");
         scene.translator.assert_alive();
     }
 }

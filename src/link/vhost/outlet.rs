@@ -70,6 +70,16 @@ struct Staged {
     len: usize,
 }
 
+/// What became of a frame that was to be copied to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    Whole,
+    /// No buffers of this driver will ever hold it.
+    Never,
+    /// Buffers are missing.
+    Later,
+}
+
 /// A running receive queue.
 #[derive(Debug)]
 pub struct Outlet {
@@ -279,8 +289,8 @@ impl Outlet {
         }
     }
 
-    /// Makes a frame of octets of ours, of which the guest is left to do what `left` says. `false` if buffers are missing.
-    pub fn copy(&mut self, parts: &[&[u8]], left: Vnet) -> bool {
+    /// Makes a frame of octets of ours, of which the guest is left to do what `left` says.
+    pub fn copy(&mut self, parts: &[&[u8]], left: Vnet) -> Copied {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let total = self.abilities.header + len;
         self.compact();
@@ -288,10 +298,11 @@ impl Outlet {
         let first = self.taken;
         let (chains, octets) = self.gather_chains(first, total, usize::MAX);
         if octets < total {
-            // A frame that no buffers of this driver will ever hold is not waited with.
-            let never = chains > 0 && (!self.abilities.mergeable || self.is_all());
-            self.short &= !never;
-            return never;
+            if chains > 0 && (!self.abilities.mergeable || self.is_all()) {
+                self.short = false;
+                return Copied::Never;
+            }
+            return Copied::Later;
         }
         let header = Vnet {
             buffers: chains as u16,
@@ -304,7 +315,7 @@ impl Outlet {
             at += part.len();
         }
         self.give(chains, total);
-        true
+        Copied::Whole
     }
 
     /// Octets of a frame that has so many with its virtio-net header.

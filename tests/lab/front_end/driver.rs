@@ -16,6 +16,8 @@ pub struct Driver {
     pub buffer: u32,
     /// Descriptors each buffer is cut into.
     pub pieces: u32,
+    /// Octets between the pieces of a frame to the device.
+    pub gap: u64,
     /// Queue pairs, up to two.
     pub pairs: usize,
     /// Whether the guest's memory is made of huge pages: the front-end itself can only read it then.
@@ -30,6 +32,7 @@ impl Driver {
             buffers: 256,
             buffer: 1536,
             pieces: 1,
+            gap: 0,
             pairs: 1,
             huge: false,
         }

@@ -461,7 +461,6 @@ impl FrontEnd {
         let octets = [header, frame].concat();
         let head = available % (self.driver.entries / 8) * 8;
         let at = Self::data(tx, available);
-        self.poke(at, &octets);
         let (indirect, table) = if self.driver.has(INDIRECT_DESC) {
             (true, TABLES[pair] + 0x400 * u64::from(available % 128))
         } else {
@@ -474,7 +473,9 @@ impl FrontEnd {
             let len = size.min(octets.len() - start);
             let flags = if n + 1 < count { NEXT } else { 0 };
             let next = if indirect { 0 } else { head } + n as u16 + 1;
-            let addr = Self::guest(at + start as u64);
+            let place = at + start as u64 + n as u64 * self.driver.gap;
+            self.poke(place, &octets[start..start + len]);
+            let addr = Self::guest(place);
             self.describe(table, n as u16, addr, len as u32, flags, next);
         }
         if indirect {

@@ -16,7 +16,7 @@ use crate::{
     host::socket::Features,
     link::{Flushed, Outbox},
     net::{Endpoint, Now, Protocol, Seq},
-    proto::tcp::{Conn, SynRetries},
+    proto::tcp::{Conn, Origin, SynRetries},
     service::fixture,
     wire::{
         frame::Segment,
@@ -88,7 +88,8 @@ pub(super) fn connection(relay: &mut Relay, now: Now) -> (Id, TcpStream) {
     let (ours, _) = listener.accept().unwrap();
     ours.set_nonblocking(true).unwrap();
     let key = key(Protocol::Tcp, 80);
-    let mut conn = Conn::toward_guest(ISS, 1460, SynRetries::default(), now);
+    let origin = Origin { iss: ISS, clock: 0 };
+    let mut conn = Conn::toward_guest(origin, 1460, SynRetries::default(), now);
     let syn_ack = segment(IRS, ISS + 1, Flags::SYN | Flags::ACK);
     assert!(conn.segment(&syn_ack, None, now).open);
     let flow = TcpFlow::new(ours.into(), conn, Syn::default(), false);

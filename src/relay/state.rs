@@ -24,8 +24,8 @@ use crate::{
     flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Turnover, Wheel},
     host::{listen::Ports, socket::Features},
     link::Passed,
-    net::{Drops, Mac, Now, Protocol, Span, Why},
-    proto::tcp::{Disorder, SynRetries},
+    net::{Drops, Mac, Now, Protocol, Seq, Span, Why},
+    proto::tcp::{Disorder, Origin, SynRetries},
     service::Note,
     sys::Iovecs,
     wire::headers::Template,
@@ -147,7 +147,7 @@ pub struct Relay {
     pub(super) quote: Vec<u8>,
     /// A message received.
     pub(super) message: Box<[u8]>,
-    /// Keys initial sequence numbers and flow labels.
+    /// Keys initial sequence numbers, offsets of timestamps and flow labels.
     secret: RandomState,
     /// Whether the guest was told in the log that echo requests cannot be carried.
     pub(super) echo_warned: bool,
@@ -263,14 +263,19 @@ impl Relay {
         &self.drops
     }
 
-    /// Takes initial sequence numbers and flow labels as another relay of the guest does: a flow may go from one to the other.
+    /// Takes numbers of connections and flow labels as another relay of the guest does: a flow may go from one to the other.
     pub fn number_as(&mut self, other: &Self) {
         self.secret = other.secret.clone();
     }
 
-    /// An initial sequence number (RFC 6528): a keyed hash of the connection and a clock of four microseconds.
-    pub(super) fn initial_sequence(&self, key: &Key, now: Now) -> u32 {
-        (self.secret.hash_one(key) as u32).wrapping_add((now.0 / 4) as u32)
+    /// Where numbers of a connection begin: at a keyed hash of its ends, and sequence numbers a clock of four microseconds
+    /// further (RFC 6528, section 3).
+    pub(super) fn origin(&self, key: &Key, now: Now) -> Origin {
+        let hash = self.secret.hash_one(key);
+        Origin {
+            iss: Seq((hash as u32).wrapping_add((now.0 / 4) as u32)),
+            clock: (hash >> 32) as u32,
+        }
     }
 
     /// Headers of frames to the guest for a flow, from the address the guest knows its peer by.

@@ -242,6 +242,38 @@ fn initial_sequence_numbers_follow_a_clock() {
     assert!(other.wrapping_sub(first) > 1 << 20, "{first} {other}");
 }
 
+/// RFC 7323, section 5.4: a guest that still remembers a connection of the same ports (RFC 6191) hears of no earlier time; of
+/// others' clocks, nobody can tell.
+#[test]
+fn timestamps_of_the_same_ports_only_grow() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = (INTERNET4, 7).into();
+    let _server = TcpServer::echo(&scene.world.outside, remote);
+    let shown = |port| {
+        let mut peer = Peer::new(&scene.wire, guest_addr(remote, port), remote, 7);
+        let stamps = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0];
+        let syn = Tcp {
+            options: [&syn_options(1400, Some(0))[..], &stamps].concat(),
+            ..peer.segment(SYN, &[])
+        };
+        scene.wire.send(&syn.frame());
+        let answer = peer.expect("SYN,ACK", |segment| segment.has(SYN | ACK));
+        peer.snd_nxt = answer.ack;
+        peer.rst();
+        let value = answer.option(8).expect("timestamps");
+        u32::from_be_bytes(value[..4].try_into().unwrap())
+    };
+    for port in 40_000..40_004 {
+        let began = Instant::now();
+        let (first, other) = (shown(port), shown(port + 100));
+        std::thread::sleep(Duration::from_millis(20));
+        let passed = shown(port).wrapping_sub(first);
+        assert!(passed >= 20, "{passed} in 20 ms");
+        assert!(u128::from(passed) <= began.elapsed().as_millis() + 1);
+        assert!(other.abs_diff(first) > 1 << 10, "{first} {other}");
+    }
+}
+
 /// Regression T80: some stacks take segments with another flow label for those of another flow.
 #[test]
 fn the_flow_label_is_the_same_in_all_segments_of_a_connection() {

@@ -46,7 +46,7 @@ pub use disorder::Disorder;
 pub use phase::{Half, Phase};
 pub use saved::{Saved, SavedReceiver, SavedSender, Stage};
 pub use syn::SynRetries;
-pub use terms::Terms;
+pub use terms::{Origin, Terms};
 pub use todo::{Ack, Todo, reset_for};
 
 use crate::{
@@ -70,26 +70,26 @@ const SYN_ACK_RETRIES: u8 = 5;
 const OUTDATED: Span = Span::secs(24 * 24 * 3600);
 
 impl Conn {
-    /// A connection begins with the guest's SYN. `iss` is our initial sequence number, `mss` the segment size of the link.
-    pub fn new(syn: &Segment, iss: Seq, mss: u16) -> Self {
+    /// A connection begins with the guest's SYN. `mss` is the segment size of the link.
+    pub fn new(syn: &Segment, origin: Origin, mss: u16) -> Self {
         let terms = Terms::ours(mss).with(&syn.options);
         let scale = syn.options.window_scale.unwrap_or(0);
         let segment = terms.segment_to(&syn.options);
         Self {
             phase: Phase::Connecting,
-            send: Sender::new(iss, 0, scale, segment, terms.sack),
+            send: Sender::new(origin.iss, 0, scale, segment, terms.sack),
             receive: Receiver::new(syn.seq, mss, terms.scaling),
             terms,
-            clock: Clock::new(iss, syn.options.timestamps),
+            clock: Clock::new(origin.clock, syn.options.timestamps),
             idle: Idle::default(),
             delay: Delay::default(),
         }
     }
 
-    /// A connection that a peer of the host has opened; the guest is asked by [`Conn::syn`]. `iss` is our initial sequence
-    /// number, `mss` the segment size of the link.
-    pub fn toward_guest(iss: Seq, mss: u16, retries: SynRetries, now: Now) -> Self {
-        let mut send = Sender::new(iss, 0, 0, mss, false);
+    /// A connection that a peer of the host has opened; the guest is asked by [`Conn::syn`]. `mss` is the segment size of
+    /// the link.
+    pub fn toward_guest(origin: Origin, mss: u16, retries: SynRetries, now: Now) -> Self {
+        let mut send = Sender::new(origin.iss, 0, 0, mss, false);
         send.sent(1, now);
         let asking = Asking::new(retries);
         send.wait_until(now + asking.interval());
@@ -98,7 +98,7 @@ impl Conn {
             send,
             receive: Receiver::new(Seq(0), mss, true),
             terms: Terms::ours(mss),
-            clock: Clock::new(iss, None),
+            clock: Clock::new(origin.clock, None),
             idle: Idle::default(),
             delay: Delay::default(),
         }

@@ -70,6 +70,16 @@ impl Terms {
     }
 }
 
+/// Where our numbers of a connection begin. None can be guessed by others; those of the same ends go on from one connection to
+/// the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The initial sequence number (RFC 6528).
+    pub iss: Seq,
+    /// What our clock shows beyond the time: for the same ends always the same (RFC 7323, section 5.4).
+    pub clock: u32,
+}
+
 /// The timestamps of a connection (RFC 7323): our clock, and the guest's as last heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Clock {
@@ -80,10 +90,10 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// `iss` makes the offset; `recent` is of the guest's SYN or SYN,ACK.
-    pub fn new(iss: Seq, recent: Option<Timestamps>) -> Self {
+    /// A clock that shows so much beyond the time; `recent` is of the guest's SYN or SYN,ACK.
+    pub fn new(offset: u32, recent: Option<Timestamps>) -> Self {
         Self {
-            offset: iss.0.rotate_left(16),
+            offset,
             recent: recent.map_or(0, |stamps| stamps.value),
         }
     }
@@ -147,7 +157,7 @@ mod tests {
     #[test]
     fn a_clock_that_wraps_is_not_old() {
         let stamps = |value| Timestamps { value, echo: 0 };
-        let mut clock = Clock::new(Seq(1), Some(stamps(u32::MAX)));
+        let mut clock = Clock::new(1, Some(stamps(u32::MAX)));
         assert!(clock.is_old(stamps(u32::MAX - 1)) && !clock.is_old(stamps(u32::MAX)));
         clock.heard(stamps(3));
         assert!(clock.is_old(stamps(u32::MAX)));

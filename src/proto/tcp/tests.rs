@@ -10,6 +10,7 @@ mod loss;
 mod model;
 
 const ISS: Seq = Seq(u32::MAX - 5);
+const ORIGIN: Origin = Origin { iss: ISS, clock: 7 };
 const IRS: Seq = Seq(u32::MAX - 100);
 const FREE: u32 = 100_000;
 const NOW: Now = Now(1_000_000);
@@ -39,7 +40,7 @@ fn syn() -> Segment {
 
 /// A connection that waits for the guest's ACK.
 fn syn_received() -> Conn {
-    let mut conn = Conn::new(&syn(), ISS, 65_480);
+    let mut conn = Conn::new(&syn(), ORIGIN, 65_480);
     assert_eq!(
         conn.connected(NOW),
         Todo {
@@ -110,7 +111,7 @@ fn a_repeated_syn_is_answered_again_and_another_one_begins_anew() {
         conn.segment(&segment(IRS + 77, Seq(0), Flags::SYN, 0), None, NOW)
             .anew
     );
-    let mut conn = Conn::new(&syn(), ISS, 1460);
+    let mut conn = Conn::new(&syn(), ORIGIN, 1460);
     assert_eq!(
         conn.segment(&syn(), None, NOW).dropped,
         Some(Why::OutOfWindow)

@@ -13,7 +13,7 @@ use crate::{
     flow::{Id, Key},
     host::{listen::Forward, socket},
     link::Outbox,
-    net::{Endpoint, Now, Protocol, Seq, Why},
+    net::{Endpoint, Now, Protocol, Why},
     proto::tcp::Conn,
 };
 
@@ -69,12 +69,12 @@ impl Relay {
     ) -> Result<(), Why> {
         self.admit_peer(key.remote.addr)?;
         let mss = self.segment_size(key.remote.addr);
-        let iss = Seq(self.initial_sequence(&key, now));
+        let origin = self.origin(&key, now);
         socket::close_in_order(&socket);
         let peeks = self.features.peek_offset(peer.ip());
-        let conn = Conn::toward_guest(iss, mss, self.syn_retries, now);
+        let conn = Conn::toward_guest(origin, mss, self.syn_retries, now);
         let syn = Syn {
-            seq: iss,
+            seq: origin.iss,
             ..Syn::default()
         };
         let flow = TcpFlow::new(socket, conn, syn, peeks);

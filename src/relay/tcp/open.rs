@@ -107,7 +107,7 @@ impl Relay {
             }
         };
         let mss = self.segment_size(key.remote.addr);
-        let mut conn = Conn::new(segment, Seq(self.initial_sequence(&key, now)), mss);
+        let mut conn = Conn::new(segment, self.origin(&key, now), mss);
         if connected {
             conn.connected(now);
         }

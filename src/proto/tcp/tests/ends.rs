@@ -4,7 +4,7 @@ use super::*;
 
 /// A connection that asks the guest.
 fn asking() -> Conn {
-    let mut conn = Conn::toward_guest(ISS, 1460, SynRetries::default(), NOW);
+    let mut conn = Conn::toward_guest(ORIGIN, 1460, SynRetries::default(), NOW);
     assert_eq!(conn.syn(FREE, NOW).seq, ISS);
     conn
 }
@@ -188,7 +188,7 @@ fn a_half_closed_connection_lives_on_for_days() {
 /// RFC 9293, section 3.10.7.2: text with the SYN; the guest sends it again.
 #[test]
 fn text_with_a_syn_is_left_to_be_repeated() {
-    let mut conn = Conn::new(&segment(IRS, Seq(0), Flags::SYN, 5), ISS, 1460);
+    let mut conn = Conn::new(&segment(IRS, Seq(0), Flags::SYN, 5), ORIGIN, 1460);
     conn.connected(NOW);
     assert_eq!(conn.syn_ack(FREE, NOW).ack, IRS + 1);
     let todo = conn.segment(&segment(IRS + 1, ISS + 1, Flags::ACK, 5), None, NOW);
@@ -270,7 +270,7 @@ fn old_timestamps_are_believed_after_long_silence_and_of_resets() {
         segment
     };
     let open = || {
-        let mut conn = Conn::new(&stamped(syn(), 1000), ISS, 1460);
+        let mut conn = Conn::new(&stamped(syn(), 1000), ORIGIN, 1460);
         conn.connected(NOW);
         conn.syn_ack(FREE, NOW);
         let ack = stamped(segment(IRS + 1, ISS + 1, Flags::ACK, 0), 1000);

@@ -7,7 +7,7 @@ fn in_flight() -> (Conn, Disorder, Now) {
     let mut syn = syn();
     syn.options.sack_permitted = true;
     syn.options.mss = Some(1000);
-    let mut conn = Conn::new(&syn, ISS, 1460);
+    let mut conn = Conn::new(&syn, ORIGIN, 1460);
     conn.connected(NOW);
     let now = NOW + Span::millis(1);
     let todo = conn.segment(&segment(IRS + 1, ISS + 1, Flags::ACK, 0), None, now);
@@ -254,7 +254,7 @@ fn a_window_too_small_for_a_segment_is_not_filled() {
 fn little_is_not_fetched_for_a_guest_that_has_plenty() {
     let mut syn = syn();
     syn.options.window_scale = Some(12);
-    let mut conn = Conn::new(&syn, ISS, 1460);
+    let mut conn = Conn::new(&syn, ORIGIN, 1460);
     conn.connected(NOW);
     conn.segment(&segment(IRS + 1, ISS + 1, Flags::ACK, 0), None, NOW);
     let first = conn.next();

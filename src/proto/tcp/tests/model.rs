@@ -106,7 +106,7 @@ impl World {
     fn new(nature: Nature, down: Vec<u8>, up: Vec<u8>, seed: u64) -> Self {
         let mut world = Self {
             nature,
-            conn: Conn::new(&syn(), ISS, 1460),
+            conn: Conn::new(&syn(), ORIGIN, 1460),
             disorder: (!nature.destitute).then(Disorder::default),
             now: NOW,
             dice: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
@@ -124,12 +124,16 @@ impl World {
             to_guest: VecDeque::new(),
             to_us: VecDeque::new(),
         };
+        let origin = Origin {
+            iss: Seq(nature.iss),
+            ..ORIGIN
+        };
         let mut syn = world.segment(0, 0, Flags::SYN);
         syn.seq = Seq(nature.irs);
         syn.options.mss = Some(nature.mss);
         syn.options.window_scale = Some(2);
         syn.options.sack_permitted = nature.sack;
-        world.conn = Conn::new(&syn, Seq(nature.iss), 1460);
+        world.conn = Conn::new(&syn, origin, 1460);
         world.conn.connected(NOW);
         let answer = world.conn.syn_ack(20_000, NOW);
         world.guest.edge = usize::from(answer.window);

@@ -11,6 +11,7 @@ use crate::{
         Peer, Scene, assert_pattern, both,
         frame::{ACK, FIN, PSH, RST},
         guest_addr, pattern,
+        wire::framed,
     },
     lab::{
         LONG, QUIET,
@@ -158,6 +159,29 @@ fn a_reset_of_the_guest_reaches_the_host() {
         let mut server = accept(&listener);
         peer.rst();
         let error = server.read(&mut [0; 9]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    scene.translator.expect_fd_count(idle);
+}
+
+/// Both in one burst: a server of the guest answers and closes, with octets it never read.
+#[test]
+fn what_came_right_before_a_reset_is_read_before_it() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let idle = scene.translator.idle_fd_count();
+    for remote in both(INTERNET4, INTERNET6, 9) {
+        let listener = tcp_listener(&scene.world.outside, remote);
+        let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+        let mut server = accept(&listener);
+        let answer = peer.segment(ACK | PSH, b"too large");
+        peer.snd_nxt = peer.snd_nxt.wrapping_add(answer.len());
+        let reset = peer.segment(RST, &[]);
+        let burst = [answer, reset].map(|segment| framed(&segment.frame()));
+        scene.wire.send_raw(&burst.concat());
+        let mut got = [0; 9];
+        server.read_exact(&mut got).expect("what came before");
+        assert_eq!(&got, b"too large");
+        let error = server.read(&mut got).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     scene.translator.expect_fd_count(idle);

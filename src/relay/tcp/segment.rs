@@ -79,6 +79,8 @@ impl Relay {
             self.say(id, rst.into(), outbox);
         }
         if todo.abort {
+            // What came before in this burst was in order.
+            self.deliver(id, inbox);
             return self.abort(id);
         }
         if todo.syn_ack {

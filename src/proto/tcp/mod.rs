@@ -434,7 +434,7 @@ impl Conn {
         Todo {
             forget: acked.octets,
             seek: acked.seek || update.seek,
-            pull: lost || update.seek || new || self.send.sendable() > before,
+            pull: lost || update.opened || new || self.send.sendable() > before,
             ..Todo::default()
         }
     }

@@ -112,6 +112,8 @@ pub struct Acked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Update {
     pub changed: bool,
+    /// Whether it was shut before, and is not.
+    pub opened: bool,
     /// Whether `nxt` moved against what was read from the socket.
     pub seek: bool,
 }
@@ -287,14 +289,20 @@ impl Sender {
         let old = std::mem::replace(&mut self.window, window);
         self.largest = self.largest.max(window);
         (self.wl1, self.wl2) = (seq, ack);
+        let opened = old == 0 && window > 0;
+        if opened {
+            // What is sent now runs the timer anew (RFC 6298, section 5.1), and not that of probes.
+            (self.timer, self.deadline, self.backoff) = (Timer::Retransmit, NEVER, 0);
+        }
         // What was sent into a shut window can only be probes, and a guest need not have kept them.
-        let probed = old == 0 && window > 0 && self.nxt.after(self.una);
+        let probed = opened && self.nxt.after(self.una);
         if probed {
             self.recover = self.una;
             self.rewind();
         }
         Update {
             changed: window != old,
+            opened,
             seek: probed,
         }
     }

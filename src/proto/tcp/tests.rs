@@ -371,6 +371,42 @@ fn what_probed_a_shut_window_is_sent_again_when_it_opens() {
     assert_eq!(conn.resend(None, NOW), Some((una, 1460)));
 }
 
+/// RFC 6298, section 5.1: the timer of probes, far off by now, is not that of what the opened window takes.
+#[test]
+fn a_window_that_opens_ends_the_backoff_of_its_probes() {
+    for fin in [false, true] {
+        let mut conn = open();
+        let shut = Segment {
+            window: 0,
+            ..next(&conn, Flags::ACK, 0)
+        };
+        conn.segment(&shut, None, NOW);
+        conn.blocked(NOW);
+        if fin {
+            conn.ended();
+        }
+        let mut at = NOW;
+        for _ in 0..10 {
+            at = conn.deadline().unwrap();
+            assert!(conn.expired(None, at).pull);
+            if !fin {
+                conn.sent(1, at);
+            }
+            conn.segment(&shut, None, at);
+            conn.blocked(at);
+        }
+        let opened = segment(shut.seq, shut.ack, Flags::ACK, 0);
+        assert!(conn.segment(&opened, None, at).pull);
+        if fin {
+            assert!(conn.fin_due());
+            conn.fin_sent(at);
+        } else {
+            conn.sent(1000, at);
+        }
+        assert!(conn.send.deadline().unwrap() <= at + Span::secs(1));
+    }
+}
+
 /// T24, T52, T76: a stream of the host that has ended and been acknowledged needs no timer, however long the guest's goes on.
 #[test]
 fn a_half_closed_connection_lives_as_long_as_the_guest_sends() {

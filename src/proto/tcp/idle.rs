@@ -18,6 +18,8 @@ const QUESTIONS: u8 = 26;
 pub struct Idle {
     /// When it was last heard.
     heard: u32,
+    /// For how long before that it had nothing but answered questions.
+    quiet: u16,
     /// Questions asked since.
     asked: u8,
 }
@@ -25,12 +27,24 @@ pub struct Idle {
 impl Idle {
     pub const fn heard(&mut self, now: Now) {
         self.heard = (now.0 >> UNIT) as u32;
-        self.asked = 0;
+        (self.quiet, self.asked) = (0, 0);
+    }
+
+    /// An answer to a question of ours.
+    pub fn answered(&mut self, now: Now) {
+        let quiet = u16::try_from(self.unasked(now).0 >> UNIT).unwrap_or(u16::MAX);
+        self.heard(now);
+        self.quiet = quiet;
     }
 
     /// Time since the guest was last heard, roughly.
     pub const fn silence(self, now: Now) -> Span {
         Span(((now.0 >> UNIT).saturating_sub(self.heard as u64)) << UNIT)
+    }
+
+    /// Time since it was last heard without having been asked.
+    pub const fn unasked(self, now: Now) -> Span {
+        Span(self.silence(now).0 + ((self.quiet as u64) << UNIT))
     }
 
     /// When to ask, or to give up.
@@ -44,10 +58,20 @@ impl Idle {
     }
 
     /// The deadline has come: `false` if the guest was asked often enough.
-    pub const fn ask(&mut self) -> bool {
+    pub fn ask(&mut self, now: Now) -> bool {
         let again = self.asked < QUESTIONS;
-        self.asked += again as u8;
+        if again {
+            self.asked += 1;
+            // A timer that comes late is no silence of the guest's: there is as much time for each answer.
+            let on_time = ((now.0 >> UNIT) as u32).saturating_sub(ASK * u32::from(self.asked));
+            self.heard = self.heard.max(on_time);
+        }
         again
+    }
+
+    /// Whether it was asked since it was heard.
+    pub const fn is_asked(self) -> bool {
+        self.asked > 0
     }
 
     /// Whether the guest was asked but once.

@@ -150,7 +150,7 @@ impl Conn {
         if !open || self.deadline().is_none_or(|due| due > now) {
             return Todo::default();
         }
-        if self.is_lingering() || !self.idle.ask() {
+        if self.is_lingering() || !self.idle.ask(now) {
             return self.give_up();
         }
         Todo {
@@ -307,8 +307,13 @@ impl Conn {
         let len = segment.payload.len() as u32;
         let flags = segment.flags;
         let text = self.receive.place(segment.seq, len, flags.has(Flags::FIN));
-        let silence = self.idle.silence(now);
-        self.idle.heard(now);
+        let (silence, unasked) = (self.idle.silence(now), self.idle.unasked(now));
+        let plain = text == (Text::Next { skip: 0, take: 0 }) && flags == Flags::ACK;
+        if plain && self.idle.is_asked() {
+            self.idle.answered(now);
+        } else {
+            self.idle.heard(now);
+        }
         if let Some(stamps) = segment.options.timestamps
             && self.is_from_the_past(stamps, flags, silence)
         {
@@ -332,7 +337,7 @@ impl Conn {
         // A shut window still takes acknowledgements (RFC 9293, section 3.10.7.4).
         let shut = text == Text::Outside && segment.seq == self.receive.nxt;
         if text == Text::Outside && !shut {
-            return self.outside(segment, silence, disorder, now);
+            return self.outside(segment, unasked, disorder, now);
         }
         if self.send.acknowledges_wildly(segment.ack) {
             return Todo::ack_now(Why::OutOfWindow);
@@ -373,7 +378,7 @@ impl Conn {
     ) -> Todo {
         let len = segment.payload.len() as u32;
         let old = segment.seq.before(self.receive.nxt);
-        // An octet before those expected, or none: a keepalive (RFC 9293, section 3.8.4).
+        // An octet before those expected, or none: a keepalive (RFC 9293, section 3.8.4), or a probe of a shut window.
         let fin = segment.flags.has(Flags::FIN);
         let question = segment.seq + 1 == self.receive.nxt && len <= 1 && !fin;
         let span = len + u32::from(fin);
@@ -390,7 +395,7 @@ impl Conn {
             self.acknowledged(segment, self.receive.nxt, disorder, now)
         };
         Todo {
-            keep_alive: Some(silence),
+            keep_alive: (self.promised() > 0).then_some(silence),
             ack: Ack::Now,
             dropped: Some(Why::OutOfWindow),
             ..heard

@@ -232,6 +232,48 @@ fn a_guest_that_falls_silent_is_asked_and_given_up() {
     assert!(asked > 50 && ended.since(NOW) > Span::secs(4 * 3600));
 }
 
+/// However late the timer comes, a guest has its time to answer each question.
+#[test]
+fn a_pause_of_ours_is_no_silence_of_the_guest() {
+    let mut conn = open();
+    let mut now = NOW + Span::secs(4 * 3600);
+    for _ in 0..2 {
+        assert!(conn.expired(None, now).ask);
+        let due = conn.deadline().unwrap();
+        assert!(due >= now + Span::secs(299), "{due:?} {now:?}");
+        now = now + Span::secs(3600);
+    }
+}
+
+/// A guest probes a shut window with what looks like a keepalive, and asks for room only.
+#[test]
+fn a_probe_of_a_shut_window_is_no_keepalive() {
+    let mut conn = open();
+    let all = next(&conn, Flags::ACK, conn.promised() as usize);
+    conn.segment(&all, None, NOW);
+    conn.acknowledgement(0, None, NOW);
+    assert_eq!(conn.promised(), 0);
+    let probe = segment(conn.receive.nxt - 1, conn.next(), Flags::ACK, 0);
+    let todo = conn.segment(&probe, None, NOW + Span::millis(300));
+    assert_eq!((todo.keep_alive, todo.ack), (None, Ack::Now));
+}
+
+/// What a guest answers it was asked for: a keepalive of its own is passed on with the interval that it has.
+#[test]
+fn answers_to_our_questions_do_not_shorten_a_keepalive() {
+    let mut conn = open();
+    let mut now = NOW;
+    while now < NOW + Span::secs(7200) {
+        now = conn.deadline().unwrap();
+        assert!(conn.expired(None, now).ask);
+        conn.segment(&next(&conn, Flags::ACK, 0), None, now);
+    }
+    let question = segment(conn.receive.nxt - 1, conn.next(), Flags::ACK, 0);
+    let mut interval = |now| conn.segment(&question, None, now).keep_alive;
+    assert!(interval(now).is_some_and(|silence| silence > Span::secs(7100)));
+    assert!(interval(now + Span::secs(60)).is_some_and(|silence| silence < Span::secs(62)));
+}
+
 /// RFC 9293, section 3.8.6.2.1: nothing small is squeezed into a small window, until the timer says so.
 #[test]
 fn a_window_too_small_for_a_segment_is_not_filled() {

@@ -19,8 +19,13 @@ pub struct Disorder {
     /// What was sent again, in the order it was.
     resent: [(Seq, Seq, Stamp); RESENT],
     resent_len: usize,
-    /// Of what arrived, the octets that left last (RACK.xmit_ts, RACK.end_seq, RACK.rtt of RFC 8985, section 5.2).
-    rack: Option<(Stamp, Seq, Span)>,
+    /// Of what arrived, the octets that left last, as far as is known when (RACK.xmit_ts and RACK.end_seq of RFC 8985, section
+    /// 5.2).
+    rack: Option<(Stamp, Seq)>,
+    /// The furthest of what was sent but once and arrived: all before it was sent first before that.
+    furthest: Option<Seq>,
+    /// RACK.rtt.
+    rtt: Span,
 }
 
 /// What is known of the octets from some point on.
@@ -42,6 +47,8 @@ impl Default for Disorder {
             resent: [(Seq(0), Seq(0), Stamp::default()); RESENT],
             resent_len: 0,
             rack: None,
+            furthest: None,
+            rtt: Span::ZERO,
         }
     }
 }
@@ -85,19 +92,28 @@ impl Disorder {
     /// Notes that an octet arrived, in `flight` if it was sent but once (RFC 8985, section 6.2, step 2).
     pub fn arrived(&mut self, seq: Seq, flight: &Flight, least: Span, now: Now) {
         let again = self.resent_at(seq);
-        let Some((at, end)) = again.or_else(|| flight.left(seq)) else {
+        let Some((left, end)) = again.or_else(|| flight.left(seq)) else {
             return;
         };
-        let rtt = at.age(now);
-        if again.is_some() && rtt < least {
+        if again.is_some() && left.age(now) < least {
             // That was the first one, not lost after all.
             return;
         }
-        let later = |(last, until, _): (Stamp, Seq, Span)| {
-            at.after(last) || at == last && (seq + 1).after(until)
-        };
-        if self.rack.is_none_or(later) {
-            self.rack = Some((at, (seq + 1).min(end), rtt));
+        if again.is_none() {
+            let end = seq + 1;
+            self.furthest = Some(self.furthest.map_or(end, |furthest| furthest.max(end)));
+        }
+        // Never later than it did: what was sent again in between would seem to be lost.
+        let known = again.map_or_else(|| flight.left_since(seq), |(at, _)| Some(at));
+        let later = known.filter(|&at| {
+            self.rack
+                .is_none_or(|(last, until)| at.after(last) || at == last && (seq + 1).after(until))
+        });
+        if let Some(at) = later {
+            self.rack = Some((at, (seq + 1).min(end)));
+        }
+        if later.is_some() || self.rack.is_none() {
+            self.rtt = known.unwrap_or(left).age(now);
         }
     }
 
@@ -114,7 +130,7 @@ impl Disorder {
         self.resent_len = kept;
         if self.sacked.is_empty() {
             self.resent_len = 0;
-            self.rack = None;
+            (self.rack, self.furthest) = (None, None);
         }
     }
 
@@ -122,16 +138,25 @@ impl Disorder {
     /// section 8): `all` then.
     pub fn restart(&mut self, una: Seq, all: bool) {
         self.resent_len = 0;
-        self.rack = None;
+        (self.rack, self.furthest) = (None, None);
         if all || self.sacked.containing(una).is_some() {
             self.sacked.clear();
         }
     }
 
+    /// Whether something arrived that left after an octet, which did at this time, for the first time or `again`.
+    fn is_overtaken(&self, seq: Seq, at: Stamp, again: bool) -> bool {
+        let passed = |until: Option<Seq>| until.is_some_and(|until| until.after(seq));
+        let by = |(last, until): (Stamp, Seq)| {
+            last.after(at) || again && last == at && passed(Some(until))
+        };
+        self.rack.is_some_and(by) || !again && passed(self.furthest)
+    }
+
     /// The first octets from `una` on that are lost: those sent before something that arrived, and `patience` ago (RFC 8985,
     /// section 6.2, step 5).
     pub fn loss(&self, una: Seq, flight: &Flight, patience: Span, now: Now) -> Loss {
-        let (Some(top), Some((last, until, rtt))) = (self.sacked.end(), self.rack) else {
+        let Some(top) = self.sacked.end() else {
             return Loss::None;
         };
         if self.resent_len == RESENT {
@@ -143,7 +168,8 @@ impl Disorder {
                 seq = end;
                 continue;
             }
-            let Some((at, run)) = self.resent_at(seq).or_else(|| flight.left(seq)) else {
+            let again = self.resent_at(seq);
+            let Some((at, run)) = again.or_else(|| flight.left(seq)) else {
                 break;
             };
             // What was sent again in parts is told apart at their beginnings as well.
@@ -152,8 +178,8 @@ impl Disorder {
                 .chain(self.sacked.next(seq))
                 .filter(|start| start.after(seq))
                 .fold(run.min(top), Seq::min);
-            if last.after(at) || last == at && until.after(seq) {
-                let due = Span(rtt.0 + patience.0);
+            if self.is_overtaken(seq, at, again.is_some()) {
+                let due = Span(self.rtt.0 + patience.0);
                 let age = at.age(now);
                 if patience == Span::ZERO || age >= due {
                     return Loss::Lost(seq, end);

@@ -21,8 +21,8 @@ impl Stamp {
     }
 }
 
-/// Runs that are told apart. What is sent beyond counts to the last, with its time: it is older than that says, and its loss
-/// is noticed later, never too early.
+/// Runs that are told apart. What is sent beyond counts to the last, with its time, which is that of the last octet alone: the
+/// others are older, their loss is noticed later, never too early.
 const RUNS: usize = 3;
 
 /// Octets that left at once, up to `end`.
@@ -37,6 +37,8 @@ struct Run {
 pub struct Flight {
     runs: [Run; RUNS],
     len: u8,
+    /// Those that did not leave at once after all, a bit each.
+    mixed: u8,
 }
 
 impl Flight {
@@ -52,6 +54,9 @@ impl Flight {
         };
         let last = usize::from(self.len).min(RUNS - 1);
         let same = self.runs().last().is_some_and(|last| last.at == run.at);
+        if !same && usize::from(self.len) == RUNS {
+            self.mixed |= 1 << last;
+        }
         if same {
             self.runs[usize::from(self.len) - 1] = run;
         } else {
@@ -67,14 +72,24 @@ impl Flight {
         if gone > 0 {
             self.runs.rotate_left(gone);
             self.len -= gone as u8;
+            self.mixed >>= gone;
         }
     }
 
     pub const fn clear(&mut self) {
-        self.len = 0;
+        (self.len, self.mixed) = (0, 0);
     }
 
-    /// When an octet left, and up to where others left with it.
+    /// The latest moment known that an octet left at, or after: where it is of a mixed run, the end of the one before.
+    pub fn left_since(&self, seq: Seq) -> Option<Stamp> {
+        let runs = self.runs();
+        let place = runs.iter().position(|run| run.end.after(seq))?;
+        let exact = self.mixed & 1 << place == 0 || runs.get(place)?.end == seq + 1;
+        let known = if exact { place } else { place.checked_sub(1)? };
+        runs.get(known).map(|run| run.at)
+    }
+
+    /// When an octet left at the latest, and up to where others left with it.
     pub fn left(&self, seq: Seq) -> Option<(Stamp, Seq)> {
         let run = self.runs().iter().find(|run| run.end.after(seq))?;
         Some((run.at, run.end))
@@ -95,10 +110,16 @@ mod tests {
         assert_eq!(left(&flight, 9), Some((1, 10)));
         assert_eq!(left(&flight, 24), Some((2, 25)));
         assert_eq!(left(&flight, 26), Some((4, 40)), "older than it says");
+        let since = |flight: &Flight, at| flight.left_since(Seq(at)).map(|at| at.0);
+        assert_eq!((since(&flight, 9), since(&flight, 24)), (Some(1), Some(2)));
+        assert_eq!((since(&flight, 26), since(&flight, 39)), (Some(2), Some(4)));
         flight.acknowledged(Seq(10));
         assert_eq!(left(&flight, 10), Some((2, 25)));
         flight.sent(Seq(50), Now(5));
         assert_eq!(left(&flight, 45), Some((5, 50)));
         assert_eq!(left(&flight, 50), None);
+        flight.acknowledged(Seq(25));
+        assert_eq!((since(&flight, 26), since(&flight, 39)), (None, Some(4)));
+        assert_eq!(since(&flight, 41), Some(5));
     }
 }

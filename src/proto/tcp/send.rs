@@ -335,8 +335,9 @@ impl Sender {
             return Acked::default();
         }
         if !self.una.before(self.repaired)
-            && let Some((at, _)) = self.flight.left(ack - 1)
+            && let Some(at) = self.flight.left_since(ack - 1)
         {
+            // Of a mixed run acknowledged in part, nothing is known: the end of the one before was acknowledged with it.
             self.rtt.measured(at.age(now));
         }
         if let Some(disorder) = disorder {
@@ -512,6 +513,11 @@ impl Sender {
         if self.deadline == NEVER {
             (self.timer, self.deadline) = (Timer::Retransmit, now + self.rtt.timeout(self.backoff));
         }
+    }
+
+    #[cfg(test)]
+    pub const fn rtt(&self) -> Rtt {
+        self.rtt
     }
 
     /// How often the timer has run out since the guest last acknowledged something.

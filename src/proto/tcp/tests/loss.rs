@@ -232,6 +232,55 @@ fn a_guest_that_falls_silent_is_asked_and_given_up() {
     assert!(asked > 50 && ended.since(NOW) > Span::secs(4 * 3600));
 }
 
+/// Of what left at many moments and is not told apart, what arrives may have left before what was sent again since.
+#[test]
+fn what_left_earlier_takes_nothing_sent_again_for_lost() {
+    let (mut conn, mut disorder, now) = in_flight();
+    conn.segment(&ack(&conn, 0, &[(1, 4)]), Some(&mut disorder), now);
+    assert_eq!(again(&mut conn, &mut disorder, now), [(0, 1000)]);
+    for n in 4..9 {
+        let now = now + Span(10 * u64::from(n));
+        conn.sent(1000, now);
+        let more = ack(&conn, 0, &[(1, n + 1)]);
+        conn.segment(&more, Some(&mut disorder), now + Span(5));
+        assert_eq!(again(&mut conn, &mut disorder, now + Span(5)), []);
+    }
+    // What left last has come, and left later for sure.
+    let (end, late) = (15, now + Span::millis(2));
+    conn.segment(&ack(&conn, 0, &[(1, end)]), Some(&mut disorder), late);
+    assert_eq!(again(&mut conn, &mut disorder, late), [(0, 1000)]);
+}
+
+/// A hole in what is not told apart is one all the same: the guest holds what left behind it.
+#[test]
+fn a_hole_among_many_moments_is_sent_again_at_once() {
+    let (mut conn, mut disorder, now) = in_flight();
+    let holes = ack(&conn, 4, &[(5, 8)]);
+    conn.segment(&holes, Some(&mut disorder), now);
+    assert_eq!(again(&mut conn, &mut disorder, now), [(4, 1000)]);
+}
+
+/// RFC 6298, section 3: a measurement is the time of something that left, however much is in flight.
+#[test]
+fn round_trips_are_measured_as_they_are_in_a_steady_stream() {
+    // Acknowledged one by one, and several at once.
+    for each in [1, 2, 7] {
+        let mut conn = open();
+        let first = conn.next();
+        let time = |millis: u32| NOW + Span::millis(u64::from(millis));
+        for sent in 1..5_000 {
+            conn.sent(100, time(sent));
+            let here = sent.saturating_sub(100);
+            if here > 0 && here % each == 0 {
+                let ack = segment(conn.receive.nxt, first + 100 * here, Flags::ACK, 0);
+                conn.segment(&ack, None, time(sent));
+            }
+            let smoothed = conn.send.rtt().smoothed().as_millis();
+            assert!(sent < 4_000 || (95..=107).contains(&smoothed), "{smoothed}");
+        }
+    }
+}
+
 /// However late the timer comes, a guest has its time to answer each question.
 #[test]
 fn a_pause_of_ours_is_no_silence_of_the_guest() {

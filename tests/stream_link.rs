@@ -189,11 +189,10 @@ fn the_first_free_path_is_taken() {
     assert!(translator.dir().join("passt_1.socket").exists());
     assert!(!translator.dir().join("passt_3.socket").exists());
     assert_works(&Wire::new(translator.connect()));
-    // Trying whether somebody listens may have left a connection, but nothing was said.
+    // Who serves the first saw nobody come.
     live.set_nonblocking(true).unwrap();
-    if let Ok((probe, _)) = live.accept() {
-        assert!(Wire::new(probe).closes(LONG));
-    }
+    let nobody = live.accept().unwrap_err();
+    assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
 }
 
 #[test]
@@ -221,6 +220,21 @@ fn a_socket_in_use_is_refused() {
     assert!(fs::exists(&path).unwrap());
     translator.assert_alive();
     assert_works(&Wire::new(translator.connect()));
+}
+
+/// A client that came and left would have ended it.
+#[test]
+fn whoever_finds_a_socket_in_use_is_no_client_of_it() {
+    let Some((mut translator, _server, world)) = stage(&["--one-off"]) else {
+        return;
+    };
+    let path = translator.socket().to_str().unwrap().to_owned();
+    let (status, _, stderr) = Setup::new(&["--socket", &path]).run_to_end(&world.pod);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let wire = Wire::new(translator.connect());
+    assert_works(&wire);
+    drop(wire);
+    assert_eq!(translator.wait(LONG), 0);
 }
 
 /// A server with `len` octets to give.

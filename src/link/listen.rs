@@ -136,12 +136,11 @@ fn bind(path: &Path) -> Result<OwnedFd, Refused> {
     Ok(socket.into())
 }
 
-/// Whether somebody serves a socket. Somebody too busy to answer does too, so this does not wait; only three failures say
-/// that nobody is there: no such file, nobody behind it, no right to know.
+/// Whether somebody serves a socket. Who asks for another type of socket than there is gets an answer without being a
+/// client (EPROTOTYPE, connect(2)); only three say that nobody is there: no such file, nobody behind it, no right to know.
 fn is_answered(path: &Path) -> bool {
-    let connected = SockAddr::unix(path).and_then(|address| {
-        Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?.connect(&address)
-    });
+    let connected = SockAddr::unix(path)
+        .and_then(|address| Socket::new(Domain::UNIX, Type::DGRAM, None)?.connect(&address));
     let vacant = [
         io::ErrorKind::NotFound,
         io::ErrorKind::ConnectionRefused,

@@ -104,12 +104,13 @@ impl Changes {
         self.due
     }
 
-    /// Asks the host again, if that is due: what guest and flows are told from now on, if that is not what `net` says.
-    /// `kept` tells whether a guest was told of `net`.
+    pub fn is_due(&self, now: Now) -> bool {
+        self.due.is_some_and(|due| due <= now)
+    }
+
+    /// Asks the host again: what guest and flows are told from now on, if that is not what `net` says. `kept` tells whether
+    /// a guest was told of `net`.
     pub fn look(&mut self, net: &Net, kept: bool, now: Now) -> Option<Resolved> {
-        if self.due.is_none_or(|due| due > now) {
-            return None;
-        }
         self.due = None;
         let start = processor_time();
         // First the events, then the tables: what changes in between is an event again.

@@ -23,7 +23,7 @@ impl Reactor {
 
     /// Tells relay and guest what is new on the host.
     pub(super) fn follow_host(&mut self, now: Now) {
-        let Some(changes) = &mut self.changes else {
+        let Some(changes) = self.changes.as_mut().filter(|changes| changes.is_due(now)) else {
             return;
         };
         let kept = self.core.relay.has_met_guest();

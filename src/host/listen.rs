@@ -53,7 +53,8 @@ pub struct Ports {
 /// One forwarded port.
 #[derive(Debug)]
 struct Port {
-    socket: OwnedFd,
+    /// None while its interface has returned and the port could not be had yet.
+    socket: Option<OwnedFd>,
     port: u16,
     rule: u16,
     /// Whether it waits for its turn.
@@ -172,7 +173,7 @@ impl Ports {
     fn listen(&mut self, index: usize, port: u16) -> io::Result<()> {
         let socket = self.socket(index, port)?;
         self.ports.push(Port {
-            socket: socket.into(),
+            socket: Some(socket.into()),
             port,
             rule: index as u16,
             queued: false,
@@ -185,11 +186,6 @@ impl Ports {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let options = self.options;
-        let shares = self
-            .rules
-            .iter()
-            .enumerate()
-            .any(|(other, rival)| other != index && overlaps(rival, rule, port));
         let at = match rule.addr {
             Some(addr) => At::One(addr),
             None if options.v4 && options.v6 => At::Both,
@@ -199,7 +195,6 @@ impl Ports {
         let how = How {
             port,
             scope,
-            shares,
             freebind: options.freebind,
         };
         match open(rule, at, how) {
@@ -217,13 +212,11 @@ impl Ports {
         }
     }
 
-    /// Opens the ports of interfaces anew that went and came back: sockets stay with the one that is gone. `index` tells the
-    /// index of an interface there is. Returns the places, with the sockets that are of no use any more.
-    pub fn follow_interfaces(
-        &mut self,
-        index: impl Fn(&str) -> Option<u32>,
-    ) -> Vec<(u32, OwnedFd)> {
-        let mut replaced = Vec::new();
+    /// Opens the ports of interfaces anew that went and came back: sockets stay with the one that is gone. What cannot be
+    /// had yet, as the address may follow its interface later, is tried again the next time. `index` tells the index of an
+    /// interface there is. Returns the places that have new sockets.
+    pub fn follow_interfaces(&mut self, index: impl Fn(&str) -> Option<u32>) -> Vec<u32> {
+        let mut opened = Vec::new();
         for rule in 0..self.rules.len() {
             let name = self
                 .rules
@@ -233,47 +226,63 @@ impl Ports {
             else {
                 continue;
             };
-            if std::mem::replace(known, now) != now {
-                self.open_anew(rule, &mut replaced);
+            let returned = std::mem::replace(known, now) != now;
+            if returned {
+                self.close(rule);
+            }
+            let missed = self.open_missing(rule, &mut opened);
+            if let (true, Some((port, error)), Some(rule)) =
+                (returned, missed, self.rules.get(rule))
+            {
+                log::warn!(
+                    "An interface returned, but not for port {port} ({}) of option '{}'",
+                    reason(&error),
+                    rule.option
+                );
             }
         }
-        replaced
+        opened
     }
 
-    fn open_anew(&mut self, rule: usize, replaced: &mut Vec<(u32, OwnedFd)>) {
-        let mut failed = None;
+    /// Closes what a rule had, all of it before anything is opened anew: there may be no descriptors for both.
+    fn close(&mut self, rule: usize) {
+        for port in &mut self.ports {
+            if usize::from(port.rule) == rule {
+                port.socket = None;
+            }
+        }
+    }
+
+    /// Opens what a rule is without. Returns the first port that cannot be had.
+    fn open_missing(&mut self, rule: usize, opened: &mut Vec<u32>) -> Option<(u16, io::Error)> {
+        let mut missed = None;
         for place in 0..self.ports.len() {
-            let Some(port) = self
-                .ports
-                .get(place)
-                .filter(|port| usize::from(port.rule) == rule)
-            else {
+            let missing = |port: &&Port| usize::from(port.rule) == rule && port.socket.is_none();
+            let Some(number) = self.ports.get(place).filter(missing).map(|port| port.port) else {
                 continue;
             };
-            let number = port.port;
             match (self.socket(rule, number), self.ports.get_mut(place)) {
                 (Ok(socket), Some(port)) => {
-                    let old = std::mem::replace(&mut port.socket, socket.into());
-                    replaced.push((place as u32, old));
+                    port.socket = Some(socket.into());
+                    opened.push(place as u32);
                 }
                 (Err(error), _) => {
-                    failed.get_or_insert((number, error));
+                    let of_port = is_of_port(&error);
+                    missed.get_or_insert((number, error));
+                    if !of_port {
+                        break;
+                    }
                 }
                 (Ok(_), None) => {}
             }
         }
-        if let (Some((port, error)), Some(rule)) = (failed, self.rules.get(rule)) {
-            log::warn!(
-                "An interface returned, but not for port {port} ({}) of option '{}'",
-                reason(&error),
-                rule.option
-            );
-        }
+        missed
     }
 
     /// Every socket with its place.
     pub fn sockets(&self) -> impl Iterator<Item = (u32, RawFd)> + '_ {
-        (0..).zip(self.ports.iter().map(|port| port.socket.as_raw_fd()))
+        let socket = |(place, port): (u32, &Port)| Some((place, port.socket.as_ref()?.as_raw_fd()));
+        (0..).zip(&self.ports).filter_map(socket)
     }
 
     pub fn len(&self) -> usize {
@@ -289,7 +298,7 @@ impl Ports {
         let port = self.ports.get(place as usize)?;
         let rule = self.rules.get(usize::from(port.rule))?;
         Some((
-            &port.socket,
+            port.socket.as_ref()?,
             Forward {
                 protocol: rule.protocol,
                 host: port.port,
@@ -353,14 +362,6 @@ impl Ports {
     }
 }
 
-/// Whether two rules want the same port of the same protocol at places that one kernel keeps apart only by how exact they
-/// are: an address and all addresses, an interface and all interfaces.
-fn overlaps(a: &Rule, b: &Rule, port: u16) -> bool {
-    a.protocol == b.protocol
-        && (a.first..=a.last).contains(&port)
-        && (a.addr != b.addr || a.interface != b.interface)
-}
-
 fn note<'a>(opened: &mut Vec<(&'a str, bool)>, option: &'a str, bound: bool) {
     match opened.iter_mut().find(|(seen, _)| *seen == option) {
         Some((_, any)) => *any |= bound,
@@ -374,8 +375,6 @@ struct How {
     port: u16,
     /// The index of its interface.
     scope: u32,
-    /// Whether another rule wants the same port in a less exact way, or a more exact one.
-    shares: bool,
     freebind: bool,
 }
 
@@ -383,7 +382,6 @@ fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
     let How {
         port,
         scope,
-        shares,
         freebind,
     } = how;
     let (domain, addr) = match at {
@@ -412,7 +410,6 @@ fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
     }
     // A TCP port rests for a minute after its last connection. A UDP port would go to whoever bound it last.
     socket.set_reuse_address(tcp)?;
-    socket.set_reuse_port(shares)?;
     socket.bind(&SockAddr::from(address(addr, port, scope)))?;
     if tcp {
         socket.listen(BACKLOG)?;
@@ -446,6 +443,14 @@ fn address(addr: IpAddr, port: u16, scope: u32) -> SocketAddr {
 fn index_of(rule: &Rule) -> u32 {
     let name = rule.interface.as_deref();
     name.and_then(|name| if_nametoindex(name).ok()).unwrap_or(0)
+}
+
+/// Whether a failure is about one port, of which there may be others.
+fn is_of_port(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EADDRINUSE | libc::EACCES | libc::EPERM)
+    )
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

@@ -58,8 +58,8 @@ impl Relay {
 
     /// Opens the ports of interfaces anew that went and came back; `index` tells the index of an interface there is.
     pub fn follow_interfaces(&mut self, index: impl Fn(&str) -> Option<u32>) {
-        for (place, old) in self.ports.follow_interfaces(index) {
-            self.requests.push(Request::Close(old));
+        // What they had is closed by now: no request waits that is about a port's socket.
+        for place in self.ports.follow_interfaces(index) {
             if let Some((socket, _)) = self.ports.get(place) {
                 self.requests
                     .push(Request::Listen(socket.as_raw_fd(), place));

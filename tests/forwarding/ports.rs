@@ -39,6 +39,48 @@ fn a_port_that_must_be_had_and_cannot_be_ends_the_start() {
     );
 }
 
+/// Consumers 2.6: however many addresses of one's own one names, and whoever the other is.
+#[test]
+fn a_port_of_another_translator_is_not_shared_with_it() {
+    let Some(world) = World::pod() else { return };
+    let rules: [[&str; 4]; 4] = [
+        ["-t", "127.0.0.1/4000", "-t", "127.0.0.2/4000"],
+        ["-u", "127.0.0.1/4000", "-u", "127.0.0.2/4000"],
+        ["-t", "127.0.0.1/4000", "-t", "::1/4000"],
+        ["-u", "0.0.0.0/4000", "-u", "::/4000"],
+    ];
+    for args in rules {
+        let mut first = Setup::new(&args).start(&world.pod);
+        assert_eq!(
+            refused(&world, &args),
+            format!(
+                "Failed to bind port 4000 (Address already in use) for option '{} {}'",
+                args[0], args[1]
+            )
+        );
+        first.assert_alive();
+    }
+}
+
+/// What the rules tell apart the kernel does too.
+#[test]
+fn one_port_may_be_forwarded_apart_for_addresses_families_and_interfaces() {
+    let Some(world) = World::pod() else { return };
+    world.pod.wire("lan0", &world.outside, "lan1");
+    world.pod.ip("addr add 10.77.0.1/24 dev lan0");
+    let rules: [[&str; 3]; 5] = [
+        ["127.0.0.1/4000", "127.0.0.2/4000", "::1/4000"],
+        ["0.0.0.0/4000", "::/4000", "~1-4999"],
+        ["0.0.0.0/4000", "::1/4000", "10.77.0.1/4001"],
+        ["%lan0/4000", "%lo/4000", "*%eth0/4000"],
+        ["10.77.0.1%lan0/4000", "127.0.0.1/4000", "::%lo/4000"],
+    ];
+    for [a, b, c] in rules {
+        let args = ["-t", a, "-t", b, "-t", c, "-u", a, "-u", b, "-u", c];
+        Setup::new(&args).start(&world.pod).assert_alive();
+    }
+}
+
 /// How many sockets are bound to port 4000, for TCP, TCP over IPv6, UDP and UDP over IPv6.
 fn bound(host: &Host) -> [usize; 4] {
     ["tcp", "tcp6", "udp", "udp6"].map(|table| {
@@ -143,6 +185,51 @@ fn ports_of_an_interface_or_address_are_there_again_when_it_returns() {
     assert!(!reaches(4001));
     lay();
     assert!(wait_until(LONG, || reaches(4000) && reaches(4001)));
+    translator.assert_alive();
+}
+
+/// As DHCP and duplicate detection have it.
+#[test]
+fn a_port_of_an_address_and_an_interface_is_there_when_its_address_is() {
+    let Some(world) = World::pod() else { return };
+    let lay = || {
+        world.pod.wire("lan0", &world.outside, "lan1");
+        world.outside.ip("addr add 10.77.0.2/24 dev lan1");
+    };
+    let give = || world.pod.ip("addr add 10.77.0.1/24 dev lan0");
+    lay();
+    give();
+    let args = ["-t", "10.77.0.1%lan0/4000", "-u", "10.77.0.1%lan0/4000"];
+    let translator = Setup::new(&args).start(&world.pod);
+    world.pod.ip("link del lan0");
+    lay();
+    translator.expect_log("not for port 4000 (Cannot assign requested address) of option '-t");
+    translator.expect_log("not for port 4000 (Cannot assign requested address) of option '-u");
+    give();
+    let to = SocketAddr::from(([10, 77, 0, 1], 4000));
+    let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
+    assert!(wait_until(LONG, || world.outside.run(connect).is_ok()));
+    assert!(wait_until(LONG, || bound(&world.pod)[2] == 1));
+    assert_eq!(translator.log().matches("returned, but not").count(), 2);
+}
+
+#[test]
+fn the_ports_of_an_interface_that_returns_take_no_more_descriptors_than_before() {
+    let Some(world) = World::pod() else { return };
+    let lay = || {
+        world.pod.wire("lan0", &world.outside, "lan1");
+        world.pod.ip("addr add 10.77.0.1/24 dev lan0");
+        world.outside.ip("addr add 10.77.0.2/24 dev lan1");
+    };
+    lay();
+    let mut translator = Setup::new(&["-t", "%lan0/4001-5200"])
+        .limit_files(2000)
+        .start(&world.pod);
+    world.pod.ip("link del lan0");
+    lay();
+    let to = SocketAddr::from(([10, 77, 0, 1], 5200));
+    let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
+    assert!(wait_until(LONG, || world.outside.run(connect).is_ok()));
     translator.assert_alive();
 }
 

@@ -1,6 +1,10 @@
 //! The helper that sets and clears repair mode on behalf of passt: a path in, exit code out.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 use passt_rs::daemon::passt_repair::{self, Failure};
 
@@ -10,22 +14,21 @@ fn main() -> ExitCode {
         let name = argv
             .first()
             .map_or_else(|| "passt-repair".into(), |name| name.to_string_lossy());
-        eprintln!("Usage: {name} PATH");
-        return ExitCode::from(2);
+        return fail(&format!("Usage: {name} PATH"), 2);
     };
     if matches!(path.to_str(), Some("-h" | "--help")) {
-        println!("{}", passt_repair::HELP);
-        return ExitCode::SUCCESS;
+        let told = writeln!(io::stdout(), "{}", passt_repair::HELP);
+        return told.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     match passt_repair::run(Path::new(path)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Usage(line)) => {
-            eprintln!("{line}");
-            ExitCode::from(2)
-        }
-        Err(Failure::Run(line)) => {
-            eprintln!("{line}");
-            ExitCode::FAILURE
-        }
+        Err(Failure::Usage(line)) => fail(&line, 2),
+        Err(Failure::Run(line)) => fail(&line, 1),
     }
+}
+
+fn fail(line: &str, code: u8) -> ExitCode {
+    // Where it cannot be said, the exit code says enough.
+    let _ = writeln!(io::stderr(), "{line}");
+    ExitCode::from(code)
 }

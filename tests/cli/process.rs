@@ -1,6 +1,9 @@
 //! What a caller sees of the process: exit status, standard output and standard error.
 
-use std::process::{Command, Output};
+use std::{
+    fs::OpenOptions,
+    process::{Command, Output, Stdio},
+};
 
 fn passt(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_passt"));
@@ -26,6 +29,27 @@ fn what_is_asked_for_is_printed_to_a_pipe() {
             "{option}: {text}"
         );
         assert!(stderr.is_empty());
+    }
+}
+
+/// As where the disk is full.
+#[test]
+fn what_cannot_be_said_is_a_failure_and_nothing_worse() {
+    let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let passt = env!("CARGO_BIN_EXE_passt");
+    let repair = env!("CARGO_BIN_EXE_passt-repair");
+    for (program, args, code) in [
+        (passt, &["--version"][..], 1),
+        (passt, &["--print-sandbox"], 1),
+        (passt, &["--bogus"], 1),
+        (repair, &["--help"], 1),
+        (repair, &["/nowhere/socket"], 1),
+        (repair, &[], 2),
+    ] {
+        let mut command = Command::new(program);
+        command.args(args).stdout(full()).stderr(full());
+        let status = command.status().unwrap();
+        assert_eq!(status.code(), Some(code), "{program} {args:?}");
     }
 }
 

@@ -20,6 +20,9 @@ use crate::{
 /// A change seldom comes alone: an address is followed by its routes.
 const SETTLE: Span = Span::millis(50);
 
+/// The tables could not be read, for want of a descriptor or memory: not before then.
+const RETRY: Span = Span::secs(1);
+
 /// Reading large tables takes a while, and nobody else has a turn meanwhile: at most one part in so many of the processor's
 /// time. How long a busy host has us wait for it says nothing about the tables.
 const SHARE: u64 = 20;
@@ -115,7 +118,9 @@ impl Changes {
         let start = processor_time();
         // First the events, then the tables: what changes in between is an event again.
         let drained = self.monitor.as_ref().is_none_or(Monitor::drain);
-        let renewed = facts::read_network().and_then(|mut facts| {
+        let read = facts::read_network();
+        let unread = read.is_err();
+        let renewed = read.and_then(|mut facts| {
             facts.resolver.clone_from(&self.resolver);
             self.interfaces.clone_from(&facts.interfaces);
             renew(&self.config, &facts, kept.then_some(net))
@@ -123,7 +128,10 @@ impl Changes {
         let took = processor_time().saturating_sub(start);
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.rest = now + Span(took.saturating_mul(SHARE));
-        if !drained {
+        if unread {
+            self.rest = self.rest.max(now + RETRY);
+        }
+        if unread || !drained {
             self.network_changed(now);
         }
         match renewed {

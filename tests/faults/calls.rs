@@ -301,6 +301,22 @@ fn a_shortage_that_lasts_costs_flows_but_nothing_else() {
     assert_no_panic(&bench.translator);
 }
 
+/// Nothing more need happen on the host.
+#[test]
+fn tables_that_could_not_be_read_are_read_later() {
+    let Some(world) = World::pod() else { return };
+    let (faults, setup) = Faults::around(Setup::new(&[]), &[libc::SYS_socket]);
+    let translator = setup.start(&world.pod);
+    translator.idle_fd_count();
+    faults.set(|_| Some(EMFILE));
+    world.pod.ip("link del eth0");
+    translator.expect_log("Couldn't read network settings: Too many open files");
+    faults.clear();
+    translator.expect_log("template interface: none (IPv4), none (IPv6)");
+    let warnings = translator.log().matches("Couldn't read network").count();
+    assert_eq!(warnings, 1, "{}", translator.log());
+}
+
 /// Each call of the start fails once: it goes without, or says why not in one line.
 #[test]
 fn a_call_that_fails_at_the_start_is_told_in_one_line_or_done_without() {

@@ -98,7 +98,7 @@ impl Ports {
             for port in rule.first..=rule.last {
                 ports
                     .listen(index, port)
-                    .map_err(|error| refusal(rule, port, &error))?;
+                    .map_err(|error| refusal(rule, port, unprivileged_port_start(), &error))?;
             }
         }
         let warning = ports.open_what_fits()?;
@@ -460,8 +460,8 @@ fn is_exhausted(error: &io::Error) -> bool {
     )
 }
 
-/// Why a port that must be had cannot be, and what helps.
-fn refusal(rule: &Rule, port: u16, error: &io::Error) -> String {
+/// Why a port that must be had cannot be, and what helps. Everybody may bind ports from `unprivileged` on.
+fn refusal(rule: &Rule, port: u16, unprivileged: u16, error: &io::Error) -> String {
     if is_exhausted(error) {
         return format!(
             "Can't open enough sockets for '{}': {}",
@@ -474,12 +474,11 @@ fn refusal(rule: &Rule, port: u16, error: &io::Error) -> String {
         reason(error),
         rule.option
     );
-    if error.kind() != io::ErrorKind::PermissionDenied {
+    if error.kind() != io::ErrorKind::PermissionDenied || port >= unprivileged {
         return failed;
     }
     format!(
-        "{failed}: ports below {} take CAP_NET_BIND_SERVICE, or sysctl net.ipv4.ip_unprivileged_port_start={port}",
-        unprivileged_port_start()
+        "{failed}: ports below {unprivileged} take CAP_NET_BIND_SERVICE, or sysctl net.ipv4.ip_unprivileged_port_start={port}"
     )
 }
 
@@ -502,5 +501,36 @@ pub fn syn_retries() -> SynRetries {
         // Kernels before 6.5 double from the start.
         linear: read("tcp_syn_linear_timeouts").unwrap_or(0),
         doubling: read("tcp_syn_retries").unwrap_or(default.doubling),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::PortMap;
+
+    /// Policies of other kinds refuse ports too, and nothing about low ports helps there.
+    #[test]
+    fn low_ports_are_told_of_where_the_port_is_low() {
+        let rule = |port| Rule {
+            protocol: Protocol::Tcp,
+            addr: None,
+            interface: None,
+            first: port,
+            last: port,
+            map: PortMap::default(),
+            target: None,
+            best_effort: false,
+            option: format!("-t {port}"),
+        };
+        let refused = io::Error::from_raw_os_error(libc::EACCES);
+        assert_eq!(
+            refusal(&rule(8080), 8080, 1024, &refused),
+            "Failed to bind port 8080 (Permission denied) for option '-t 8080'"
+        );
+        let low = refusal(&rule(1023), 1023, 1024, &refused);
+        assert!(low.ends_with(
+            "ports below 1024 take CAP_NET_BIND_SERVICE, or sysctl net.ipv4.ip_unprivileged_port_start=1023"
+        ));
     }
 }

@@ -5,12 +5,13 @@ mod guest;
 mod lab;
 
 use std::{
-    fs,
+    fs::{self, File},
     os::unix::{
         fs::{MetadataExt, PermissionsExt},
         net::{UnixDatagram, UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     thread,
     time::Duration,
 };
@@ -208,6 +209,39 @@ fn a_failed_start_says_why_on_standard_error() {
     let last = stderr.lines().last().unwrap();
     assert_eq!(last, format!("Socket path {socket} already in use"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Nobody who waits for the end of the start finds standard error empty.
+#[test]
+fn a_start_that_fails_in_the_background_has_said_why_when_it_ends() {
+    let Some(world) = World::pod() else { return };
+    let dir = TempDir::new();
+    let (socket, stderr) = (dir.path().join("sock"), dir.path().join("stderr"));
+    for _ in 0..50 {
+        let mut command = Command::new(binary());
+        command.arg("-s").arg(&socket).args(["-P", "/dev/full"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(File::create(&stderr).unwrap());
+        let status = world.pod.run(|| command.status()).unwrap();
+        let said = fs::read_to_string(&stderr).unwrap();
+        assert_eq!(status.code(), Some(1), "{said}");
+        let last = said.lines().last();
+        let why = "Couldn't write PID file: No space left on device";
+        assert_eq!(last, Some(why), "{said}");
+    }
+}
+
+/// It was not asked for.
+#[test]
+fn a_socket_path_that_has_no_room_for_the_helpers_is_served_without() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&["--vhost-user"]);
+    let folder = setup.dir().as_os_str().len() + 1;
+    let path = setup.dir().join("x".repeat(105 - folder));
+    let mut translator = setup.start_at(&world.pod, Some(path));
+    translator.expect_log("passt-repair");
+    translator.expect_log("has no room for .repair");
+    translator.assert_alive();
 }
 
 /// Names in a folder.

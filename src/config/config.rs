@@ -118,7 +118,7 @@ impl Config {
 }
 
 impl Config {
-    /// Where `passt-repair` is to find us, given where the guest's socket is.
+    /// Where `passt-repair` is to find us, given where the guest's socket is: nowhere, if the path that nobody chose has no room.
     pub fn repair_path(&self, socket: Option<&Path>) -> Option<PathBuf> {
         match &self.repair_path {
             _ if !self.vhost_user => None,
@@ -127,7 +127,7 @@ impl Config {
             RepairPath::Default => {
                 let mut path = socket?.as_os_str().to_owned();
                 path.push(".repair");
-                Some(path.into())
+                (path.len() <= SOCKET_PATH_MAX).then(|| path.into())
             }
         }
     }

@@ -13,7 +13,7 @@ use std::{
 
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::{
-    sys::prctl::set_keepcaps,
+    sys::{prctl::set_keepcaps, wait::waitpid},
     unistd::{
         Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid,
     },
@@ -92,7 +92,7 @@ impl Ready {
 }
 
 /// Goes to the background. Only the new process returns from here; the old one waits until it hears that all is ready, and
-/// exits with 0, or with 1 if the new process ends before; then it takes away what the start would leave behind.
+/// exits with 0, or with 1 once the new process has ended before; then it takes away what the start would leave behind.
 ///
 /// # Errors
 /// Those of open(2), socketpair(2), fork(2) and setsid(2).
@@ -108,6 +108,8 @@ pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
             let told = waiting.write_all(&child.as_raw().to_ne_bytes());
             let ready = told.is_ok() && waiting.read_exact(&mut [0]).is_ok();
             if !ready {
+                // Whoever waits for our end reads then why: it is not written yet.
+                let _ = waitpid(child, None);
                 leftovers.remove();
             }
             process::exit(i32::from(!ready));

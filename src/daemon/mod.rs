@@ -77,7 +77,7 @@ use log::Destinations;
 use sandbox::Sandbox;
 
 use crate::{
-    config::{Config, LinkChoice, Net, QUEUES_DEFAULT, Resolved, resolve},
+    config::{Config, LinkChoice, Net, QUEUES_DEFAULT, RepairPath, Resolved, resolve},
     host::{
         conntrack, facts,
         listen::{self as ports, Ports},
@@ -162,7 +162,7 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
     if let Some(path) = &path {
         leftovers.add(path);
     }
-    let opened = Opening {
+    let mut opened = Opening {
         resolved,
         changes,
         descriptors,
@@ -171,8 +171,7 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         path,
         warnings,
     };
-    let repair_path = config.repair_path(opened.path.as_deref());
-    open_repair(repair_path.as_deref(), &mut leftovers)
+    open_repair(config, &mut opened, &mut leftovers)
         .and_then(|repair| {
             let mut prepared = build(config, opened, &mut leftovers)?;
             prepared.reactor.set_migration(repair, config);
@@ -195,10 +194,25 @@ pub fn shut_in(config: &Config) -> Result<Layers, String> {
 }
 
 /// Where the helper of a migration is to come in, if it may.
-fn open_repair(path: Option<&Path>, leftovers: &mut Leftovers) -> Result<Option<OwnedFd>, String> {
-    let Some(path) = path else { return Ok(None) };
-    let socket = listen::repair(path)?;
-    leftovers.add(path);
+fn open_repair(
+    config: &Config,
+    opened: &mut Opening,
+    leftovers: &mut Leftovers,
+) -> Result<Option<OwnedFd>, String> {
+    let Some(path) = config.repair_path(opened.path.as_deref()) else {
+        if config.vhost_user
+            && config.repair_path == RepairPath::Default
+            && let Some(path) = &opened.path
+        {
+            opened.warnings.push(format!(
+                "passt-repair cannot connect: {} has no room for .repair behind it",
+                path.display()
+            ));
+        }
+        return Ok(None);
+    };
+    let socket = listen::repair(&path)?;
+    leftovers.add(&path);
     Ok(Some(socket))
 }
 

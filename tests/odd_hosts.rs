@@ -39,6 +39,23 @@ fn a_host_behind_a_tunnel_has_a_guest_with_an_address_of_the_links_kind() {
     assert_eq!(mac[0] & 3, 2, "locally administered, of one station");
 }
 
+/// As systemd.link(5) gives them. The kernel takes any name for the interface.
+#[test]
+fn an_interface_answers_to_its_alternative_names() {
+    let Some(world) = World::pod() else { return };
+    world.pod.ip("link property add dev eth0 altname enp0s3");
+    let args = ["-i", "enp0s3", "--outbound-if4", "enp0s3"];
+    let translator = Translator::start(&world.pod, &args);
+    translator.expect_log("Template interface: eth0 (IPv4), eth0 (IPv6)");
+    let echo = UdpEcho::start(&world.outside, (INTERNET4, 7));
+    let wire = Wire::new(translator.connect());
+    let local = guest_addr(echo.addr(), 5000);
+    wire.send(&Udp::new(local, echo.addr(), b"hello").frame());
+    wire.expect("echo", Udp::of_frame);
+    let log = translator.log();
+    assert!(!log.contains("No interface"), "{log}");
+}
+
 /// Regression C15: less than IPv4 asks for is warned of, and served.
 #[test]
 fn a_link_mtu_below_what_ip_asks_for_is_warned_of_and_carries_what_fits() {

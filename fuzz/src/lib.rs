@@ -48,6 +48,7 @@ pub fn facts() -> Facts {
         interfaces: vec![Interface {
             index: 2,
             name: "eth0".to_owned(),
+            other_names: Vec::new(),
             mac: Some(Mac([2, 0, 0, 0, 0, 1])),
             mtu: 1500,
             loopback: false,

@@ -18,11 +18,19 @@ pub struct Facts {
 pub struct Interface {
     pub index: u32,
     pub name: String,
+    /// What it is called besides, which the kernel takes as well (ip-link(8), altname).
+    pub other_names: Vec<String>,
     pub mac: Option<Mac>,
     /// In octets.
     pub mtu: u32,
     pub loopback: bool,
     pub up: bool,
+}
+
+impl Interface {
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.other_names.iter().any(|other| other == name)
+    }
 }
 
 /// An address assigned to an interface; the local one, where the interface has a peer.

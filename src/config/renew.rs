@@ -108,6 +108,7 @@ mod tests {
             interfaces: vec![Interface {
                 index,
                 name: name.to_owned(),
+                other_names: Vec::new(),
                 mac: None,
                 mtu: 1500,
                 loopback: false,

@@ -403,7 +403,7 @@ fn warn_of_outbound(config: &Config, facts: &Facts, said: &mut Said) {
             && !is_there(facts, name)
         {
             said.warnings.push(format!(
-                "No interface has {name} for its first name: nothing leaves over {} until there is one",
+                "No interface is called {name}: nothing leaves over {} until there is one",
                 family.name()
             ));
         }

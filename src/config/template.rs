@@ -56,7 +56,7 @@ fn interface_called<'a>(facts: &'a Facts, name: &str) -> Option<&'a Interface> {
     facts
         .interfaces
         .iter()
-        .find(|interface| interface.name == name)
+        .find(|interface| interface.is_called(name))
 }
 
 impl<'a> Template<'a> {

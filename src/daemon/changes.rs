@@ -69,7 +69,7 @@ impl Changes {
         let found = self
             .interfaces
             .iter()
-            .find(|interface| interface.name == name)?;
+            .find(|interface| interface.is_called(name))?;
         Some(found.index)
     }
 

@@ -8,7 +8,7 @@ use netlink_packet_core::{NlaBuffer, NlasIterator, Parseable, ParseableParametri
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeader, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkFlags, LinkHeader, LinkMessage},
+    link::{LinkAttribute, LinkFlags, LinkHeader, LinkMessage, Prop},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteLwEnCapType, RouteMessage,
         RouteNextHop, RouteNextHopFlags, RouteType, RouteVia,
@@ -92,6 +92,7 @@ fn interface(body: &[u8]) -> Option<Interface> {
     let mut interface = Interface {
         index: header.index,
         name: String::new(),
+        other_names: Vec::new(),
         mac: None,
         mtu: 0,
         loopback: header.flags.contains(LinkFlags::Loopback),
@@ -100,12 +101,22 @@ fn interface(body: &[u8]) -> Option<Interface> {
     for attribute in attributes(body, LINK_HEADER) {
         match LinkAttribute::parse_with_param(&attribute, header.interface_family) {
             Ok(LinkAttribute::IfName(name)) => interface.name = name,
+            Ok(LinkAttribute::PropList(list)) => {
+                interface.other_names = list.into_iter().filter_map(other_name).collect();
+            }
             Ok(LinkAttribute::Mtu(mtu)) => interface.mtu = mtu,
             Ok(LinkAttribute::Address(bytes)) => interface.mac = bytes.try_into().ok().map(Mac),
             _ => {}
         }
     }
     (!interface.name.is_empty()).then_some(interface)
+}
+
+fn other_name(property: Prop) -> Option<String> {
+    match property {
+        Prop::AltIfName(name) => Some(name),
+        _ => None,
+    }
 }
 
 /// `None` for an address that failed duplicate detection: it is somebody else's.
@@ -251,6 +262,7 @@ mod tests {
             LinkAttribute::IfName("eth0".to_owned()),
             LinkAttribute::Mtu(1500),
             LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+            LinkAttribute::PropList(vec![Prop::AltIfName("enp0s3".to_owned())]),
         ];
         bytes(&message)
     }
@@ -292,13 +304,14 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_has_name_mac_and_mtu() {
+    fn an_interface_has_names_mac_and_mtu() {
         let mut facts = Facts::default();
         add(&mut facts, RTM_NEWLINK, &link_message());
         let [interface] = &facts.interfaces[..] else {
             panic!("{facts:?}");
         };
         assert_eq!(interface.name, "eth0");
+        assert!(interface.is_called("eth0") && interface.is_called("enp0s3"));
         assert_eq!((interface.index, interface.mtu), (2, 1500));
         assert_eq!(interface.mac, Some(Mac([2, 0, 0, 0, 0, 1])));
         assert!(interface.up && !interface.loopback);

@@ -169,22 +169,25 @@ fn ports_of_an_interface_or_address_are_there_again_when_it_returns() {
     let Some(world) = World::pod() else { return };
     let lay = || {
         world.pod.wire("lan0", &world.outside, "lan1");
-        world.pod.ip("addr add 10.77.0.1/24 dev lan0");
+        world.pod.ip("addr add 10.77.0.1/24 dev lan0
+             link property add dev lan0 altname enp7s0");
         world.outside.ip("addr add 10.77.0.2/24 dev lan1");
     };
     lay();
-    let args = ["-t", "%lan0/4000", "-t", "10.77.0.1/4001"];
-    let mut translator = Setup::new(&args).start(&world.pod);
+    let args = ["%lan0/4000", "10.77.0.1/4001", "%enp7s0/4002"].map(|rule| ["-t", rule]);
+    let args = args.as_flattened();
+    let mut translator = Setup::new(args).start(&world.pod);
     let reaches = |port| {
         let to = SocketAddr::from(([10, 77, 0, 1], port));
         let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
         world.outside.run(connect).is_ok()
     };
-    assert!(reaches(4000) && reaches(4001));
+    let reaches_all = || reaches(4000) && reaches(4001) && reaches(4002);
+    assert!(reaches_all());
     world.pod.ip("link del lan0");
     assert!(!reaches(4001));
     lay();
-    assert!(wait_until(LONG, || reaches(4000) && reaches(4001)));
+    assert!(wait_until(LONG, reaches_all));
     translator.assert_alive();
 }
 

@@ -24,6 +24,7 @@ impl Host {
         self.0.interfaces.push(Interface {
             index: u32::try_from(self.0.interfaces.len()).unwrap() + 1,
             name: name.to_owned(),
+            other_names: vec![format!("{name}-too")],
             mac: None,
             mtu: 1500,
             loopback: name == "lo",
@@ -330,9 +331,13 @@ fn the_outbound_interface_is_the_template_if_it_exists() {
     config.outbound.interface4 = Some("nope".to_owned());
     let resolved = host.resolve(&config);
     assert_eq!(resolved.template4.as_deref(), Some("eth0"));
-    let warning =
-        "No interface has nope for its first name: nothing leaves over IPv4 until there is one";
+    let warning = "No interface is called nope: nothing leaves over IPv4 until there is one";
     assert_eq!(resolved.warnings[0], warning);
+    config.outbound.interface4 = Some("eth1-too".to_owned());
+    let resolved = host.resolve(&config);
+    assert_eq!(resolved.template4.as_deref(), Some("eth1"));
+    let unknown = |warning: &String| warning.starts_with("No interface");
+    assert!(!resolved.warnings.iter().any(unknown));
 }
 
 /// Regression C55.

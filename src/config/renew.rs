@@ -2,13 +2,14 @@
 //!
 //! The guest keeps what it was given: its address, its router, and ours. It holds them for ever (leases and prefixes are
 //! infinite), so other ones would cut it off. They need not be the host's for flows to work, since those are the host's own
-//! sockets. Everything else follows the host: routes and names told, nameservers, what mapped addresses stand for.
+//! sockets. So does what came with it from another host: our MAC address and the MTU. Everything else follows the host: routes
+//! and names told, nameservers, what mapped addresses stand for.
 
 use super::{
     config::Config,
     facts::Facts,
     net::Net,
-    resolve::{Resolved, resolve},
+    resolve::{LocalRouters, Resolved, resolve, resolve_with},
     template::is_there,
 };
 
@@ -53,7 +54,8 @@ fn keep(
         config.addr6 = v6.addr;
         config.gateway6 = v6.router;
     }
-    let mut resolved = resolve(&config, facts)?;
+    let mut resolved = resolve_with(&config, facts, local_routers(kept, fresh))?;
+    (resolved.net.mac, resolved.net.mtu) = (kept.mac, kept.mtu);
     if let (Some(v4), Some(old), Some(new)) = (&mut resolved.net.v4, &kept.v4, &fresh.net.v4) {
         v4.ours = old.ours;
         v4.host = if fresh.template4.is_some() {
@@ -70,6 +72,20 @@ fn keep(
     resolved.template4.clone_from(&fresh.template4);
     resolved.template6.clone_from(&fresh.template6);
     Ok(resolved)
+}
+
+/// A guest that was told of no router is told of none for as long as its interface is gone.
+fn local_routers(kept: &Net, fresh: &Resolved) -> LocalRouters {
+    let mut local = LocalRouters::default();
+    let routerless4 = kept.v4.as_ref().is_some_and(|v4| v4.router.is_none());
+    local.v4 = local
+        .v4
+        .filter(|_| !routerless4 || fresh.template4.is_some());
+    let routerless6 = kept.v6.as_ref().is_some_and(|v6| v6.router.is_none());
+    local.v6 = local
+        .v6
+        .filter(|_| !routerless6 || fresh.template6.is_some());
+    local
 }
 
 #[cfg(test)]
@@ -208,6 +224,47 @@ mod tests {
         assert_eq!((v4.addr, v4.host), (old4.addr, old4.host));
         let again = renew(&config, &eth0(), Some(&without.net)).unwrap();
         assert_eq!(again.net, old.net);
+    }
+
+    /// WireGuard, PPP: the default route leads to the link itself.
+    #[test]
+    fn a_guest_without_router_goes_on_without_while_the_interface_is_gone() {
+        let mut facts = host("d0", 5, &["10.6.6.6", "2001:db8:6::6"], &["::", "0.0.0.0"]);
+        for route in &mut facts.routes {
+            route.via = None;
+        }
+        facts.resolver.servers4.push(Ipv4Addr::LOCALHOST);
+        for interface in [None, Some("d0".to_owned())] {
+            let config = Config {
+                interface,
+                ..Config::default()
+            };
+            let old = resolve(&config, &facts).unwrap();
+            let (old4, old6) = (old.net.v4.clone().unwrap(), old.net.v6.clone().unwrap());
+            assert_eq!((old4.router, old6.router), (None, None));
+            let gone = Facts {
+                resolver: facts.resolver.clone(),
+                ..Facts::default()
+            };
+            let without = renew(&config, &gone, Some(&old.net)).unwrap().net;
+            let (v4, v6) = (without.v4.clone().unwrap(), without.v6.clone().unwrap());
+            assert_eq!((v4.router, v6.router), (None, None));
+            assert_eq!((v4.map_host_loopback, v6.map_host_loopback), (None, None));
+            assert_eq!((v4.dns, v4.dns_forward), (Vec::new(), None));
+            assert!(!without.serve.dhcp);
+            let again = renew(&config, &facts, Some(&without)).unwrap();
+            assert_eq!(again.net, old.net);
+        }
+    }
+
+    #[test]
+    fn what_moved_here_with_a_guest_stays_the_guests() {
+        let config = Config::default();
+        let mut told = resolve(&config, &eth0()).unwrap().net;
+        told.mac = crate::net::Mac([2, 0, 0, 0, 0, 9]);
+        told.mtu = 1500;
+        let new = renew(&config, &eth1(), Some(&told)).unwrap().net;
+        assert_eq!((new.mac, new.mtu), (told.mac, told.mtu));
     }
 
     #[test]

@@ -30,6 +30,22 @@ const LOCAL_ROUTER4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 2);
 const LOCAL_PREFIX4: u8 = 16;
 const LOCAL_ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
+/// The routers the guest is told of where the host has no network to lend; `None` leaves it without.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LocalRouters {
+    pub(super) v4: Option<Ipv4Addr>,
+    pub(super) v6: Option<Ipv6Addr>,
+}
+
+impl Default for LocalRouters {
+    fn default() -> Self {
+        Self {
+            v4: Some(LOCAL_ROUTER4),
+            v6: Some(LOCAL_ROUTER6),
+        }
+    }
+}
+
 /// Most search domains announced (resolv.conf(5), the classic limit).
 pub const MOST_DOMAINS: usize = 6;
 
@@ -41,6 +57,18 @@ const MOST_ROUTES: usize = 32;
 /// # Errors
 /// One line for a person: what was asked cannot be had from this host.
 pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
+    resolve_with(config, facts, LocalRouters::default())
+}
+
+/// The same with other routers of local mode.
+///
+/// # Errors
+/// Those of [`resolve`].
+pub(super) fn resolve_with(
+    config: &Config,
+    facts: &Facts,
+    local: LocalRouters,
+) -> Result<Resolved, String> {
     let forced = config
         .interface
         .as_deref()
@@ -51,10 +79,10 @@ pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
     warn_of_outbound(config, facts, &mut said);
     let v4 = config
         .v4
-        .then(|| resolve4(config, facts, forced, &mut said));
+        .then(|| resolve4(config, facts, forced, local.v4, &mut said));
     let v6 = config
         .v6
-        .then(|| resolve6(config, facts, forced, &mut said));
+        .then(|| resolve6(config, facts, forced, local.v6, &mut said));
     let (template4, v4) = v4.map_or((None, None), |(name, net)| (name, Some(net)));
     let (template6, v6) = v6.map_or((None, None), |(name, net)| (name, Some(net)));
     let mut serve = config.serve;
@@ -127,6 +155,7 @@ fn resolve4(
     config: &Config,
     facts: &Facts,
     forced: Option<&Interface>,
+    local: Option<Ipv4Addr>,
     said: &mut Said,
 ) -> (Option<String>, Net4) {
     let bound = config.outbound.interface4.as_deref();
@@ -146,7 +175,7 @@ fn resolve4(
     let lent_router = match template.map(|template| template.router()) {
         Some(Some(IpAddr::V4(via))) => Some(via),
         Some(_) => None,
-        None => Some(LOCAL_ROUTER4),
+        None => local,
     };
     let router = config.gateway4.or(lent_router);
     let map_host_loopback = mapping(config.map_host_loopback4, router);
@@ -181,6 +210,7 @@ fn resolve6(
     config: &Config,
     facts: &Facts,
     forced: Option<&Interface>,
+    local: Option<Ipv6Addr>,
     said: &mut Said,
 ) -> (Option<String>, Net6) {
     let bound = config.outbound.interface6.as_deref();
@@ -195,7 +225,7 @@ fn resolve6(
     let lent_router = match template.map(|template| template.router()) {
         Some(Some(IpAddr::V6(via))) => Some(via),
         Some(_) => None,
-        None => Some(LOCAL_ROUTER6),
+        None => local,
     };
     let router = config.gateway6.or(lent_router);
     let ours = router

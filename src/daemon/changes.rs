@@ -87,6 +87,11 @@ impl Changes {
         self.due = Some(self.due.unwrap_or_else(|| (now + SETTLE).max(self.rest)));
     }
 
+    /// A guest came from another host: what it was told there stands for something else here, which is not to wait for a change.
+    pub fn guest_arrived(&mut self, now: Now) {
+        self.due = Some(now.max(self.rest));
+    }
+
     /// The watcher of the resolver configuration said something.
     pub fn resolver_changed(&mut self, now: Now) {
         match self.reader.as_mut().map(Reader::read) {

@@ -61,6 +61,12 @@ impl Reactor {
         self.migration.over();
         self.core.register();
         self.tell_crew();
+        if let Some(changes) = &mut self.changes {
+            changes.guest_arrived(now);
+        }
+        if let Some(watch) = &mut self.neighbours {
+            watch.ask_for_all(now);
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    thread,
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use smoltcp::{iface::SocketHandle, socket::tcp};
 use crate::{
     guest::{Guest, assert_pattern, pattern},
     lab::{
-        LONG,
+        LONG, Setup,
         nodes::{PEER, SERVICE},
         wait_until,
     },
@@ -399,6 +400,42 @@ fn forwarded_datagrams_go_on() {
         said(&client, service, b"late");
         client.send_to(b"again", service).unwrap();
         assert_eq!(scene.guest.recv_from(ours), (b"again".to_vec(), remote));
+    }
+}
+
+/// Pods have their node's gateway, and the guest has that of the first: what it knows as nameserver is one wherever it is.
+#[test]
+fn the_router_the_guest_knows_forwards_queries_where_another_is_the_hosts() {
+    let setup = || Setup::new(&["--vhost-user"]).resolv_conf("nameserver 127.0.0.1\n");
+    let Some(mut scene) = Scene::between(setup(), setup()) else {
+        return;
+    };
+    scene
+        .nodes
+        .target
+        .ip("route replace default via 192.0.2.9 dev eth0");
+    scene.target.expect_log("The host's network changed");
+    let router = SocketAddr::new(PEER[0].parse().unwrap(), 53);
+    for arrived in [false, true] {
+        if arrived {
+            scene.hand_over();
+            scene.turn_round();
+        }
+        let server = scene
+            .nodes
+            .source
+            .run(|| UdpSocket::bind("127.0.0.1:53").unwrap());
+        server.set_read_timeout(Some(LONG)).unwrap();
+        let ours = scene.guest.udp(5000 + u16::from(arrived));
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                let mut octets = [0; 16];
+                let (len, from) = server.recv_from(&mut octets).unwrap();
+                server.send_to(&octets[..len], from).unwrap();
+            });
+            scene.guest.send_to(ours, router, b"query");
+            assert_eq!(scene.guest.recv_from(ours), (b"query".to_vec(), router));
+        });
     }
 }
 

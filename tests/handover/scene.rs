@@ -45,9 +45,15 @@ impl Scene {
 
     /// The same with more arguments for the source's translator, and another set-up of the target's.
     pub fn with(more: &[&str], change: impl FnOnce(Setup) -> Setup) -> Option<Self> {
+        let source = Setup::new(&[&ARGS, more].concat());
+        Self::between(source, change(Setup::new(&ARGS)))
+    }
+
+    /// The same with these translators.
+    pub fn between(source: Setup, target: Setup) -> Option<Self> {
         let nodes = Nodes::routed()?;
-        let source = Setup::new(&[&ARGS, more].concat()).start(&nodes.source);
-        let target = change(Setup::new(&ARGS)).start(&nodes.target);
+        let source = source.start(&nodes.source);
+        let target = target.start(&nodes.target);
         let (card, wire) = Movable::new(source.connect(), Driver::new(LINUX));
         let mut guest = Guest::new(wire, 1500, false);
         for ((addr, len), router) in SERVICE.iter().zip([24, 64]).zip(PEER) {

@@ -40,6 +40,8 @@ pub struct Groups {
     pub left: bool,
     /// When to ask the guest for its groups next.
     pub ask: Option<Now>,
+    /// Whether it could not be asked when it was to be.
+    pub unasked: bool,
     echoes: Box<[[(u64, Now); ROW]]>,
     secret: RandomState,
 }
@@ -53,6 +55,7 @@ impl Groups {
             senders: Vec::with_capacity(SENDERS),
             left: false,
             ask: None,
+            unasked: false,
             echoes: vec![[(0, Now::default()); ROW]; ROWS].into_boxed_slice(),
             secret: RandomState::new(),
         }
@@ -66,6 +69,7 @@ impl Groups {
         self.members.clear();
         self.senders.clear();
         self.ask = None;
+        self.unasked = false;
     }
 
     /// The guest says this of a group.

@@ -44,6 +44,19 @@ impl Relay {
         self.net.serve.multicast && self.net.serve.udp
     }
 
+    const fn has_family(&self, v4: bool) -> bool {
+        if v4 {
+            self.net.v4.is_some()
+        } else {
+            self.net.v6.is_some()
+        }
+    }
+
+    /// A guest moved here, with groups that it does not tell of by itself.
+    pub(super) const fn expect_groups_of_visitor(&mut self, now: Now) {
+        self.groups.ask = Some(Now(now.0 + SETTLE.0));
+    }
+
     /// A guest came.
     pub(super) fn expect_groups(&mut self, now: Now) {
         if std::mem::take(&mut self.groups.left) {
@@ -56,22 +69,38 @@ impl Relay {
         if self.groups.ask.is_none_or(|at| at > now) {
             return;
         }
-        self.groups.forget_old(now);
-        self.follow_groups(now);
+        // Silence says nothing of a guest that could not be asked.
+        if !self.query_groups(outbox) {
+            self.groups.unasked = true;
+            self.groups.ask = Some(now + SETTLE);
+            return;
+        }
+        if !std::mem::take(&mut self.groups.unasked) {
+            self.groups.forget_old(now);
+            self.follow_groups(now);
+        }
         // Without any the next report starts over.
         self.groups.ask = (!self.groups.is_empty()).then_some(now + ASK);
+    }
+
+    /// Asks the guest for its groups; `false` if there is no room for that, or no guest on the link.
+    fn query_groups(&mut self, outbox: &mut Outbox) -> bool {
         for query in [multicast::query4, multicast::query6] {
             if query(&self.net, &mut self.scratch)
                 && let Err(why) = outbox.copy(&self.scratch)
             {
-                self.count(why);
+                if outbox.has_guest() {
+                    self.count(why);
+                }
+                return false;
             }
         }
+        true
     }
 
     /// A report of the guest's, about groups.
     pub(super) fn membership(&mut self, message: &[u8], v4: bool, now: Now) -> Result<(), Why> {
-        if !self.carries_groups() {
+        if !self.carries_groups() || !self.has_family(v4) {
             return Err(Why::Disabled);
         }
         if self.is_late() {
@@ -122,21 +151,35 @@ impl Relay {
             }
             wanted
         });
+        self.open_members(&mut members, now);
+        self.groups.members = members;
+    }
+
+    /// Opens the members that are wanted and not there; returns how many sockets that took.
+    fn open_members(&mut self, members: &mut Vec<Id>, now: Now) -> usize {
+        let (mut tries, mut unreachable) = (0, None);
         let wanted: Vec<_> = self.groups.wanted(&self.net.multicast).collect();
         for (group, host, guest) in wanted {
             let key = unconnected(Endpoint::new(group, guest));
-            if members.len() >= MEMBERS || self.flows.find(&key).is_some() {
+            if members.len() >= MEMBERS || tries >= MEMBERS {
+                break;
+            }
+            if unreachable == Some(group) || self.flows.find(&key).is_some() {
                 continue;
             }
             self.beginnings = 0;
+            tries += 1;
             let peer = self.group_peer(Endpoint::new(group, host));
             match group::member(peer, &self.net.outbound) {
                 Ok(socket) => members.extend(self.add_group(key, socket, true, now)),
                 // Where there is no such interface now there may be one later.
-                Err(error) => log::debug!("cannot hear {}: {error}", peer.endpoint),
+                Err(error) => {
+                    log::debug!("cannot hear {}: {error}", peer.endpoint);
+                    unreachable = Some(group).filter(|_| !is_of_port(&error));
+                }
             }
         }
-        self.groups.members = members;
+        tries
     }
 
     fn add_group(&mut self, key: Key, socket: OwnedFd, member: bool, now: Now) -> Option<Id> {
@@ -172,6 +215,9 @@ impl Relay {
         inbox: &Inbox,
         now: Now,
     ) -> Result<(), Why> {
+        if !self.has_family(group.addr.is_ipv4()) {
+            return Err(Why::Disabled);
+        }
         if !self.net.serve.multicast || !self.may_leave(group) {
             return Err(Why::Multicast);
         }
@@ -359,6 +405,14 @@ fn can_be_joined(group: IpAddr) -> bool {
     }
 }
 
+/// Whether a group may be heard at other ports all the same.
+fn is_of_port(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::AddrInUse
+    )
+}
+
 /// Has a socket send as the guest did. Its fragments are ours to make: nobody is told of a path's MTU to many.
 fn prepare(flow: &mut GroupFlow, peer: Peer, manner: Manner) {
     let v6 = peer.endpoint.addr.is_ipv6();
@@ -387,87 +441,4 @@ const fn unconnected(guest: Endpoint) -> Key {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::{
-        fixture::{self, GUEST},
-        flow::Packet,
-    };
-    use super::*;
-    use crate::service;
-    use std::os::unix::net::UnixDatagram;
-
-    /// Guests' ports.
-    const PORTS: std::ops::Range<u16> = 40_000..40_100;
-
-    /// A relay whose groups no interface leads to: nothing leaves the host.
-    fn relay() -> Relay {
-        let mut net = service::fixture::net();
-        if let Some(v4) = &mut net.v4 {
-            v4.interface = u32::MAX >> 1;
-        }
-        fixture::relay_of(net, 256)
-    }
-
-    /// Sends a datagram to a group from or to each of these ports in one turn. How many have to wait for another.
-    fn turn(relay: &mut Relay, ends: impl Fn(u16) -> (u16, u16), now: Now) -> usize {
-        let mut inbox = Inbox::holding();
-        inbox.hold(b"who is there?");
-        let piece = Piece {
-            payload: inbox.frame(0).unwrap().whole,
-            packet: Packet::default(),
-        };
-        relay.begin_turn(now);
-        let send = |port| {
-            let (from, to) = ends(port);
-            let source = Endpoint::new(GUEST.into(), from);
-            let group = Endpoint::new([239, 255, 77, 1].into(), to);
-            relay.group_datagram(source, group, piece, &inbox, now)
-        };
-        let done = PORTS.map(send);
-        done.filter(|done| *done == Err(Why::Backlog)).count()
-    }
-
-    #[test]
-    fn senders_from_ever_new_ports_wait_for_their_turn_as_other_flows_do() {
-        let mut relay = relay();
-        for now in 1..5 {
-            let waiting = turn(&mut relay, |port| (port, 4711), Now(now));
-            assert!((50..100).contains(&waiting), "{waiting}");
-        }
-    }
-
-    /// Each new port has members of all groups opened and closed.
-    #[test]
-    fn ports_for_which_members_change_wait_for_their_turn_too() {
-        let mut relay = relay();
-        let join = [0x16, 0, 0, 0, 239, 255, 77, 1];
-        relay.membership(&join, true, Now(1)).unwrap();
-        let source = Endpoint::new(GUEST.into(), 4711);
-        let socket = UnixDatagram::unbound().unwrap().into();
-        relay.add_group(unconnected(source), socket, false, Now(1));
-        for now in 1..5 {
-            let waiting = turn(&mut relay, |port| (4711, port), Now(now));
-            // Those in use need not wait.
-            assert_eq!(waiting, PORTS.len() - now as usize);
-        }
-        assert_eq!(turn(&mut relay, |_| (4711, PORTS.start), Now(5)), 0);
-    }
-
-    #[test]
-    fn reports_that_change_members_wait_for_their_turn_too() {
-        let mut relay = relay();
-        relay.groups.use_port(PORTS.start);
-        for now in [Now(1), Now(2)] {
-            relay.begin_turn(now);
-            let mut report = |kind| relay.membership(&[kind, 0, 0, 0, 239, 255, 77, 1], true, now);
-            let done: Vec<_> = (0..50).flat_map(|_| [report(0x16), report(0x17)]).collect();
-            assert_eq!(done[0], Ok(()));
-            assert!(done[1..].iter().all(|done| *done == Err(Why::Backlog)));
-        }
-        // One that changes nothing holds up nobody.
-        relay.groups.clear();
-        relay.begin_turn(Now(3));
-        let leave = [0x17, 0, 0, 0, 239, 255, 77, 1];
-        assert!((0..5).all(|_| relay.membership(&leave, true, Now(3)).is_ok()));
-    }
-}
+mod tests;

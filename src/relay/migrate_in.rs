@@ -76,6 +76,7 @@ impl Relay {
         let state = State::decode(state)
             .map_err(|refused| format!("The guest's state is not taken over: {refused}"))?;
         self.welcome(&state.guest);
+        self.expect_groups_of_visitor(now);
         let all = state.tcp.len();
         let mut lost = Lost::default();
         for udp in &state.udp {

@@ -35,6 +35,9 @@ pub fn answer(
     let Some(v6) = net.v6.as_ref().filter(|_| net.serve.ndp) else {
         return Answer::Silent(Why::Disabled);
     };
+    if message.first() == Some(&kind::NEIGHBOR_ADVERTISEMENT) {
+        return Answer::Silent(Why::Unanswered);
+    }
     let Some(asked) = Solicitation::parse(message).filter(|_| hop_limit == HOP_LIMIT) else {
         return Answer::Silent(Why::Malformed);
     };
@@ -574,5 +577,14 @@ mod tests {
         net.dns.search = vec![[["x"; 50].concat().as_str(); 4].join("."); 8];
         let ra = advertisement(&net);
         assert!(ra.len() > 1000 && ra.len() <= 1240, "{}", ra.len());
+    }
+
+    /// It answers us, or tells of a move.
+    #[test]
+    fn an_advertisement_of_the_guests_is_no_malformed_request() {
+        let mut message = neighbor_solicitation(guest6(), &[]);
+        message[0] = 136;
+        let (answer, _) = ask(guest6(), ours6(), &message, &net());
+        assert_eq!(answer, Answer::Silent(Why::Unanswered));
     }
 }

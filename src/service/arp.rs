@@ -8,13 +8,14 @@ use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 use super::note::Answer;
 use crate::{
     config::{Net, Net4},
-    flow::{Guest, Neighbours},
+    flow::{Guest, Neighbours, is_stand_in},
     net::{Class, Mac, Why, class},
     wire::build::{ETHERNET_LEN, Ends, ethernet},
 };
 
-/// Answers an ARP frame with the MAC address where the target is. Silent about the guest's address, assigned or seen, lest the guest takes it for
-/// taken (RFC 5227, section 2.1), and on announcements.
+/// Answers an ARP frame with the MAC address where the target is. Silent about the guest's addresses, assigned or seen, lest
+/// the guest takes them for taken (RFC 5227, section 2.1), and on announcements. One that probes may have any address but
+/// ours and those that somebody is known to have.
 pub fn answer(
     frame: &[u8],
     net: &Net,
@@ -44,10 +45,12 @@ pub fn answer(
     if !can_be_host(target) {
         return Answer::Silent(Why::Destination);
     }
-    if target == sender || target == net4.addr || Some(target) == guest.addr4 {
+    let known = neighbours.get(target.into());
+    let ours = target == net4.ours || is_stand_in(net, target.into());
+    let free = sender.is_unspecified() && known.is_none() && !ours;
+    if target == sender || is_of_guest(target, net4, guest) || free {
         return Answer::Silent(Why::Unanswered);
     }
-    let known = neighbours.get(target.into());
     let mac = known.map_or(net.mac, |known| known.mac);
     let reply = ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Reply,
@@ -58,6 +61,12 @@ pub fn answer(
     };
     write(out, mac, Mac(client.0), &reply);
     Answer::Reply(None)
+}
+
+/// Whether the guest has an address, as far as we know: no word of its own makes the way to us one of them.
+fn is_of_guest(addr: Ipv4Addr, net4: &Net4, guest: &Guest) -> bool {
+    let heard = addr != net4.ours && guest.is_at(addr.into());
+    heard || addr == net4.addr || Some(addr) == guest.addr4
 }
 
 /// The address a frame's sender says it has, if any.
@@ -284,5 +293,41 @@ mod tests {
         assert_eq!(out[28..32], ROUTER.octets());
         assert_eq!(out[32..38], [0; 6]);
         assert_eq!(out[38..42], GUEST.octets());
+    }
+
+    /// A static address, or one of those that clients choose without DHCP (RFC 3927).
+    #[test]
+    fn a_probe_for_an_address_nobody_is_known_to_have_meets_silence() {
+        for target in [OTHER, Ipv4Addr::new(169, 254, 7, 7)] {
+            let probe = from(Ipv4Addr::UNSPECIFIED, target);
+            assert_eq!(ask(&probe, &guest()).0, Answer::Silent(Why::Unanswered));
+        }
+        let (net, mut neighbours) = (net(), Neighbours::default());
+        let addr = Ipv4Addr::new(192, 0, 2, 7);
+        neighbours.note(
+            &net,
+            &Neighbour {
+                interface: 2,
+                addr: addr.into(),
+                mac: Some(Mac([2, 0, 0, 0, 0, 7])),
+                router: false,
+            },
+        );
+        let probe = from(Ipv4Addr::UNSPECIFIED, addr);
+        let reply = answer(&probe, &net, &guest(), &neighbours, &mut Vec::new());
+        assert_eq!(reply, Answer::Reply(None));
+    }
+
+    #[test]
+    fn each_address_the_guest_was_heard_at_is_its_own() {
+        let mut guest = guest();
+        guest.saw_mac(GUEST_MAC);
+        for addr in [OTHER, ROUTER, GUEST] {
+            guest.saw_addr(addr.into());
+        }
+        let answer = |target| ask(&arp_request(target), &guest).0;
+        assert_eq!(answer(OTHER), Answer::Silent(Why::Unanswered));
+        // Whatever it said once, it means us.
+        assert_eq!(answer(ROUTER), Answer::Reply(None));
     }
 }

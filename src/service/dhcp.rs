@@ -203,21 +203,26 @@ impl Reply<'_> {
     /// Message type first, as some clients want it; then what the client listed, in its order (RFC 2132, section 9.8); then
     /// the rest by number.
     fn write_options(&self, out: &mut Vec<u8>) {
-        let mut chosen = self.choose();
+        let (mut chosen, routes) = self.choose();
         let mut value = Vec::new();
         for code in iter::once(code::MESSAGE_TYPE)
             .chain(self.listed())
             .chain(1..code::END)
         {
             if mem::take(&mut chosen[usize::from(code)]) && self.value(code, &mut value) {
+                if code == code::CLASSLESS_ROUTES {
+                    value.truncate(routes);
+                }
                 write_option(out, code, &value);
             }
         }
     }
 
-    /// Which options, by code, go into the message: as many as fit, the indispensable first, then what the client listed.
-    fn choose(&self) -> [bool; 256] {
+    /// Which options, by code, go into the message: as many as fit, the indispensable first, then what the client listed. Of
+    /// routes that do not all fit the router's go, and as many octets of others as have room behind everything else.
+    fn choose(&self) -> ([bool; 256], usize) {
         let (mut seen, mut chosen) = ([false; 256], [false; 256]);
+        let (mut routes, mut all_routes) = (usize::MAX, Vec::new());
         let mut room = self.room();
         let mut value = Vec::new();
         for code in INDISPENSABLE
@@ -228,12 +233,28 @@ impl Reply<'_> {
             if mem::replace(&mut seen[usize::from(code)], true) || !self.value(code, &mut value) {
                 continue;
             }
+            if code == code::CLASSLESS_ROUTES && option_len(value.len()) > room {
+                let of_router = usize::from(self.router_outside().is_some())
+                    + usize::from(self.net4.router.is_some());
+                routes = ends_of_routes(&value).nth(of_router).unwrap_or(0);
+                all_routes.clone_from(&value);
+                value.truncate(routes);
+                if routes == 0 {
+                    continue;
+                }
+            }
             if let Some(left) = room.checked_sub(option_len(value.len())) {
                 chosen[usize::from(code)] = true;
                 room = left;
             }
         }
-        chosen
+        if chosen[usize::from(code::CLASSLESS_ROUTES)] && !all_routes.is_empty() {
+            let room = room + option_len(routes);
+            routes = ends_of_routes(&all_routes)
+                .take_while(|&end| option_len(end) <= room)
+                .fold(routes, usize::max);
+        }
+        (chosen, routes)
     }
 
     /// The codes of the client's parameter request list.
@@ -318,20 +339,26 @@ impl Reply<'_> {
         }
     }
 
+    /// The router, if it is outside of the guest's network.
+    fn router_outside(&self) -> Option<Ipv4Addr> {
+        let Net4 {
+            addr,
+            prefix,
+            router,
+            ..
+        } = *self.net4;
+        router.filter(|router| (router.to_bits() ^ addr.to_bits()) & mask4(prefix) != 0)
+    }
+
     /// Routes, if the router option does not say it all: a router outside of the guest's network needs a route of its own. The
     /// default route is repeated, as clients that read this option ignore the router option (RFC 3442).
     fn write_routes(&self, value: &mut Vec<u8>) {
         const ON_LINK: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
         let Net4 {
-            addr,
-            prefix,
-            router,
-            ref routes,
-            ..
+            router, ref routes, ..
         } = *self.net4;
-        let outside = |router: &Ipv4Addr| (router.to_bits() ^ addr.to_bits()) & mask4(prefix) != 0;
         let beyond = || routes.iter().filter(|(_, prefix, _)| *prefix > 0);
-        let router_outside = router.filter(outside);
+        let router_outside = self.router_outside();
         if router_outside.is_none() && beyond().next().is_none() {
             return;
         }
@@ -348,6 +375,14 @@ impl Reply<'_> {
             }
         }
     }
+}
+
+/// Where the first route in the value of a classless static route option begins, and where each of them ends.
+fn ends_of_routes(value: &[u8]) -> impl Iterator<Item = usize> {
+    iter::successors(Some(0), |&at| {
+        let prefix = value.get(at)?;
+        Some(at + 1 + usize::from(prefix.div_ceil(8)) + 4)
+    })
 }
 
 #[cfg(test)]

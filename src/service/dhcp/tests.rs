@@ -390,6 +390,31 @@ fn further_routes_repeat_the_default_route() {
     );
 }
 
+/// What a client without option 57 takes has not room for all routes there may be.
+#[test]
+fn of_many_routes_those_that_fit_are_told_and_the_router_first() {
+    let routes: Vec<_> = (0..32)
+        .map(|n| ([10, 9, 8, n], 32, [169, 254, 1, 1]))
+        .collect();
+    let net = with_routes(32, Some([169, 254, 1, 1]), &routes);
+    let found = options_of(&net, &dhcp(1, &[(55, &[121, 6])]));
+    let told: Vec<u8> = found
+        .iter()
+        .filter(|(code, _)| *code == 121)
+        .flat_map(|(_, value)| value.clone())
+        .collect();
+    let first = [32, 169, 254, 1, 1, 0, 0, 0, 0, 0, 169, 254, 1, 1];
+    assert!(told.starts_with(&first), "{told:?}");
+    let more = told.len() - first.len();
+    assert!(
+        (10 * 9..32 * 9).contains(&more) && more.is_multiple_of(9),
+        "{more}"
+    );
+    for code in [1, 3, 6, 12, 51, 54] {
+        assert!(found.iter().any(|(other, _)| *other == code), "{code}");
+    }
+}
+
 #[test]
 fn switches_leave_out_names_mtu_and_nameservers() {
     for (code, switch) in [

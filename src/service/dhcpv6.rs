@@ -288,12 +288,12 @@ fn write_settings(message: &Message<'_>, net: &Net, v6: &Net6, writer: &mut Writ
             out.extend(v6.dns.iter().flat_map(Ipv6Addr::octets));
         });
     }
-    if net.serve.dhcp_search && !net.dns.search.is_empty() {
-        writer.option(code::DOMAIN_SEARCH, |out| {
-            for domain in &net.dns.search {
-                name::encode(domain, out);
-            }
-        });
+    let mut names = Vec::new();
+    for domain in &net.dns.search {
+        name::encode(domain, &mut names);
+    }
+    if net.serve.dhcp_search && !names.is_empty() {
+        writer.option(code::DOMAIN_SEARCH, |out| out.extend(names));
     }
     if let Some(fqdn) = &net.dns.fqdn {
         // O says that the client's wish for updates (S) is not followed (RFC 4704, section 6).

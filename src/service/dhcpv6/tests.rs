@@ -401,3 +401,13 @@ fn what_is_switched_off_or_malformed_is_silent() {
     assert_eq!(ask(&solicit[..solicit.len() - 1]).0, malformed);
     assert_eq!(ask(&dhcpv6(12, &[(1, CLIENT)])).0, malformed);
 }
+
+#[test]
+fn search_domains_that_are_no_names_are_no_option() {
+    let mut net = net();
+    net.dns.search = vec!["no..name".to_owned()];
+    let request = dhcpv6(1, &[(1, CLIENT), (3, &association(IAID, &[]))]);
+    let reply = ask_of(&net, guest_link_local(), ALL_SERVERS, &request);
+    let found = codes(&options(&reply.1.unwrap().payload));
+    assert!(found.contains(&23) && !found.contains(&24), "{found:?}");
+}

@@ -308,7 +308,8 @@ impl Session {
                 self.status = status;
                 Ok(())
             }
-            // The guest announces itself; who asks an error descriptor of a log never hears of one.
+            // No RARP is sent for a guest that moved: the network knows the host's addresses, not its. Who asks an error
+            // descriptor of a log never hears of one.
             _ => Ok(()),
         }
     }

@@ -46,8 +46,9 @@ pub fn answer(
         return Answer::Silent(Why::Destination);
     }
     let known = neighbours.get(target.into());
-    let ours = target == net4.ours || is_stand_in(net, target.into());
-    let free = sender.is_unspecified() && known.is_none() && !ours;
+    let told = [Some(net4.ours), net4.router].contains(&Some(target));
+    let taken = told || is_stand_in(net, target.into()) || known.is_some();
+    let free = sender.is_unspecified() && !taken;
     if target == sender || is_of_guest(target, net4, guest) || free {
         return Answer::Silent(Why::Unanswered);
     }
@@ -302,6 +303,8 @@ mod tests {
             let probe = from(Ipv4Addr::UNSPECIFIED, target);
             assert_eq!(ask(&probe, &guest()).0, Answer::Silent(Why::Unanswered));
         }
+        let probe = from(Ipv4Addr::UNSPECIFIED, ROUTER);
+        assert_eq!(ask(&probe, &guest()).0, Answer::Reply(None));
         let (net, mut neighbours) = (net(), Neighbours::default());
         let addr = Ipv4Addr::new(192, 0, 2, 7);
         neighbours.note(

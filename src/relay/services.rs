@@ -7,6 +7,7 @@ use super::{
     state::Relay,
 };
 use crate::{
+    config::Net,
     flow,
     link::Outbox,
     net::{Now, Why},
@@ -57,7 +58,7 @@ impl Relay {
             Body::Arp if net.v4.is_some() => arp::answer(head, net, guest, neighbours, out),
             Body::Arp => return Err(Why::Disabled),
             Body::Udp(ip, datagram)
-                if is_dhcp(ip, datagram) && net.serve.dhcp && net.v4.is_some() =>
+                if is_dhcp(ip, datagram) && net.serve.dhcp && may_be_server(net, ip.dst) =>
             {
                 dhcp::answer(
                     frame.mac,
@@ -160,10 +161,32 @@ impl Relay {
     }
 }
 
+/// Whether a client that we told of a server, or of none yet, asks it at this address: any other has a server of its own.
+fn may_be_server(net: &Net, dst: IpAddr) -> bool {
+    net.v4.as_ref().is_some_and(|v4| {
+        dst.is_unspecified()
+            || dst == v4.ours
+            || Some(dst) == v4.router.map(IpAddr::V4)
+            || flow::is_group(net, dst)
+            || flow::is_stand_in(net, dst)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fixture;
     use super::*;
+
+    /// A relay agent of the guest's asks a server of its own.
+    #[test]
+    fn only_requests_to_a_server_on_the_link_are_ours() {
+        let net = fixture::relay(16).net().clone();
+        let ours = net.v4.as_ref().unwrap().ours;
+        for dst in [ours, [255; 4].into(), [192, 0, 2, 255].into()] {
+            assert!(may_be_server(&net, dst.into()), "{dst}");
+        }
+        assert!(!may_be_server(&net, [198, 51, 100, 7].into()));
+    }
 
     /// Regression N02: nobody is there to hear it, and nothing is wrong with that.
     #[test]

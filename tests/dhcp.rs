@@ -12,7 +12,8 @@ use guest::{
 };
 use lab::{
     QUIET, Setup, Translator, World,
-    world::{GATEWAY4, POD4},
+    servers::udp_socket,
+    world::{GATEWAY4, INTERNET4, POD4},
 };
 
 const MASK_24: [u8; 4] = [255, 255, 255, 0];
@@ -163,6 +164,20 @@ fn inform_gets_parameters_only() {
     assert_eq!(reply.option(51), None);
     assert_eq!(reply.option(3), Some(&GATEWAY4.octets()[..]));
     assert_eq!(udp.dst, (POD4, 68).into());
+}
+
+/// A relay agent of the guest's, and a server in the internet.
+#[test]
+fn a_request_to_another_hosts_server_reaches_it() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let server = udp_socket(&scene.world.outside, (INTERNET4, 67));
+    let message = Udp::of_frame(&Dhcp::new(DISCOVER).frame()).unwrap().payload;
+    let relayed = Udp::new((POD4, 67).into(), (INTERNET4, 67).into(), &message);
+    scene.wire.send(&relayed.frame());
+    let mut octets = [0; 2048];
+    let (len, _) = server.recv_from(&mut octets).unwrap();
+    assert_eq!(octets[..len], message);
+    scene.wire.never(QUIET, "DHCP message", Dhcp::of_frame);
 }
 
 #[test]

@@ -26,7 +26,9 @@ pub use config::{
 };
 pub use facts::{Address, Facts, Interface, Resolver, Route};
 pub use forward::Rule;
-pub use net::{Dns, HEARD_MOST, LEAST_MTU4, LEAST_MTU6, Multicast, Net, Net4, Net6, PREFIX6};
+pub use net::{
+    Dns, HEARD_MOST, LEAST_MTU4, LEAST_MTU6, Multicast, Net, Net4, Net6, PREFIX6, Withdrawn,
+};
 pub use ports::{Enabled, Forwards, INTERFACE_MAX};
 pub use renew::renew;
 pub use resolve::{MOST_DOMAINS, Resolved, resolve};

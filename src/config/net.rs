@@ -88,8 +88,17 @@ pub struct Net6 {
     pub dns_host: Option<Ipv6Addr>,
     /// Nameservers announced to the guest, three at most.
     pub dns: Vec<Ipv6Addr>,
+    pub withdrawn: Withdrawn,
     /// The host interface that link-local destinations and groups are reached through; 0 where there is none.
     pub scope: u32,
+}
+
+/// What was announced to the guest by router advertisements and is no more: it would keep that for ever, unless it is told
+/// (RFC 8106, section 5.1).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Withdrawn {
+    pub dns: Vec<Ipv6Addr>,
+    pub search: Vec<String>,
 }
 
 /// Names announced to the guest.

@@ -8,10 +8,13 @@
 use super::{
     config::Config,
     facts::Facts,
-    net::Net,
-    resolve::{LocalRouters, Resolved, resolve, resolve_with},
+    net::{Net, Withdrawn},
+    resolve::{LocalRouters, MOST_DOMAINS, Resolved, resolve, resolve_with},
     template::is_there,
 };
+
+/// Nameservers, or search domains, that are withdrawn at a time: all that were told at two times.
+const MOST_WITHDRAWN: usize = 2 * MOST_DOMAINS;
 
 /// Decides anew, as [`resolve`] does. An interface asked for that is gone is no error here: it may return, and until then
 /// there is none. `kept` is what the guest was told, if there was a guest.
@@ -67,11 +70,28 @@ fn keep(
     if let (Some(v6), Some(old), Some(new)) = (&mut resolved.net.v6, &kept.v6, &fresh.net.v6) {
         v6.ours = old.ours;
         v6.host = new.host.or(old.host);
+        let search = &resolved.net.dns.search;
+        v6.withdrawn = Withdrawn {
+            dns: no_more(&old.dns, &old.withdrawn.dns, &v6.dns),
+            search: no_more(&kept.dns.search, &old.withdrawn.search, search),
+        };
     }
     // Kept addresses make an interface without any look like one to borrow from.
     resolved.template4.clone_from(&fresh.template4);
     resolved.template6.clone_from(&fresh.template6);
     Ok(resolved)
+}
+
+/// Of what the guest was told, lately or before, that is no more so: the latest of it.
+fn no_more<T: Clone + PartialEq>(lately: &[T], before: &[T], now: &[T]) -> Vec<T> {
+    let old = lately.iter().chain(before.iter());
+    let mut gone: Vec<T> = Vec::new();
+    for told in old.filter(|told| !now.contains(told)) {
+        if gone.len() < MOST_WITHDRAWN && !gone.contains(told) {
+            gone.push(told.clone());
+        }
+    }
+    gone
 }
 
 /// A guest that was told of no router is told of none for as long as its interface is gone.
@@ -265,6 +285,34 @@ mod tests {
         told.mtu = 1500;
         let new = renew(&config, &eth1(), Some(&told)).unwrap().net;
         assert_eq!((new.mac, new.mtu), (told.mac, told.mtu));
+    }
+
+    /// Whoever was told of them for ever keeps them until told otherwise.
+    #[test]
+    fn nameservers_and_domains_that_are_gone_are_withdrawn_until_they_return() {
+        let config = Config::default();
+        let host = |server: &str, domain: &str| {
+            let mut facts = eth0();
+            facts.resolver.servers6 = vec![server.parse().unwrap()];
+            facts.resolver.search = vec![domain.to_owned()];
+            facts
+        };
+        let (home, office) = (
+            host("2001:db8::53", "home"),
+            host("2001:db8:9::53", "office"),
+        );
+        let withdrawn = |net: &Net| net.v6.as_ref().unwrap().withdrawn.clone();
+        let old = resolve(&config, &home).unwrap().net;
+        assert_eq!(withdrawn(&old), Withdrawn::default());
+        let mut net = old;
+        for (now, gone) in [(&office, &home), (&office, &home), (&home, &office)] {
+            net = renew(&config, now, Some(&net)).unwrap().net;
+            let wanted = Withdrawn {
+                dns: gone.resolver.servers6.clone(),
+                search: gone.resolver.search.clone(),
+            };
+            assert_eq!(withdrawn(&net), wanted);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
     config::{Config, DEFAULT_MTU, DnsServers, MapChoice, SearchList},
     facts::{Facts, Interface},
     nameservers::{Asked, Nameservers},
-    net::{Dns, HEARD_MOST, LEAST_MTU4, LEAST_MTU6, Multicast, Net, Net4, Net6},
+    net::{Dns, HEARD_MOST, LEAST_MTU4, LEAST_MTU6, Multicast, Net, Net4, Net6, Withdrawn},
     template::{Family, Template, is_there, named},
 };
 use crate::net::{Protocol, is_link_local6, mask4};
@@ -250,6 +250,7 @@ fn resolve6(
         dns_forward: dns.forward,
         dns_host: dns.host,
         dns: dns.advertised,
+        withdrawn: Withdrawn::default(),
         scope: template.map_or(0, |template| template.interface.index),
     };
     (

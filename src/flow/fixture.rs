@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::config::{Dns, Multicast, Net, Net4, Net6, OUR_MAC, Outbound, Serve};
+use crate::config::{Dns, Multicast, Net, Net4, Net6, OUR_MAC, Outbound, Serve, Withdrawn};
 
 pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -38,6 +38,7 @@ pub(super) fn net() -> Net {
             dns_forward: None,
             dns_host: None,
             dns: Vec::new(),
+            withdrawn: Withdrawn::default(),
             scope: 7,
         }),
         dns: Dns::default(),

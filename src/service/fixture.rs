@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use smoltcp::wire::{Icmpv6Packet, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket};
 
 use crate::{
-    config::{Dns, Multicast, Net, Net4, Net6, Outbound, Serve},
+    config::{Dns, Multicast, Net, Net4, Net6, Outbound, Serve, Withdrawn},
     net::Mac,
     wire::dhcpv6,
 };
@@ -58,6 +58,7 @@ pub(crate) fn net() -> Net {
             dns_forward: None,
             dns_host: None,
             dns: vec!["2001:db8::53".parse().unwrap()],
+            withdrawn: Withdrawn::default(),
             scope: 2,
         }),
         dns: Dns {

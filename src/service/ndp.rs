@@ -191,6 +191,16 @@ fn write_router_advertisement(
         } else {
             &[]
         },
+        gone_dns: if net.serve.dhcp_dns {
+            &v6.withdrawn.dns
+        } else {
+            &[]
+        },
+        gone_search: if net.serve.dhcp_search {
+            &v6.withdrawn.search
+        } else {
+            &[]
+        },
     };
     let limit = usize::from(net.mtu.max(1280)) - IPV6_LEN;
     send(net.mac, v6.ours, to.unwrap_or_else(all_nodes), out, |out| {

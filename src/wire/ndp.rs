@@ -103,6 +103,9 @@ pub struct RouterAdvertisement<'a> {
     pub dns: &'a [Ipv6Addr],
     /// Not announced without `dns`, nor beyond what the message has room for.
     pub search: &'a [String],
+    /// What is not to be used any more.
+    pub gone_dns: &'a [Ipv6Addr],
+    pub gone_search: &'a [String],
 }
 
 impl RouterAdvertisement<'_> {
@@ -122,27 +125,40 @@ impl RouterAdvertisement<'_> {
             out.extend([MTU, 1, 0, 0, 0, 0]);
             out.extend(mtu.to_be_bytes());
         }
+        write_servers(out, self.dns, FOR_EVER);
+        write_servers(out, self.gone_dns, NO_MORE);
         if !self.dns.is_empty() {
-            self.write_dns(out, end);
+            write_domains(out, self.search, FOR_EVER, end);
+        }
+        write_domains(out, self.gone_search, NO_MORE, end);
+    }
+}
+
+/// Lifetimes of nameservers and search domains.
+const FOR_EVER: [u8; 4] = [0xff; 4];
+const NO_MORE: [u8; 4] = [0; 4];
+
+fn write_servers(out: &mut Vec<u8>, servers: &[Ipv6Addr], lifetime: [u8; 4]) {
+    if !servers.is_empty() {
+        write_timed(out, RDNSS, lifetime, |out| {
+            out.extend(servers.iter().flat_map(Ipv6Addr::octets));
+        });
+    }
+}
+
+/// As many as there is room for up to `end`.
+fn write_domains(out: &mut Vec<u8>, domains: &[String], lifetime: [u8; 4], end: usize) {
+    let mut names = Vec::new();
+    for domain in domains {
+        let before = names.len();
+        name::encode(domain, &mut names);
+        if out.len() + 8 + names.len().next_multiple_of(8) > end {
+            names.truncate(before);
         }
     }
-
-    fn write_dns(&self, out: &mut Vec<u8>, end: usize) {
-        write_timed(out, RDNSS, |out| {
-            out.extend(self.dns.iter().flat_map(Ipv6Addr::octets));
-        });
-        let mut names = Vec::new();
-        for domain in self.search {
-            let before = names.len();
-            name::encode(domain, &mut names);
-            if out.len() + 8 + names.len().next_multiple_of(8) > end {
-                names.truncate(before);
-            }
-        }
-        if !names.is_empty() {
-            names.resize(names.len().next_multiple_of(8), 0);
-            write_timed(out, DNSSL, |out| out.extend(names));
-        }
+    if !names.is_empty() {
+        names.resize(names.len().next_multiple_of(8), 0);
+        write_timed(out, DNSSL, lifetime, |out| out.extend(names));
     }
 }
 
@@ -175,10 +191,11 @@ fn write_prefix(out: &mut Vec<u8>, addr: Ipv6Addr, prefix: u8) {
     out.extend((addr.to_bits() & mask).to_be_bytes());
 }
 
-/// An option of RFC 8106 with an infinite lifetime; the body is a multiple of eight octets.
-fn write_timed(out: &mut Vec<u8>, option: u8, body: impl FnOnce(&mut Vec<u8>)) {
+/// An option of RFC 8106; the body is a multiple of eight octets.
+fn write_timed(out: &mut Vec<u8>, option: u8, lifetime: [u8; 4], body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
-    out.extend([option, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    out.extend([option, 0, 0, 0]);
+    out.extend(lifetime);
     body(out);
     let units = (out.len() - start) / 8;
     if let Some(field) = out.get_mut(start + 1) {
@@ -250,6 +267,8 @@ mod tests {
                 prefix: None,
                 dns: &dns,
                 search: &search,
+                gone_dns: &[],
+                gone_search: &[],
             };
             let mut out = Vec::new();
             ra.write(&mut out, 1000);
@@ -279,10 +298,37 @@ mod tests {
             prefix: None,
             dns: &[Ipv6Addr::LOCALHOST],
             search: &search,
+            gone_dns: &[],
+            gone_search: &search,
         };
         let mut out = Vec::new();
         ra.write(&mut out, 400);
         assert!((300..=400).contains(&out.len()), "{}", out.len());
+    }
+
+    /// RFC 8106, sections 5.1 and 5.2: with a lifetime of 0.
+    #[test]
+    fn what_is_gone_is_to_be_used_no_more() {
+        let ra = RouterAdvertisement {
+            hop_limit: 0,
+            managed: false,
+            lifetime: 0,
+            mac: Mac::ZERO,
+            mtu: None,
+            prefix: None,
+            dns: &[],
+            search: &[],
+            gone_dns: &[Ipv6Addr::LOCALHOST],
+            gone_search: &["example".to_owned()],
+        };
+        let mut out = Vec::new();
+        ra.write(&mut out, 1000);
+        let options = &out[24..];
+        assert_eq!(options[..8], [RDNSS, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(options[8..24], Ipv6Addr::LOCALHOST.octets());
+        assert_eq!(options[24..32], [DNSSL, 3, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&options[32..41], b"\x07example\0");
+        assert_eq!(options.len(), 48);
     }
 
     proptest! {

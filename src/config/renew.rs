@@ -1,9 +1,9 @@
 //! What becomes of the guest's network when the host's changes under it.
 //!
-//! The guest keeps what it was given: its address, its router, and ours. It holds them for ever (leases and prefixes are
-//! infinite), so other ones would cut it off. They need not be the host's for flows to work, since those are the host's own
-//! sockets. So does what came with it from another host: our MAC address and the MTU. Everything else follows the host: routes
-//! and names told, nameservers, what mapped addresses stand for.
+//! The guest keeps what it was given: its address, its router, and ours, and from another host also our MAC address and the
+//! MTU. It holds them for ever (leases and prefixes are infinite), so other ones would cut it off. They need not be the host's
+//! for flows to work, since those are the host's own sockets. Everything else follows the host: routes and names told,
+//! nameservers, what mapped addresses stand for.
 
 use super::{
     config::Config,

@@ -44,6 +44,8 @@ pub struct Ports {
     rules: Vec<Rule>,
     /// The index of each rule's interface, 0 for those of all interfaces.
     indexes: Vec<u32>,
+    /// Whether ports of each rule could not be had when its interface returned.
+    incomplete: Vec<bool>,
     ports: Vec<Port>,
     /// The UDP ports, in order, and their places.
     udp: Vec<(u16, u32)>,
@@ -90,6 +92,7 @@ impl Ports {
         let mut ports = Self {
             rules: rules.to_vec(),
             indexes: rules.iter().map(index_of).collect(),
+            incomplete: vec![false; rules.len()],
             ports: Vec::new(),
             udp: Vec::new(),
             options,
@@ -229,8 +232,13 @@ impl Ports {
             let returned = std::mem::replace(known, now) != now;
             if returned {
                 self.close(rule);
+            } else if self.incomplete.get(rule) != Some(&true) {
+                continue;
             }
             let missed = self.open_missing(rule, &mut opened);
+            if let Some(incomplete) = self.incomplete.get_mut(rule) {
+                *incomplete = missed.is_some();
+            }
             if let (true, Some((port, error)), Some(rule)) =
                 (returned, missed, self.rules.get(rule))
             {

@@ -53,8 +53,10 @@ impl Relay {
     }
 
     /// A guest moved here, with groups that it does not tell of by itself.
-    pub(super) const fn expect_groups_of_visitor(&mut self, now: Now) {
-        self.groups.ask = Some(Now(now.0 + SETTLE.0));
+    pub(super) fn expect_groups_of_visitor(&mut self, now: Now) {
+        if self.carries_groups() {
+            self.groups.ask = Some(now + SETTLE);
+        }
     }
 
     /// A guest came.

@@ -49,7 +49,10 @@ pub fn answer(
     let told = [Some(net4.ours), net4.router].contains(&Some(target));
     let taken = told || is_stand_in(net, target.into()) || known.is_some();
     let free = sender.is_unspecified() && !taken;
-    if target == sender || is_of_guest(target, net4, guest) || free {
+    let of_guest = target == net4.addr || Some(target) == guest.addr4;
+    // It was heard at others too, but may have left them to a neighbour; and no word of its own makes the way to us one of them.
+    let heard = known.is_none() && target != net4.ours && guest.is_at(target.into());
+    if target == sender || of_guest || heard || free {
         return Answer::Silent(Why::Unanswered);
     }
     let mac = known.map_or(net.mac, |known| known.mac);
@@ -62,12 +65,6 @@ pub fn answer(
     };
     write(out, mac, Mac(client.0), &reply);
     Answer::Reply(None)
-}
-
-/// Whether the guest has an address, as far as we know: no word of its own makes the way to us one of them.
-fn is_of_guest(addr: Ipv4Addr, net4: &Net4, guest: &Guest) -> bool {
-    let heard = addr != net4.ours && guest.is_at(addr.into());
-    heard || addr == net4.addr || Some(addr) == guest.addr4
 }
 
 /// The address a frame's sender says it has, if any.
@@ -332,5 +329,18 @@ mod tests {
         assert_eq!(answer(OTHER), Answer::Silent(Why::Unanswered));
         // Whatever it said once, it means us.
         assert_eq!(answer(ROUTER), Answer::Reply(None));
+        let (net, mut neighbours) = (net(), Neighbours::default());
+        neighbours.note(
+            &net,
+            &Neighbour {
+                interface: 2,
+                addr: OTHER.into(),
+                mac: Some(Mac([2, 0, 0, 0, 0, 7])),
+                router: false,
+            },
+        );
+        let request = arp_request(OTHER);
+        let reply = super::answer(&request, &net, &guest, &neighbours, &mut Vec::new());
+        assert_eq!(reply, Answer::Reply(None), "somebody else has it now");
     }
 }

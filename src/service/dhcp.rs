@@ -236,12 +236,11 @@ impl Reply<'_> {
             if code == code::CLASSLESS_ROUTES && option_len(value.len()) > room {
                 let of_router = usize::from(self.router_outside().is_some())
                     + usize::from(self.net4.router.is_some());
-                routes = ends_of_routes(&value).nth(of_router).unwrap_or(0);
+                // Without a router the first route has that place.
+                let least = ends_of_routes(&value).nth(of_router.max(1));
+                routes = least.unwrap_or(value.len());
                 all_routes.clone_from(&value);
                 value.truncate(routes);
-                if routes == 0 {
-                    continue;
-                }
             }
             if let Some(left) = room.checked_sub(option_len(value.len())) {
                 chosen[usize::from(code)] = true;

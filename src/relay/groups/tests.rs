@@ -146,16 +146,17 @@ fn a_guest_that_could_not_be_asked_keeps_its_groups() {
 }
 
 #[test]
-fn a_guest_that_moved_here_is_asked_for_its_groups() {
-    let state = relay().depart(None, Now(1));
-    let (mut outbox, guest) = fixture::link();
-    let mut target = relay();
-    target.settle(&state, None, Now(1)).unwrap();
-    target.expire(&mut outbox, Now(1) + SETTLE);
-    let frames = guest.frames(outbox);
-    assert!(
-        frames
-            .iter()
-            .any(|frame| frame[12..14] == [8, 0] && frame[23] == 2)
-    );
+fn a_guest_that_moved_here_is_asked_for_its_groups_unless_they_are_off() {
+    for multicast in [true, false] {
+        let state = relay().depart(None, Now(1));
+        let (mut outbox, guest) = fixture::link();
+        let mut net = relay().net().clone();
+        net.serve.multicast = multicast;
+        let mut target = fixture::relay_of(net, 256);
+        target.settle(&state, None, Now(1)).unwrap();
+        target.expire(&mut outbox, Now(1) + SETTLE);
+        let frames = guest.frames(outbox);
+        let is_query = |frame: &Vec<u8>| frame[12..14] == [8, 0] && frame[23] == 2;
+        assert_eq!(frames.iter().any(is_query), multicast);
+    }
 }

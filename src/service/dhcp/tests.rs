@@ -396,22 +396,25 @@ fn of_many_routes_those_that_fit_are_told_and_the_router_first() {
     let routes: Vec<_> = (0..32)
         .map(|n| ([10, 9, 8, n], 32, [169, 254, 1, 1]))
         .collect();
-    let net = with_routes(32, Some([169, 254, 1, 1]), &routes);
-    let found = options_of(&net, &dhcp(1, &[(55, &[121, 6])]));
-    let told: Vec<u8> = found
-        .iter()
-        .filter(|(code, _)| *code == 121)
-        .flat_map(|(_, value)| value.clone())
-        .collect();
-    let first = [32, 169, 254, 1, 1, 0, 0, 0, 0, 0, 169, 254, 1, 1];
-    assert!(told.starts_with(&first), "{told:?}");
-    let more = told.len() - first.len();
-    assert!(
-        (10 * 9..32 * 9).contains(&more) && more.is_multiple_of(9),
-        "{more}"
-    );
-    for code in [1, 3, 6, 12, 51, 54] {
-        assert!(found.iter().any(|(other, _)| *other == code), "{code}");
+    let router = [32, 169, 254, 1, 1, 0, 0, 0, 0, 0, 169, 254, 1, 1];
+    for (addr, first) in [(Some([169, 254, 1, 1]), &router[..]), (None, &[])] {
+        let net = with_routes(32, addr, &routes);
+        let found = options_of(&net, &dhcp(1, &[(55, &[121, 6])]));
+        let told: Vec<u8> = found
+            .iter()
+            .filter(|(code, _)| *code == 121)
+            .flat_map(|(_, value)| value.clone())
+            .collect();
+        assert!(told.starts_with(first), "{told:?}");
+        let more = told.len() - first.len();
+        assert!(
+            (10 * 9..32 * 9).contains(&more) && more.is_multiple_of(9),
+            "{more}"
+        );
+        for code in [1, 6, 12, 51, 54] {
+            assert!(found.iter().any(|(other, _)| *other == code), "{code}");
+        }
+        assert_eq!(found.iter().any(|(code, _)| *code == 3), addr.is_some());
     }
 }
 

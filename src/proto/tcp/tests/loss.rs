@@ -232,6 +232,24 @@ fn a_guest_that_falls_silent_is_asked_and_given_up() {
     assert!(asked > 50 && ended.since(NOW) > Span::secs(4 * 3600));
 }
 
+/// What is sent anew into a window that was shut has just left: nothing that came before says that it is lost.
+#[test]
+fn what_a_window_that_opens_takes_is_not_lost_for_what_arrived_before() {
+    let (mut conn, mut disorder, now) = in_flight();
+    let shut = Segment {
+        window: 0,
+        ..ack(&conn, 0, &[(1, 4)])
+    };
+    conn.segment(&shut, Some(&mut disorder), now);
+    let opened = ack(&conn, 0, &[(1, 4)]);
+    assert!(
+        conn.segment(&opened, Some(&mut disorder), now + Span(10))
+            .seek
+    );
+    conn.sent(1000, now + Span(20));
+    assert_eq!(again(&mut conn, &mut disorder, now + Span(30)), []);
+}
+
 /// Of what left at many moments and is not told apart, what arrives may have left before what was sent again since.
 #[test]
 fn what_left_earlier_takes_nothing_sent_again_for_lost() {

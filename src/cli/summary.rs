@@ -20,7 +20,7 @@ pub fn summary(resolved: &Resolved, config: &Config, bound: Option<&Path>) -> St
             path.display()
         ));
     }
-    if let Some(path) = config.repair_path(bound) {
+    if let Ok(Some(path)) = config.repair_path(bound) {
         page.line(format_args!(
             "UNIX domain socket bound at {}",
             path.display()

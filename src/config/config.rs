@@ -118,16 +118,25 @@ impl Config {
 }
 
 impl Config {
-    /// Where `passt-repair` is to find us, given where the guest's socket is: nowhere, if the path that nobody chose has no room.
-    pub fn repair_path(&self, socket: Option<&Path>) -> Option<PathBuf> {
-        match &self.repair_path {
-            _ if !self.vhost_user => None,
-            RepairPath::Off => None,
-            RepairPath::At(path) => Some(path.clone()),
-            RepairPath::Default => {
-                let mut path = socket?.as_os_str().to_owned();
+    /// Where `passt-repair` is to find us, given where the guest's socket is.
+    ///
+    /// # Errors
+    /// A warning: it cannot, as a path that nobody chose has no room.
+    pub fn repair_path(&self, socket: Option<&Path>) -> Result<Option<PathBuf>, String> {
+        match (&self.repair_path, socket) {
+            _ if !self.vhost_user => Ok(None),
+            (RepairPath::Off, _) | (RepairPath::Default, None) => Ok(None),
+            (RepairPath::At(path), _) => Ok(Some(path.clone())),
+            (RepairPath::Default, Some(socket)) => {
+                let mut path = socket.as_os_str().to_owned();
                 path.push(".repair");
-                (path.len() <= SOCKET_PATH_MAX).then(|| path.into())
+                if path.len() > SOCKET_PATH_MAX {
+                    return Err(format!(
+                        "passt-repair cannot connect: {} has no room for .repair behind it",
+                        socket.display()
+                    ));
+                }
+                Ok(Some(path.into()))
             }
         }
     }

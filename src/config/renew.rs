@@ -96,16 +96,12 @@ fn no_more<T: Clone + PartialEq>(lately: &[T], before: &[T], now: &[T]) -> Vec<T
 
 /// A guest that was told of no router is told of none for as long as its interface is gone.
 fn local_routers(kept: &Net, fresh: &Resolved) -> LocalRouters {
-    let mut local = LocalRouters::default();
     let routerless4 = kept.v4.as_ref().is_some_and(|v4| v4.router.is_none());
-    local.v4 = local
-        .v4
-        .filter(|_| !routerless4 || fresh.template4.is_some());
     let routerless6 = kept.v6.as_ref().is_some_and(|v6| v6.router.is_none());
-    local.v6 = local
-        .v6
-        .filter(|_| !routerless6 || fresh.template6.is_some());
-    local
+    LocalRouters {
+        v4: !routerless4 || fresh.template4.is_some(),
+        v6: !routerless6 || fresh.template6.is_some(),
+    }
 }
 
 #[cfg(test)]

@@ -30,20 +30,11 @@ const LOCAL_ROUTER4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 2);
 const LOCAL_PREFIX4: u8 = 16;
 const LOCAL_ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// The routers the guest is told of where the host has no network to lend; `None` leaves it without.
+/// In which families the guest is told of a router where the host has no network to lend.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LocalRouters {
-    pub(super) v4: Option<Ipv4Addr>,
-    pub(super) v6: Option<Ipv6Addr>,
-}
-
-impl Default for LocalRouters {
-    fn default() -> Self {
-        Self {
-            v4: Some(LOCAL_ROUTER4),
-            v6: Some(LOCAL_ROUTER6),
-        }
-    }
+    pub(super) v4: bool,
+    pub(super) v6: bool,
 }
 
 /// Most search domains announced (resolv.conf(5), the classic limit).
@@ -57,10 +48,10 @@ const MOST_ROUTES: usize = 32;
 /// # Errors
 /// One line for a person: what was asked cannot be had from this host.
 pub fn resolve(config: &Config, facts: &Facts) -> Result<Resolved, String> {
-    resolve_with(config, facts, LocalRouters::default())
+    resolve_with(config, facts, LocalRouters { v4: true, v6: true })
 }
 
-/// The same with other routers of local mode.
+/// The same where local mode may go without routers.
 ///
 /// # Errors
 /// Those of [`resolve`].
@@ -155,7 +146,7 @@ fn resolve4(
     config: &Config,
     facts: &Facts,
     forced: Option<&Interface>,
-    local: Option<Ipv4Addr>,
+    local: bool,
     said: &mut Said,
 ) -> (Option<String>, Net4) {
     let bound = config.outbound.interface4.as_deref();
@@ -175,7 +166,7 @@ fn resolve4(
     let lent_router = match template.map(|template| template.router()) {
         Some(Some(IpAddr::V4(via))) => Some(via),
         Some(_) => None,
-        None => local,
+        None => local.then_some(LOCAL_ROUTER4),
     };
     let router = config.gateway4.or(lent_router);
     let map_host_loopback = mapping(config.map_host_loopback4, router);
@@ -210,7 +201,7 @@ fn resolve6(
     config: &Config,
     facts: &Facts,
     forced: Option<&Interface>,
-    local: Option<Ipv6Addr>,
+    local: bool,
     said: &mut Said,
 ) -> (Option<String>, Net6) {
     let bound = config.outbound.interface6.as_deref();
@@ -225,7 +216,7 @@ fn resolve6(
     let lent_router = match template.map(|template| template.router()) {
         Some(Some(IpAddr::V6(via))) => Some(via),
         Some(_) => None,
-        None => local,
+        None => local.then_some(LOCAL_ROUTER6),
     };
     let router = config.gateway6.or(lent_router);
     let ours = router

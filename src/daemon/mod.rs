@@ -77,7 +77,7 @@ use log::Destinations;
 use sandbox::Sandbox;
 
 use crate::{
-    config::{Config, LinkChoice, Net, QUEUES_DEFAULT, RepairPath, Resolved, resolve},
+    config::{Config, LinkChoice, Net, QUEUES_DEFAULT, Resolved, resolve},
     host::{
         conntrack, facts,
         listen::{self as ports, Ports},
@@ -199,17 +199,13 @@ fn open_repair(
     opened: &mut Opening,
     leftovers: &mut Leftovers,
 ) -> Result<Option<OwnedFd>, String> {
-    let Some(path) = config.repair_path(opened.path.as_deref()) else {
-        if config.vhost_user
-            && config.repair_path == RepairPath::Default
-            && let Some(path) = &opened.path
-        {
-            opened.warnings.push(format!(
-                "passt-repair cannot connect: {} has no room for .repair behind it",
-                path.display()
-            ));
+    let path = match config.repair_path(opened.path.as_deref()) {
+        Ok(Some(path)) => path,
+        Ok(None) => return Ok(None),
+        Err(warning) => {
+            opened.warnings.push(warning);
+            return Ok(None);
         }
-        return Ok(None);
     };
     let socket = listen::repair(&path)?;
     leftovers.add(&path);

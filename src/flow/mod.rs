@@ -27,9 +27,7 @@ pub use claims::{ClaimSlot, Claims};
 pub use drift::Drift;
 pub use guest::Guest;
 pub use key::{Id, Key};
-pub use nat::{
-    Target, check_source, error_source, inbound_source, is_group, is_stand_in, outbound,
-};
+pub use nat::{Target, check_source, error_source, inbound_source, is_group, means_us4, outbound};
 pub use neighbours::{Neighbour, Neighbours};
 pub use pool::{Chain, Pool};
 pub use quota::Quota;

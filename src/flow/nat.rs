@@ -162,6 +162,12 @@ pub fn is_stand_in(net: &Net, addr: IpAddr) -> bool {
     .contains(&Some(addr))
 }
 
+/// Whether the guest was told of this IPv4 address as ours or its router's, or we stand behind it otherwise.
+pub fn means_us4(net: &Net, addr: Ipv4Addr) -> bool {
+    let told = |v4: &Net4| addr == v4.ours || Some(addr) == v4.router;
+    net.v4.as_ref().is_some_and(told) || is_stand_in(net, addr.into())
+}
+
 /// One family's part of [`Net`], so that the rules are written once for both.
 struct Family {
     assigned: Option<IpAddr>,

@@ -15,7 +15,7 @@ use nix::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::group::keep_to_members;
+use super::{group::keep_to_members, socket::is_of_port};
 use crate::{
     config::Rule,
     net::Protocol,
@@ -451,14 +451,6 @@ fn address(addr: IpAddr, port: u16, scope: u32) -> SocketAddr {
 fn index_of(rule: &Rule) -> u32 {
     let name = rule.interface.as_deref();
     name.and_then(|name| if_nametoindex(name).ok()).unwrap_or(0)
-}
-
-/// Whether a failure is about one port, of which there may be others.
-fn is_of_port(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EADDRINUSE | libc::EACCES | libc::EPERM)
-    )
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

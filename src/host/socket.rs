@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use crate::{
     config::Outbound,
     net::{Endpoint, Span},
-    sys::{Marks, sockopt},
+    sys::{Control, Marks, sockopt},
     wire::frame::Ip,
 };
 
@@ -195,8 +195,8 @@ pub fn udp_reply(
     if let Some(name) = interface {
         socket.bind_device(Some(name.as_bytes()))?;
     }
-    socket.bind(&SockAddr::from(local))?;
-    socket.connect(&SockAddr::from(peer))?;
+    socket.bind(&SockAddr::from(local)).map_err(no_way_out)?;
+    connect(&socket, peer)?;
     Ok(socket.into())
 }
 
@@ -263,16 +263,12 @@ pub struct Arrival {
     pub marks: Marks,
 }
 
-/// Room for ancillary data, aligned as its headers have to be (cmsg(3)).
-#[repr(align(8))]
-struct Control([u8; 256]);
-
 /// Receives a datagram, its sender, and which of our addresses it was sent to (IP_PKTINFO, ip(7)). The port of `to` is 0.
 ///
 /// # Errors
 /// Those of recvmsg(2); `WouldBlock` when there is none.
 pub fn receive_from(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Arrival> {
-    let mut control = Control([0; 256]);
+    let mut control = <Control>::new();
     let mut iov = [IoSliceMut::new(buffer)];
     let message = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
@@ -360,14 +356,13 @@ pub fn udp(peer: Peer, outbound: &Outbound, port: u16, beside: bool) -> io::Resu
     if bound.is_err() {
         bind(&socket, peer, outbound, 0)?;
     }
-    connect(&socket, peer)?;
+    connect(&socket, peer.address())?;
     Ok(socket.into())
 }
 
 /// Connects a socket of datagrams, which have no port to be short of: where no address is to be had, none leads there.
-fn connect(socket: &Socket, peer: Peer) -> io::Result<()> {
-    let address = SockAddr::from(peer.address());
-    socket.connect(&address).map_err(no_way_out)
+fn connect(socket: &Socket, peer: SocketAddr) -> io::Result<()> {
+    socket.connect(&SockAddr::from(peer)).map_err(no_way_out)
 }
 
 /// Has a UDP socket tell of ICMP errors, and of what the headers of received datagrams say.
@@ -445,7 +440,7 @@ pub fn echo(peer: Peer, outbound: &Outbound) -> io::Result<OwnedFd> {
     sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
     sockopt::set_receive_marks(socket.as_fd(), v6)?;
     bind(&socket, peer, outbound, 0)?;
-    connect(&socket, peer)?;
+    connect(&socket, peer.address())?;
     Ok(socket.into())
 }
 
@@ -489,6 +484,14 @@ fn no_way_out(error: io::Error) -> io::Error {
     }
 }
 
+/// Whether a failure is about one port, where others may be had all the same.
+pub fn is_of_port(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EADDRINUSE | libc::EACCES | libc::EPERM)
+    )
+}
+
 /// What is mapped to the host itself is reached over no other interface than its own.
 fn bind_interface(socket: &Socket, peer: Peer, outbound: &Outbound) -> io::Result<()> {
     let interface = match peer.endpoint.addr {
@@ -507,7 +510,7 @@ fn bind_interface(socket: &Socket, peer: Peer, outbound: &Outbound) -> io::Resul
 fn source(peer: Peer, outbound: &Outbound) -> io::Result<SocketAddr> {
     let probe = open(peer, Type::DGRAM, Protocol::UDP)?;
     bind(&probe, peer, outbound, 0)?;
-    connect(&probe, peer)?;
+    connect(&probe, peer.address())?;
     let local = probe.local_addr()?.as_socket();
     Ok(local.ok_or(io::ErrorKind::InvalidInput)?)
 }

@@ -315,11 +315,7 @@ impl Relay {
                 .filter(|upper| upper.len() >= HEADER)
         {
             let start = [upper[6], upper[7]];
-            let packet = flow.sent.find(&start, upper.len(), !error.v6);
-            let packet = packet.unwrap_or_else(|| Packet {
-                len: upper.len() as u16,
-                ..Packet::default()
-            });
+            let packet = flow.sent.at_fault(&start, upper.len(), !error.v6);
             let known = upper.len().min(usize::from(packet.len));
             let upper = upper.get_mut(..known).unwrap_or_default();
             // Over all of the message the sum is the guest's again.

@@ -334,9 +334,17 @@ impl Sent {
         self.count = self.count.wrapping_add(1);
     }
 
+    /// The packet that an error is about. Of one before the last few only what came back is known, and that is all of it.
+    pub fn at_fault(&self, start: &[u8], len: usize, v4: bool) -> Packet {
+        self.find(start, len, v4).unwrap_or_else(|| Packet {
+            len: len as u16,
+            ..Packet::default()
+        })
+    }
+
     /// The newest packet that starts like this, of which `len` octets came back. That may be more than it had: a router that
     /// has something to add behind it fills it up (RFC 4884, section 5).
-    pub fn find(&self, start: &[u8], len: usize, v4: bool) -> Option<Packet> {
+    fn find(&self, start: &[u8], len: usize, v4: bool) -> Option<Packet> {
         let known = |packet: &Packet| packet.len > 0 && packet.start.starts_with(start);
         let whole = |packet: &Packet| known(packet) && usize::from(packet.len) >= len;
         self.newest(whole).or_else(|| {

@@ -269,10 +269,7 @@ impl Relay {
         let interface = self.ports.interface(place);
         let socket =
             socket::udp_reply(local, peer, interface, self.ports.freebind()).map_err(|error| {
-                // Nothing is short where a peer has written to an address that nobody can answer from.
-                if error.raw_os_error() != Some(libc::EADDRNOTAVAIL) {
-                    self.make_do(&error);
-                }
+                self.make_do(&error);
                 Why::Socket
             })?;
         let known = self.guest.is_at(addr);

@@ -177,7 +177,7 @@ impl Relay {
                 // Where there is no such interface now there may be one later.
                 Err(error) => {
                     log::debug!("cannot hear {}: {error}", peer.endpoint);
-                    unreachable = Some(group).filter(|_| !is_of_port(&error));
+                    unreachable = Some(group).filter(|_| !socket::is_of_port(&error));
                 }
             }
         }
@@ -405,14 +405,6 @@ fn can_be_joined(group: IpAddr) -> bool {
             v6.is_multicast() && !own && !solicited
         }
     }
-}
-
-/// Whether a group may be heard at other ports all the same.
-fn is_of_port(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::AddrInUse
-    )
 }
 
 /// Has a socket send as the guest did. Its fragments are ours to make: nobody is told of a path's MTU to many.

@@ -163,13 +163,9 @@ impl Relay {
 
 /// Whether a client that we told of a server, or of none yet, asks it at this address: any other has a server of its own.
 fn may_be_server(net: &Net, dst: IpAddr) -> bool {
-    net.v4.as_ref().is_some_and(|v4| {
-        dst.is_unspecified()
-            || dst == v4.ours
-            || Some(dst) == v4.router.map(IpAddr::V4)
-            || flow::is_group(net, dst)
-            || flow::is_stand_in(net, dst)
-    })
+    let IpAddr::V4(dst4) = dst else { return false };
+    net.v4.is_some()
+        && (dst.is_unspecified() || flow::is_group(net, dst) || flow::means_us4(net, dst4))
 }
 
 #[cfg(test)]

@@ -114,12 +114,7 @@ impl Relay {
             }
             let known = HEADER + error.quoted;
             let start = upper.get(HEADER..known.min(HEADER + 4)).unwrap_or_default();
-            // Of a datagram before the last few, only what came back is known.
-            let packet = flow.sent.find(start, known, !error.v6);
-            let packet = packet.unwrap_or_else(|| Packet {
-                len: known as u16,
-                ..Packet::default()
-            });
+            let packet = flow.sent.at_fault(start, known, !error.v6);
             let known = known.min(usize::from(packet.len));
             let upper = upper.get_mut(..known).unwrap_or_default();
             self.udp_fault(&key, Fault::of(&error), packet, upper, outbox);

@@ -175,11 +175,7 @@ pub(super) fn datagram(out: &mut [u8], key: &Key, payload: &[u8]) -> usize {
     out[..HEADER].copy_from_slice(fields.map(u16::to_be_bytes).as_flattened());
     out[HEADER..].copy_from_slice(payload);
     let pseudo = Sum::pseudo(key.remote.addr, key.guest.addr, UDP, len);
-    // Zero means "no checksum" (RFC 768).
-    let sum = match pseudo.bytes(out).finish() {
-        0 => 0xffff,
-        sum => sum,
-    };
+    let sum = pseudo.bytes(out).finish_datagram();
     out[6..HEADER].copy_from_slice(&sum.to_be_bytes());
     len
 }

@@ -8,7 +8,7 @@ use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 use super::note::Answer;
 use crate::{
     config::{Net, Net4},
-    flow::{Guest, Neighbours, is_stand_in},
+    flow::{Guest, Neighbours, means_us4},
     net::{Class, Mac, Why, class},
     wire::build::{ETHERNET_LEN, Ends, ethernet},
 };
@@ -46,9 +46,7 @@ pub fn answer(
         return Answer::Silent(Why::Destination);
     }
     let known = neighbours.get(target.into());
-    let told = [Some(net4.ours), net4.router].contains(&Some(target));
-    let taken = told || is_stand_in(net, target.into()) || known.is_some();
-    let free = sender.is_unspecified() && !taken;
+    let free = sender.is_unspecified() && known.is_none() && !means_us4(net, target);
     let of_guest = target == net4.addr || Some(target) == guest.addr4;
     // It was heard at others too, but may have left them to a neighbour; and no word of its own makes the way to us one of them.
     let heard = known.is_none() && target != net4.ours && guest.is_at(target.into());
@@ -164,20 +162,24 @@ mod tests {
         }
     }
 
+    /// One neighbour of the host's.
+    fn neighbours(addr: Ipv4Addr, mac: Mac) -> Neighbours {
+        let mut neighbours = Neighbours::default();
+        let neighbour = Neighbour {
+            interface: 2,
+            addr: addr.into(),
+            mac: Some(mac),
+            router: false,
+        };
+        neighbours.note(&net(), &neighbour);
+        neighbours
+    }
+
     /// N12.
     #[test]
     fn a_known_neighbour_is_at_its_own_mac_and_its_move_is_announced() {
-        let (net, mut neighbours) = (net(), Neighbours::default());
         let (addr, mac) = (Ipv4Addr::new(192, 0, 2, 7), Mac([2, 0, 0, 0, 0, 7]));
-        neighbours.note(
-            &net,
-            &Neighbour {
-                interface: 2,
-                addr: addr.into(),
-                mac: Some(mac),
-                router: false,
-            },
-        );
+        let (net, neighbours) = (net(), neighbours(addr, mac));
         let mut out = Vec::new();
         let reply = answer(&arp_request(addr), &net, &guest(), &neighbours, &mut out);
         assert_eq!(reply, Answer::Reply(None));
@@ -302,17 +304,8 @@ mod tests {
         }
         let probe = from(Ipv4Addr::UNSPECIFIED, ROUTER);
         assert_eq!(ask(&probe, &guest()).0, Answer::Reply(None));
-        let (net, mut neighbours) = (net(), Neighbours::default());
         let addr = Ipv4Addr::new(192, 0, 2, 7);
-        neighbours.note(
-            &net,
-            &Neighbour {
-                interface: 2,
-                addr: addr.into(),
-                mac: Some(Mac([2, 0, 0, 0, 0, 7])),
-                router: false,
-            },
-        );
+        let (net, neighbours) = (net(), neighbours(addr, Mac([2, 0, 0, 0, 0, 7])));
         let probe = from(Ipv4Addr::UNSPECIFIED, addr);
         let reply = answer(&probe, &net, &guest(), &neighbours, &mut Vec::new());
         assert_eq!(reply, Answer::Reply(None));
@@ -329,16 +322,7 @@ mod tests {
         assert_eq!(answer(OTHER), Answer::Silent(Why::Unanswered));
         // Whatever it said once, it means us.
         assert_eq!(answer(ROUTER), Answer::Reply(None));
-        let (net, mut neighbours) = (net(), Neighbours::default());
-        neighbours.note(
-            &net,
-            &Neighbour {
-                interface: 2,
-                addr: OTHER.into(),
-                mac: Some(Mac([2, 0, 0, 0, 0, 7])),
-                router: false,
-            },
-        );
+        let (net, neighbours) = (net(), neighbours(OTHER, Mac([2, 0, 0, 0, 0, 7])));
         let request = arp_request(OTHER);
         let reply = super::answer(&request, &net, &guest, &neighbours, &mut Vec::new());
         assert_eq!(reply, Answer::Reply(None), "somebody else has it now");

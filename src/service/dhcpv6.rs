@@ -289,10 +289,10 @@ fn write_settings(message: &Message<'_>, net: &Net, v6: &Net6, writer: &mut Writ
         });
     }
     let mut names = Vec::new();
-    for domain in &net.dns.search {
+    for domain in net.dns.search.iter().filter(|_| net.serve.dhcp_search) {
         name::encode(domain, &mut names);
     }
-    if net.serve.dhcp_search && !names.is_empty() {
+    if !names.is_empty() {
         writer.option(code::DOMAIN_SEARCH, |out| out.extend(names));
     }
     if let Some(fqdn) = &net.dns.fqdn {

@@ -178,6 +178,16 @@ fn write_router_advertisement(
     out: &mut Vec<u8>,
 ) {
     let routes = v6.router.is_some() || v6.addr.is_some();
+    let (dns, gone_dns): (&[_], &[_]) = if net.serve.dhcp_dns {
+        (&v6.dns, &v6.withdrawn.dns)
+    } else {
+        (&[], &[])
+    };
+    let (search, gone_search): (&[_], &[_]) = if net.serve.dhcp_search {
+        (&net.dns.search, &v6.withdrawn.search)
+    } else {
+        (&[], &[])
+    };
     let ra = RouterAdvertisement {
         hop_limit: 255,
         managed: net.serve.dhcpv6 && v6.addr.is_some(),
@@ -185,22 +195,10 @@ fn write_router_advertisement(
         mac: net.mac,
         mtu: net.announce_mtu.then_some(net.mtu),
         prefix: v6.addr.map(|addr| (addr, PREFIX6)),
-        dns: if net.serve.dhcp_dns { &v6.dns } else { &[] },
-        search: if net.serve.dhcp_search {
-            &net.dns.search
-        } else {
-            &[]
-        },
-        gone_dns: if net.serve.dhcp_dns {
-            &v6.withdrawn.dns
-        } else {
-            &[]
-        },
-        gone_search: if net.serve.dhcp_search {
-            &v6.withdrawn.search
-        } else {
-            &[]
-        },
+        dns,
+        search,
+        gone_dns,
+        gone_search,
     };
     let limit = usize::from(net.mtu.max(1280)) - IPV6_LEN;
     send(net.mac, v6.ours, to.unwrap_or_else(all_nodes), out, |out| {

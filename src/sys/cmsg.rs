@@ -13,12 +13,12 @@ const ROOMY: usize = 256;
 /// Space for the ancillary data of one message, aligned as the kernel has it.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(8))]
-pub(super) struct Control<const LEN: usize = ROOMY>(pub(super) [u8; LEN]);
+pub(crate) struct Control<const LEN: usize = ROOMY>(pub(crate) [u8; LEN]);
 
 impl<const LEN: usize> Control<LEN> {
     pub(super) const LEN: usize = LEN;
 
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self([0; LEN])
     }
 }

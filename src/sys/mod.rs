@@ -27,6 +27,7 @@ pub mod sockopt;
 
 pub mod repair;
 
+pub(crate) use cmsg::Control;
 pub use cmsg::Marks;
 pub use iovec::{Gather, Iovecs, Part, Scatter};
 pub use reason::reason;

@@ -173,12 +173,7 @@ fn udp(
     set(out, start + 4, length(len));
     let datagram = out.get(start..).unwrap_or_default();
     let sum = Sum::pseudo(addrs.0, addrs.1, UDP, len).bytes(datagram);
-    // Zero means "no checksum", which IPv6 forbids; ones are the same sum (RFC 768; RFC 8200, section 8.1).
-    let checksum = match sum.finish() {
-        0 => 0xffff,
-        other => other,
-    };
-    set(out, start + 6, checksum);
+    set(out, start + 6, sum.finish_datagram());
 }
 
 /// A length field; callers keep to what it can say.

@@ -72,6 +72,16 @@ impl Sum {
         !u16::from_be(fold(self.0) as u16)
     }
 
+    /// The same for a UDP header, where zero would mean that there is no checksum, which IPv6 forbids: ones are the same sum
+    /// (RFC 768; RFC 8200, section 8.1).
+    #[must_use]
+    pub const fn finish_datagram(self) -> u16 {
+        match self.finish() {
+            0 => 0xffff,
+            sum => sum,
+        }
+    }
+
     /// Whether data that includes its checksum field sums up as it must.
     #[must_use]
     pub const fn is_valid(self) -> bool {

@@ -169,11 +169,11 @@ impl Template {
         udp[0..4].copy_from_slice(&self.ports);
         udp[4..6].copy_from_slice(&(l4 as u16).to_be_bytes());
         udp[6..8].copy_from_slice(&[0; 2]);
-        // Zero would mean "no checksum" (RFC 768), which IPv6 forbids (RFC 8200, section 8.1).
-        let sum = match self.upper(UDP, l4).bytes(udp).plus(payload).finish() {
-            0 => 0xffff,
-            sum => sum,
-        };
+        let sum = self
+            .upper(UDP, l4)
+            .bytes(udp)
+            .plus(payload)
+            .finish_datagram();
         udp[6..8].copy_from_slice(&sum.to_be_bytes());
         self.len + 8
     }

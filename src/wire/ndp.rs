@@ -252,6 +252,20 @@ mod tests {
         );
     }
 
+    /// Without options but one.
+    const BARE: RouterAdvertisement<'_> = RouterAdvertisement {
+        hop_limit: 0,
+        managed: false,
+        lifetime: 0,
+        mac: Mac::ZERO,
+        mtu: None,
+        prefix: None,
+        dns: &[],
+        search: &[],
+        gone_dns: &[],
+        gone_search: &[],
+    };
+
     /// N08.
     #[test]
     fn dns_options_say_their_length_in_units_of_eight_octets() {
@@ -259,16 +273,9 @@ mod tests {
         for domains in 0..7 {
             let search = vec!["one.example".to_owned(); domains];
             let ra = RouterAdvertisement {
-                hop_limit: 0,
-                managed: false,
-                lifetime: 0,
-                mac: Mac::ZERO,
-                mtu: None,
-                prefix: None,
                 dns: &dns,
                 search: &search,
-                gone_dns: &[],
-                gone_search: &[],
+                ..BARE
             };
             let mut out = Vec::new();
             ra.write(&mut out, 1000);
@@ -290,16 +297,10 @@ mod tests {
             .map(|n| format!("{}.{}", "x".repeat(60 - n), "y".repeat(60)))
             .collect();
         let ra = RouterAdvertisement {
-            hop_limit: 0,
-            managed: false,
-            lifetime: 0,
-            mac: Mac::ZERO,
-            mtu: None,
-            prefix: None,
             dns: &[Ipv6Addr::LOCALHOST],
             search: &search,
-            gone_dns: &[],
             gone_search: &search,
+            ..BARE
         };
         let mut out = Vec::new();
         ra.write(&mut out, 400);
@@ -310,16 +311,9 @@ mod tests {
     #[test]
     fn what_is_gone_is_to_be_used_no_more() {
         let ra = RouterAdvertisement {
-            hop_limit: 0,
-            managed: false,
-            lifetime: 0,
-            mac: Mac::ZERO,
-            mtu: None,
-            prefix: None,
-            dns: &[],
-            search: &[],
             gone_dns: &[Ipv6Addr::LOCALHOST],
             gone_search: &["example".to_owned()],
+            ..BARE
         };
         let mut out = Vec::new();
         ra.write(&mut out, 1000);

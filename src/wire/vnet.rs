@@ -159,17 +159,14 @@ pub fn leave_checksum(headers: &mut [u8], payload: usize) -> Option<(u16, u16)> 
 /// Where a UDP header has its checksum.
 const UDP_CHECKSUM: u16 = 6;
 
-/// Completes a checksum that the sender of a whole frame left to us. What lies outside the frame is left alone. That of a
-/// datagram is never 0, which would mean that there is none (RFC 768).
+/// Completes a checksum that the sender of a whole frame left to us. What lies outside the frame is left alone.
 pub fn complete_checksum(frame: &mut [u8], (start, offset): (u16, u16)) {
     let (start, at) = (usize::from(start), usize::from(start) + usize::from(offset));
-    let sum = Sum::new()
-        .bytes(frame.get(start..).unwrap_or_default())
-        .finish();
-    let sum = if sum == 0 && offset == UDP_CHECKSUM {
-        u16::MAX
+    let sum = Sum::new().bytes(frame.get(start..).unwrap_or_default());
+    let sum = if offset == UDP_CHECKSUM {
+        sum.finish_datagram()
     } else {
-        sum
+        sum.finish()
     };
     if let Some(field) = frame.get_mut(at..at + 2) {
         field.copy_from_slice(&sum.to_be_bytes());

@@ -163,25 +163,32 @@ fn an_address_and_all_addresses_may_be_forwarded_apart() {
     translator.assert_alive();
 }
 
+/// A second wire to the outside, by which the pod has no address yet.
+fn lay_lan(world: &World) {
+    world.pod.wire("lan0", &world.outside, "lan1");
+    world.outside.ip("addr add 10.77.0.2/24 dev lan1");
+}
+
+fn reaches_lan(world: &World, port: u16) -> bool {
+    let to = SocketAddr::from(([10, 77, 0, 1], port));
+    let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
+    world.outside.run(connect).is_ok()
+}
+
 /// A listener of an interface follows it; one of an address waits for it to return.
 #[test]
 fn ports_of_an_interface_or_address_are_there_again_when_it_returns() {
     let Some(world) = World::pod() else { return };
     let lay = || {
-        world.pod.wire("lan0", &world.outside, "lan1");
+        lay_lan(&world);
         world.pod.ip("addr add 10.77.0.1/24 dev lan0
              link property add dev lan0 altname enp7s0");
-        world.outside.ip("addr add 10.77.0.2/24 dev lan1");
     };
     lay();
     let args = ["%lan0/4000", "10.77.0.1/4001", "%enp7s0/4002"].map(|rule| ["-t", rule]);
     let args = args.as_flattened();
     let mut translator = Setup::new(args).start(&world.pod);
-    let reaches = |port| {
-        let to = SocketAddr::from(([10, 77, 0, 1], port));
-        let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
-        world.outside.run(connect).is_ok()
-    };
+    let reaches = |port| reaches_lan(&world, port);
     let reaches_all = || reaches(4000) && reaches(4001) && reaches(4002);
     assert!(reaches_all());
     world.pod.ip("link del lan0");
@@ -195,23 +202,17 @@ fn ports_of_an_interface_or_address_are_there_again_when_it_returns() {
 #[test]
 fn a_port_of_an_address_and_an_interface_is_there_when_its_address_is() {
     let Some(world) = World::pod() else { return };
-    let lay = || {
-        world.pod.wire("lan0", &world.outside, "lan1");
-        world.outside.ip("addr add 10.77.0.2/24 dev lan1");
-    };
     let give = || world.pod.ip("addr add 10.77.0.1/24 dev lan0");
-    lay();
+    lay_lan(&world);
     give();
     let args = ["-t", "10.77.0.1%lan0/4000", "-u", "10.77.0.1%lan0/4000"];
     let translator = Setup::new(&args).start(&world.pod);
     world.pod.ip("link del lan0");
-    lay();
+    lay_lan(&world);
     translator.expect_log("not for port 4000 (Cannot assign requested address) of option '-t");
     translator.expect_log("not for port 4000 (Cannot assign requested address) of option '-u");
     give();
-    let to = SocketAddr::from(([10, 77, 0, 1], 4000));
-    let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
-    assert!(wait_until(LONG, || world.outside.run(connect).is_ok()));
+    assert!(wait_until(LONG, || reaches_lan(&world, 4000)));
     assert!(wait_until(LONG, || bound(&world.pod)[2] == 1));
     assert_eq!(translator.log().matches("returned, but not").count(), 2);
 }
@@ -220,9 +221,8 @@ fn a_port_of_an_address_and_an_interface_is_there_when_its_address_is() {
 fn the_ports_of_an_interface_that_returns_take_no_more_descriptors_than_before() {
     let Some(world) = World::pod() else { return };
     let lay = || {
-        world.pod.wire("lan0", &world.outside, "lan1");
+        lay_lan(&world);
         world.pod.ip("addr add 10.77.0.1/24 dev lan0");
-        world.outside.ip("addr add 10.77.0.2/24 dev lan1");
     };
     lay();
     let mut translator = Setup::new(&["-t", "%lan0/4001-5200"])
@@ -230,9 +230,7 @@ fn the_ports_of_an_interface_that_returns_take_no_more_descriptors_than_before()
         .start(&world.pod);
     world.pod.ip("link del lan0");
     lay();
-    let to = SocketAddr::from(([10, 77, 0, 1], 5200));
-    let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
-    assert!(wait_until(LONG, || world.outside.run(connect).is_ok()));
+    assert!(wait_until(LONG, || reaches_lan(&world, 5200)));
     translator.assert_alive();
 }
 

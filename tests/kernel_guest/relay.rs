@@ -170,8 +170,11 @@ impl Worker {
             .name(name.to_owned())
             .spawn(move || {
                 let _ = tell.send(nix::unistd::gettid().as_raw());
-                // Any error here is the other end hanging up.
-                let _ = carry(&socket);
+                if let Err(error) = carry(&socket)
+                    && !is_hang_up(&error)
+                {
+                    eprintln!("the wire broke: {error}");
+                }
                 let _ = socket.shutdown(Shutdown::Both);
             })?;
         Ok(Self {
@@ -186,6 +189,12 @@ impl Worker {
         let first = text.split(' ').next().and_then(|word| word.parse().ok());
         Duration::from_nanos(first.unwrap_or(0))
     }
+}
+
+/// Whether the other end hung up, as all do at last.
+fn is_hang_up(error: &io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// Device to socket.

@@ -62,7 +62,7 @@ pub struct Sender {
     sack: bool,
     /// There are gaps: what the guest holds is remembered.
     gaps: bool,
-    /// A zero window may be probed with one octet, a small one be filled.
+    /// The timer has run out: a zero window may be probed with one octet, a small one be filled.
     probing: bool,
     /// Quarters of a round trip that octets which seem to be late are waited for; none as long as no guest's acknowledgement
     /// came out of order (RFC 8985, section 6.2, steps 3 and 4).
@@ -562,8 +562,8 @@ impl Sender {
         self.duplicates = 0;
         self.again = Again::Nothing;
         self.recover = self.max;
-        // A window that is shut, or too small to be worth filling until now.
-        self.probing = self.window == 0 || self.in_flight() == 0;
+        // Into a window too small to be worth filling until now, and even one that is shut.
+        self.probing = true;
         if self.window > 0 && self.in_flight() > 0 {
             self.cap = (self.in_flight() / 2).max(2 * u32::from(self.mss));
         }

@@ -341,6 +341,32 @@ fn answers_to_our_questions_do_not_shorten_a_keepalive() {
     assert!(interval(now + Span::secs(60)).is_some_and(|silence| silence < Span::secs(62)));
 }
 
+/// What was sent and not acknowledged is sent again with each timeout, however little fits into the window since.
+#[test]
+fn a_small_window_puts_no_retransmission_off() {
+    let mut conn = open();
+    let small = Segment {
+        window: 2,
+        ..next(&conn, Flags::ACK, 0)
+    };
+    conn.sent(88, NOW);
+    conn.segment(
+        &Segment {
+            ack: conn.send.una,
+            ..small
+        },
+        None,
+        NOW,
+    );
+    for _ in 0..5 {
+        let due = conn.deadline().unwrap();
+        let todo = conn.expired(None, due);
+        assert!(todo.seek && todo.pull);
+        assert!(!conn.is_silly() && conn.sendable() == 256);
+        conn.sent(256, due);
+    }
+}
+
 /// RFC 9293, section 3.8.6.2.1: nothing small is squeezed into a small window, until the timer says so.
 #[test]
 fn a_window_too_small_for_a_segment_is_not_filled() {

@@ -15,8 +15,9 @@ struct Nature {
     timestamps: bool,
     /// It keeps what comes behind a gap.
     keeps: bool,
-    /// It shuts its window now and then.
+    /// It shuts its window now and then, and reads slowly what it has room for.
     shuts: bool,
+    room: usize,
     /// Nothing is lent to the connection.
     destitute: bool,
     /// Of 256 segments, these many are lost.
@@ -80,6 +81,8 @@ struct Guest {
     got: Stream,
     fin_at: Option<usize>,
     shut: bool,
+    /// Octets that came, up to the first gap, and were not read.
+    unread: usize,
     /// The highest timestamp heard.
     recent: u32,
 }
@@ -140,6 +143,7 @@ impl World {
         let ack = world.segment(0, 0, Flags::ACK);
         let todo = world.conn.segment(&ack, None, NOW);
         assert!(todo.open);
+        world.pull();
         world
     }
 
@@ -148,6 +152,11 @@ impl World {
         self.dice ^= self.dice >> 7;
         self.dice ^= self.dice << 17;
         (self.dice >> 20) % sides
+    }
+
+    /// Octets that the guest can take from the first gap on.
+    const fn room(&self) -> usize {
+        self.nature.room.saturating_sub(self.guest.unread)
     }
 
     /// A segment of the guest at an octet of its stream.
@@ -161,7 +170,11 @@ impl World {
             len,
         );
         segment.options = Options::default();
-        segment.window = if self.guest.shut { 0 } else { 6_000 };
+        segment.window = if self.guest.shut {
+            0
+        } else {
+            (self.room() >> 2) as u16
+        };
         if self.nature.timestamps {
             segment.options.timestamps = Some(Timestamps {
                 value: (self.now.0 / 1000) as u32,
@@ -205,6 +218,9 @@ impl World {
                 }
                 sendable = self.conn.sendable().min(self.conn.gap(disorder));
             }
+            if self.conn.gathers() || self.conn.is_silly() && self.conn.unacknowledged() > 0 {
+                sendable = 0;
+            }
             if self.conn.fin_due() {
                 let fields = self
                     .conn
@@ -222,6 +238,10 @@ impl World {
                 if sendable == 0 && (self.peek < self.given || self.conn.fin_waits()) {
                     self.conn.blocked(self.now);
                 }
+                return;
+            }
+            if self.conn.is_silly() && end - self.peek == sendable {
+                self.conn.blocked(self.now);
                 return;
             }
             let octets = self.down[self.peek..end].to_vec();
@@ -286,6 +306,7 @@ impl World {
 
     /// The guest takes a segment of ours, and answers.
     fn guest_takes(&mut self, fields: TcpFields, octets: &[u8]) {
+        let room = self.room();
         let guest = &mut self.guest;
         let options = fields.options.unwrap_or_default();
         assert_eq!(options.timestamps.is_some(), self.nature.timestamps);
@@ -313,8 +334,15 @@ impl World {
         if octets.is_empty() && !fin {
             return;
         }
-        if !guest.shut && (self.nature.keeps || at <= guest.got.nxt) {
+        let fits = at + octets.len() <= guest.got.nxt + room;
+        if !guest.shut && fits && (self.nature.keeps || at <= guest.got.nxt) {
+            let before = guest.got.nxt;
             guest.got.take(at, octets);
+            guest.unread += if self.nature.shuts {
+                guest.got.nxt - before
+            } else {
+                0
+            };
             if fin {
                 guest.fin_at = Some(at + octets.len());
             }
@@ -370,6 +398,9 @@ impl World {
             let update = self.segment(self.guest.nxt, 0, Flags::ACK);
             self.to_us.push_back((update, vec![]));
         }
+        if self.guest.unread > 0 && self.roll(24) == 0 {
+            self.read();
+        }
         if self.given < self.down.len() {
             self.given = (self.given + self.roll(7000) as usize).min(self.down.len());
             self.pull();
@@ -391,17 +422,40 @@ impl World {
         }
     }
 
+    /// The guest's process reads something, and the guest says how much fits now.
+    fn read(&mut self) {
+        let most = self.guest.unread as u64 + 1;
+        self.guest.unread -= self.roll(most).max(most / 4) as usize;
+        let update = self.segment(self.guest.nxt, 0, Flags::ACK);
+        self.to_us.push_back((update, vec![]));
+    }
+
     /// Nothing is on its way: timers run on both sides.
     fn quiet(&mut self) {
         if self.guest.una < self.guest.send.len() || !self.guest.fin_acked {
             self.guest_sends();
         }
-        self.guest.shut = false;
-        self.pull();
+        if (self.guest.shut || self.guest.unread > 0) && self.roll(2) == 0 {
+            self.guest.shut = false;
+            return self.read();
+        }
+        let waits = self.conn.send.in_flight() > 0 || self.peek < self.given;
+        assert!(
+            !waits || self.conn.send.deadline().is_some(),
+            "no timer: {:?}",
+            self.conn
+        );
+        let looks = self.conn.send.retries();
         if let Some(at) = self.conn.deadline() {
             self.now = at.max(self.now);
             let todo = self.conn.expired(self.disorder.as_mut(), self.now);
+            let timeout = self.conn.send.retries() > looks;
             self.carry_out(todo, None, &[]);
+            assert!(
+                !timeout || !waits || !self.to_guest.is_empty(),
+                "a timeout that sends nothing: {:?}",
+                self.conn
+            );
         }
     }
 
@@ -417,13 +471,14 @@ prop_compose! {
         timestamps: bool,
         keeps in prop::bool::weighted(0.8),
         shuts in prop::bool::weighted(0.3),
+        room in prop_oneof![Just(24_000_usize), 64_usize..8_000],
         destitute in prop::bool::weighted(0.2),
         loss in 0_u8..77,
         iss in prop_oneof![any::<u32>(), u32::MAX - 20_000..],
         irs in prop_oneof![any::<u32>(), u32::MAX - 20_000..],
     ) -> Nature {
         // Who tells what it holds, holds something.
-        Nature { mss, sack, timestamps, keeps: keeps || sack, shuts, destitute, loss, iss, irs }
+        Nature { mss, sack, timestamps, keeps: keeps || sack, shuts, room, destitute, loss, iss, irs }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod machine;
 use std::{
     os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering},
+    thread,
     time::Duration,
 };
 
@@ -41,6 +42,24 @@ const TRANSMIT_DROPS: usize = 11;
 pub struct KernelGuest {
     host: Host,
     relay: Relay,
+}
+
+/// Tells what a failed test should know of it.
+impl Drop for KernelGuest {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!(
+                "the wire: runs {}, {:?}",
+                self.relay.running(),
+                self.counters()
+            );
+            let (segments, more) = (
+                self.host.counted("snmp", "Tcp:"),
+                self.host.counted("netstat", "TcpExt:"),
+            );
+            eprintln!("the guest: {segments}{more}");
+        }
+    }
 }
 
 impl KernelGuest {
@@ -126,6 +145,13 @@ impl KernelGuest {
     /// TCP segments its stack has sent again since it was made.
     pub fn retransmissions(&self) -> u64 {
         self.host.counter("snmp", "Tcp:", "RetransSegs")
+    }
+
+    /// Asserts that its stack has sent nothing again since it was made; says what else it counted if it has.
+    pub fn expect_no_retransmission(&self) {
+        let again = self.retransmissions();
+        let counted = || self.host.counted("netstat", "TcpExt:");
+        assert_eq!(again, 0, "segments sent again: {}", counted());
     }
 
     /// Segments of its stack that arrived more than once, as it was told (D-SACK, RFC 2883).

@@ -153,4 +153,16 @@ impl Host {
         let (_, value) = columns.find(|(column, _)| *column == name).expect(name);
         value.parse().expect("a number")
     }
+
+    /// What its kernel has counted in these rows of a table, but for what never happened.
+    pub fn counted(&self, table: &str, protocol: &str) -> String {
+        let table = self.proc_net(table);
+        let mut rows = table.iter().filter(|line| line.starts_with(protocol));
+        let (names, values) = rows.next().zip(rows.next()).expect("two rows each");
+        let columns = names.split(' ').zip(values.split(' ')).skip(1);
+        let counted = columns.filter(|&(_, value)| value != "0");
+        counted
+            .map(|(name, value)| format!("{name} {value} "))
+            .collect()
+    }
 }

@@ -260,6 +260,7 @@ impl Conn {
     ) -> Todo {
         if segment.flags.has(Flags::RST) || !segment.flags.has(Flags::ACK) {
             if segment.flags.has(Flags::SYN) && segment.seq + 1 == self.receive.nxt {
+                self.send.forget_timing();
                 return Todo::syn_ack();
             }
             if segment.flags.has(Flags::RST) && segment.seq == self.receive.nxt {

@@ -112,7 +112,7 @@ pub struct Acked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Update {
     pub changed: bool,
-    /// Whether it was shut before, and is not.
+    /// Whether what did not fit before, while nothing was in flight or the window was shut, may do so now.
     pub opened: bool,
     /// Whether `nxt` moved against what was read from the socket.
     pub seek: bool,
@@ -289,13 +289,14 @@ impl Sender {
         let old = std::mem::replace(&mut self.window, window);
         self.largest = self.largest.max(window);
         (self.wl1, self.wl2) = (seq, ack);
-        let opened = old == 0 && window > 0;
+        let was_shut = old == 0 && window > 0;
+        let opened = was_shut || window > old && self.max == self.una;
         if opened {
             // What is sent now runs the timer anew (RFC 6298, section 5.1), and not that of probes.
             (self.timer, self.deadline, self.backoff) = (Timer::Retransmit, NEVER, 0);
         }
         // What was sent into a shut window can only be probes, and a guest need not have kept them.
-        let probed = opened && self.nxt.after(self.una);
+        let probed = was_shut && self.nxt.after(self.una);
         if probed {
             self.recover = self.una;
             self.rewind();

@@ -122,6 +122,22 @@ fn a_repeated_syn_is_answered_again_and_another_one_begins_anew() {
     );
 }
 
+/// Which SYN,ACK the guest answers cannot be told (Karn; RFC 6298, section 3).
+#[test]
+fn a_handshake_with_a_repeated_syn_measures_nothing() {
+    for repeated in [false, true] {
+        let mut conn = syn_received();
+        let now = NOW + Span::millis(900);
+        if repeated {
+            assert!(conn.segment(&syn(), None, now).syn_ack);
+        }
+        let ack = segment(IRS + 1, ISS + 1, Flags::ACK, 0);
+        assert!(conn.segment(&ack, None, now).open);
+        let measured = conn.send.rtt().smoothed();
+        assert_eq!(measured == Span::ZERO, repeated, "{measured:?}");
+    }
+}
+
 /// RFC 9293, section 3.10.7.4, SYN-RECEIVED: an ACK for something else.
 #[test]
 fn a_wrong_ack_of_the_handshake_is_reset_with_its_own_number() {

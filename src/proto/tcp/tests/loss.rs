@@ -367,6 +367,32 @@ fn a_small_window_puts_no_retransmission_off() {
     }
 }
 
+/// What a window that grew takes has just left: the timer of what waited for it is not its own.
+#[test]
+fn a_window_that_grows_ends_the_wait_of_what_did_not_fit() {
+    let mut conn = open();
+    let windowed = |conn: &Conn, window| Segment {
+        window,
+        ..next(conn, Flags::ACK, 0)
+    };
+    let small = windowed(&conn, 2);
+    conn.segment(&small, None, NOW);
+    conn.blocked(NOW);
+    let due = conn.deadline().unwrap();
+    let late = Now(due.0 - 1);
+    assert!(conn.segment(&windowed(&conn, 512), None, late).pull);
+    conn.sent(65_000, late);
+    assert!(conn.deadline().unwrap().since(late) >= Span::millis(200));
+    // In flight, it keeps its own.
+    let kept = conn.deadline();
+    let wider = Segment {
+        ack: conn.send.una,
+        ..windowed(&conn, 600)
+    };
+    conn.segment(&wider, None, late + Span::millis(1));
+    assert_eq!(conn.deadline(), kept);
+}
+
 /// RFC 9293, section 3.8.6.2.1: nothing small is squeezed into a small window, until the timer says so.
 #[test]
 fn a_window_too_small_for_a_segment_is_not_filled() {

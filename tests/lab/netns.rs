@@ -144,25 +144,19 @@ impl Host {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// One of the counters that /proc/net/`table` has in two rows, of names and of values, behind `protocol` (proc_net(5)).
+    /// One of the [`counters`](Self::counters).
     pub fn counter(&self, table: &str, protocol: &str, name: &str) -> u64 {
-        let table = self.proc_net(table);
-        let mut rows = table.iter().filter(|line| line.starts_with(protocol));
-        let (names, values) = rows.next().zip(rows.next()).expect("two rows each");
-        let mut columns = names.split(' ').zip(values.split(' '));
-        let (_, value) = columns.find(|(column, _)| *column == name).expect(name);
+        let counters = self.counters(table, protocol);
+        let (_, value) = counters.iter().find(|(n, _)| n == name).expect(name);
         value.parse().expect("a number")
     }
 
-    /// What its kernel has counted in these rows of a table, but for what never happened.
-    pub fn counted(&self, table: &str, protocol: &str) -> String {
+    /// The counters that /proc/net/`table` has in two rows, of names and of values, behind `protocol` (proc_net(5)).
+    pub fn counters(&self, table: &str, protocol: &str) -> Vec<(String, String)> {
         let table = self.proc_net(table);
         let mut rows = table.iter().filter(|line| line.starts_with(protocol));
         let (names, values) = rows.next().zip(rows.next()).expect("two rows each");
         let columns = names.split(' ').zip(values.split(' ')).skip(1);
-        let counted = columns.filter(|&(_, value)| value != "0");
-        counted
-            .map(|(name, value)| format!("{name} {value} "))
-            .collect()
+        columns.map(|(n, v)| (n.to_owned(), v.to_owned())).collect()
     }
 }

@@ -289,14 +289,13 @@ impl Sender {
         let old = std::mem::replace(&mut self.window, window);
         self.largest = self.largest.max(window);
         (self.wl1, self.wl2) = (seq, ack);
-        let was_shut = old == 0 && window > 0;
-        let opened = was_shut || window > old && self.max == self.una;
+        let opened = window > old && (old == 0 || self.max == self.una);
         if opened {
             // What is sent now runs the timer anew (RFC 6298, section 5.1), and not that of probes.
             (self.timer, self.deadline, self.backoff) = (Timer::Retransmit, NEVER, 0);
         }
         // What was sent into a shut window can only be probes, and a guest need not have kept them.
-        let probed = was_shut && self.nxt.after(self.una);
+        let probed = opened && self.nxt.after(self.una);
         if probed {
             self.recover = self.una;
             self.rewind();

@@ -350,14 +350,7 @@ fn a_small_window_puts_no_retransmission_off() {
         ..next(&conn, Flags::ACK, 0)
     };
     conn.sent(88, NOW);
-    conn.segment(
-        &Segment {
-            ack: conn.send.una,
-            ..small
-        },
-        None,
-        NOW,
-    );
+    conn.segment(&small, None, NOW);
     for _ in 0..5 {
         let due = conn.deadline().unwrap();
         let todo = conn.expired(None, due);
@@ -371,25 +364,20 @@ fn a_small_window_puts_no_retransmission_off() {
 #[test]
 fn a_window_that_grows_ends_the_wait_of_what_did_not_fit() {
     let mut conn = open();
-    let windowed = |conn: &Conn, window| Segment {
+    let [small, large, larger] = [2, 512, 600].map(|window| Segment {
         window,
-        ..next(conn, Flags::ACK, 0)
-    };
-    let small = windowed(&conn, 2);
+        ..next(&conn, Flags::ACK, 0)
+    });
     conn.segment(&small, None, NOW);
     conn.blocked(NOW);
     let due = conn.deadline().unwrap();
     let late = Now(due.0 - 1);
-    assert!(conn.segment(&windowed(&conn, 512), None, late).pull);
+    assert!(conn.segment(&large, None, late).pull);
     conn.sent(65_000, late);
     assert!(conn.deadline().unwrap().since(late) >= Span::millis(200));
     // In flight, it keeps its own.
     let kept = conn.deadline();
-    let wider = Segment {
-        ack: conn.send.una,
-        ..windowed(&conn, 600)
-    };
-    conn.segment(&wider, None, late + Span::millis(1));
+    conn.segment(&larger, None, late + Span::millis(1));
     assert_eq!(conn.deadline(), kept);
 }
 

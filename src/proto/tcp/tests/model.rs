@@ -445,11 +445,11 @@ impl World {
             "no timer: {:?}",
             self.conn
         );
-        let looks = self.conn.send.retries();
+        let before = self.conn.send.retries();
         if let Some(at) = self.conn.deadline() {
             self.now = at.max(self.now);
             let todo = self.conn.expired(self.disorder.as_mut(), self.now);
-            let timeout = self.conn.send.retries() > looks;
+            let timeout = self.conn.send.retries() > before;
             self.carry_out(todo, None, &[]);
             assert!(
                 !timeout || !waits || !self.to_guest.is_empty(),

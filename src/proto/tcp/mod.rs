@@ -416,13 +416,9 @@ impl Conn {
         let acked = self
             .send
             .acknowledge(segment.ack, disorder.as_deref_mut(), now);
-        let update = self.send.update_window(seq, segment.ack, segment.window);
-        if update.seek
-            && let Some(disorder) = disorder.as_deref_mut()
-        {
-            // What was in flight is sent anew: nothing of it is known to have left before something that arrived.
-            disorder.restart(self.send.una, false);
-        }
+        let update =
+            self.send
+                .update_window(seq, segment.ack, segment.window, disorder.as_deref_mut());
         self.send.heard();
         if acked.fin
             && let Phase::Open { host, .. } = &mut self.phase

@@ -67,12 +67,15 @@ impl Rtt {
         (self.smoothed > 0 && usual < self.timeout(0)).then_some(usual)
     }
 
-    /// The timeout after `backoff` doublings.
+    /// The timeout after `backoff` doublings (2.3, 2.4). A machine that pauses makes one round trip seconds long, and four
+    /// times its variation would keep what is lost next waiting for as many: no more than a second is added to a usual one.
     pub fn timeout(&self, backoff: u8) -> Span {
-        let base = if self.smoothed == 0 {
+        let smoothed = Span(u64::from(self.smoothed));
+        let slack = Span(4 * u64::from(self.variation)).min(INITIAL.max(smoothed));
+        let base = if smoothed == Span::ZERO {
             INITIAL
         } else {
-            Span((u64::from(self.smoothed) + 4 * u64::from(self.variation)).max(MIN.0))
+            Span(smoothed.0 + slack.0).max(MIN)
         };
         Span(base.0 << backoff.min(20)).min(MAX)
     }
@@ -90,6 +93,17 @@ mod tests {
         assert_eq!(rtt.timeout(0), Span::millis(200));
         assert_eq!(rtt.timeout(3), Span::millis(1600));
         assert_eq!(rtt.timeout(30), Span::secs(120));
+    }
+
+    /// A machine that paused makes one measurement long, and not the wait for what is lost next.
+    #[test]
+    fn one_long_round_trip_makes_no_long_timeouts() {
+        let mut rtt = Rtt::default();
+        for _ in 0..100 {
+            rtt.measured(Span(80));
+        }
+        rtt.measured(Span::secs(8));
+        assert!(rtt.timeout(0) <= Span::millis(2100), "{:?}", rtt.timeout(0));
     }
 
     #[test]

@@ -19,6 +19,10 @@ use crate::{
 /// Retransmissions of the same octets before the connection is given up (R2 of RFC 9293, section 3.8.3).
 const RETRIES: u8 = 15;
 
+/// Doublings of the time between probes of a shut window, as long as the guest answers them: an update of its window may have
+/// been lost, and is made up for within seconds.
+const ANSWERED: u8 = 4;
+
 /// Duplicate acknowledgements, or segments that arrived behind a gap, that mean loss (RFC 5681, section 3.2; RFC 8985, 6.2).
 const DUPLICATES: u8 = 3;
 
@@ -280,7 +284,13 @@ impl Sender {
     }
 
     /// Takes the window of a segment whose acknowledgement is acceptable, unless a newer one is known.
-    pub fn update_window(&mut self, seq: Seq, ack: Seq, window: u16) -> Update {
+    pub fn update_window(
+        &mut self,
+        seq: Seq,
+        ack: Seq,
+        window: u16,
+        disorder: Option<&mut Disorder>,
+    ) -> Update {
         let newer = self.wl1.before(seq) || (self.wl1 == seq && !ack.before(self.wl2));
         if !newer || ack.before(self.una) {
             return Update::default();
@@ -298,7 +308,7 @@ impl Sender {
         let probed = opened && self.nxt.after(self.una);
         if probed {
             self.recover = self.una;
-            self.rewind();
+            self.rewind(disorder, false);
         }
         Update {
             changed: window != old,
@@ -502,10 +512,16 @@ impl Sender {
         next.map_or(u32::MAX, |start| start.since(self.nxt))
     }
 
-    fn rewind(&mut self) {
+    /// Sends anew from `una`, but for what the guest holds: nothing of what was in flight is known any more to have left before
+    /// something that arrived. A guest may have broken its word on what it holds: `all` goes again then.
+    fn rewind(&mut self, disorder: Option<&mut Disorder>, all: bool) {
         self.nxt = self.una;
         self.repaired = self.repaired.max(self.max);
         self.flight.clear();
+        if let Some(disorder) = disorder {
+            disorder.restart(self.una, all);
+            self.gaps = !disorder.no_holes();
+        }
     }
 
     /// There is something to send, but the window is shut: probe when the time has come (RFC 9293, section 3.8.6.1).
@@ -537,7 +553,7 @@ impl Sender {
     /// An answer to a probe, even one that says the window is still shut, shows that the guest lives.
     pub fn heard(&mut self) {
         if self.window == 0 {
-            self.backoff = self.backoff.min(RETRIES / 2);
+            self.backoff = self.backoff.min(ANSWERED);
         }
     }
 
@@ -567,11 +583,7 @@ impl Sender {
         if self.window > 0 && self.in_flight() > 0 {
             self.cap = (self.in_flight() / 2).max(2 * u32::from(self.mss));
         }
-        if let Some(disorder) = disorder {
-            disorder.restart(self.una, self.backoff > 1);
-            self.gaps = !disorder.no_holes();
-        }
-        self.rewind();
+        self.rewind(disorder, self.backoff > 1);
         // Armed again by what is sent now; if there is nothing, there is nothing to wait for.
         Timeout::Retransmit
     }

@@ -299,6 +299,29 @@ fn round_trips_are_measured_as_they_are_in_a_steady_stream() {
     }
 }
 
+/// A guest that broke its word on what it holds, and opens its window: what it says next is told from a duplicate again.
+#[test]
+fn what_is_sent_anew_into_a_window_that_opens_has_no_gaps() {
+    let (mut conn, mut disorder, now) = in_flight();
+    let shut = Segment {
+        window: 0,
+        ..ack(&conn, 0, &[(1, 4)])
+    };
+    conn.segment(&shut, Some(&mut disorder), now);
+    // Acknowledged into what it said it held.
+    let shut = Segment {
+        window: 0,
+        ..ack(&conn, 2, &[])
+    };
+    conn.segment(&shut, Some(&mut disorder), now);
+    let opened = ack(&conn, 2, &[]);
+    assert!(conn.segment(&opened, Some(&mut disorder), now).seek);
+    assert!(disorder.no_holes());
+    conn.sent(8000, now);
+    assert!((0..3).any(|_| conn.segment(&opened, Some(&mut disorder), now).pull));
+    assert_eq!(again(&mut conn, &mut disorder, now), [(2, 1000)]);
+}
+
 /// However late the timer comes, a guest has its time to answer each question.
 #[test]
 fn a_pause_of_ours_is_no_silence_of_the_guest() {

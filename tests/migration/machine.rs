@@ -163,9 +163,11 @@ impl Machine {
         done == Some("completed")
     }
 
-    /// Waits for the guest to say this.
+    /// Waits for the guest to say this, which says of no failure.
     pub fn expect(&self, text: &str) {
         self.console.expect(PATIENCE, text);
+        let said = self.console.text();
+        assert!(!said.contains("FAIL"), "{said}");
     }
 
     /// The line that begins so, once the guest has ended it.

@@ -14,8 +14,9 @@ use crate::{
     PATIENCE, furnish,
     kernel_guest::KernelGuest,
     lab::{
-        Translator, World,
+        LONG, Translator, World,
         janitor::TempDir,
+        wait_until,
         world::{INTERNET4, INTERNET6},
     },
     stream::{Noise, Server, carry, connect, transfer},
@@ -30,6 +31,11 @@ const DOWNLOADS: u64 = 200;
 /// Body of one download: enough to need many turns, and to overlap with the others.
 const BODY: u64 = 1024 * 1024;
 
+/// No segment of the guest's needed to be sent again. What it is told of the last ones may be on its way yet.
+fn expect_nothing_lost(guest: &KernelGuest) {
+    assert!(wait_until(LONG, || guest.lost() == 0), "{}", guest.lost());
+}
+
 #[test]
 fn a_bulk_download_arrives_whole() {
     let Some((world, guest, _translator)) = furnish(65520) else {
@@ -39,12 +45,12 @@ fn a_bulk_download_arrives_whole() {
 }
 
 #[test]
-fn a_bulk_upload_arrives_whole_and_nothing_is_sent_twice() {
+fn a_bulk_upload_arrives_whole_and_nothing_is_lost() {
     let Some((world, guest, _translator)) = furnish(65520) else {
         return;
     };
     transfer(&guest, &Server::remote(&world, INTERNET4), true);
-    assert_eq!(guest.retransmissions(), 0);
+    expect_nothing_lost(&guest);
 }
 
 /// X14: a reader on the translator's own host is slower than the guest, and has the largest window.
@@ -54,7 +60,7 @@ fn a_bulk_upload_to_the_host_itself_needs_no_retransmission() {
         return;
     };
     transfer(&guest, &Server::on_the_host(&world), true);
-    assert_eq!(guest.retransmissions(), 0);
+    expect_nothing_lost(&guest);
 }
 
 #[test]
@@ -64,7 +70,7 @@ fn bulk_transfers_arrive_whole_at_an_ethernet_mtu_over_ipv6() {
     };
     let server = Server::remote(&world, INTERNET6);
     transfer(&guest, &server, true);
-    assert_eq!(guest.retransmissions(), 0);
+    expect_nothing_lost(&guest);
     transfer(&guest, &server, false);
     assert_eq!(guest.dropped_at_device(), 0);
 }

@@ -26,6 +26,9 @@ struct Nature {
     irs: u32,
 }
 
+/// Timeouts in a row that the link may be bad for.
+const WORST: u8 = 8;
+
 /// A stream at its receiver: octets that came, and up to where there is no gap.
 #[derive(Debug, Default)]
 struct Stream {
@@ -384,8 +387,10 @@ impl World {
         let Some(taken) = queue(self).remove(at as usize) else {
             return vec![];
         };
+        // A link that lost all of fifteen timeouts in a row would be given up by anybody, and some case has one.
+        let works = self.conn.send.retries() > WORST;
         match self.roll(256) {
-            roll if roll < u64::from(self.nature.loss) => vec![],
+            roll if roll < u64::from(self.nature.loss) && !works => vec![],
             240.. => vec![taken.clone(), taken],
             _ => vec![taken],
         }

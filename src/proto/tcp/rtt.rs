@@ -68,7 +68,8 @@ impl Rtt {
     }
 
     /// The timeout after `backoff` doublings (2.3, 2.4). A machine that pauses makes one round trip seconds long, and four
-    /// times its variation would keep what is lost next waiting for as many: no more than a second is added to a usual one.
+    /// times its variation would keep what is lost next waiting for as many: a second is added to the usual one at most, or as
+    /// much again.
     pub fn timeout(&self, backoff: u8) -> Span {
         let smoothed = Span(u64::from(self.smoothed));
         let slack = Span(4 * u64::from(self.variation)).min(INITIAL.max(smoothed));

@@ -148,12 +148,6 @@ impl KernelGuest {
         self.host.counter("netstat", "TcpExt:", "TCPDSACKRecvSegs")
     }
 
-    /// Segments sent again that were missing, as far as is known by now. One that was answered late, as the translator had no
-    /// processor, is sent again too (TLP), but needlessly.
-    pub fn lost(&self) -> u64 {
-        self.retransmissions().saturating_sub(self.needless())
-    }
-
     /// Frames lost at its device, either way: a flood of datagrams does that, TCP must not.
     pub fn dropped_at_device(&self) -> u64 {
         let table = self.host.proc_net("dev");

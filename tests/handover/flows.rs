@@ -406,20 +406,36 @@ fn forwarded_datagrams_go_on() {
 /// Pods have their node's gateway, and the guest has that of the first: what it knows as nameserver is one wherever it is.
 #[test]
 fn the_router_the_guest_knows_forwards_queries_where_another_is_the_hosts() {
+    queries_are_forwarded("");
+}
+
+/// A guest that arrives is not kept waiting for the tables, though they were read a moment before and take long.
+#[test]
+fn the_router_the_guest_knows_forwards_queries_where_tables_are_large() {
+    let routes =
+        (0..16_384).map(|n| format!("route add blackhole 10.{}.{}.0/24\n", n >> 8, n & 255));
+    queries_are_forwarded(&routes.collect::<String>());
+}
+
+/// The guest's router is nameserver of the host it comes to, right after the network of that has changed by this and by
+/// another router.
+fn queries_are_forwarded(change: &str) {
     let setup = || Setup::new(&["--vhost-user"]).resolv_conf("nameserver 127.0.0.1\n");
     let Some(mut scene) = Scene::between(setup(), setup()) else {
         return;
     };
-    scene
-        .nodes
-        .target
-        .ip("route replace default via 192.0.2.9 dev eth0");
-    scene.target.expect_log("The host's network changed");
     let router = SocketAddr::new(PEER[0].parse().unwrap(), 53);
     for arrived in [false, true] {
         if arrived {
-            scene.hand_over();
+            let helpers = scene.helpers();
+            let target = &scene.nodes.target;
+            target.ip(&format!(
+                "{change}route replace default via 192.0.2.9 dev eth0"
+            ));
+            scene.target.expect_log("The host's network changed");
+            scene.hand_over_alone(|state| state);
             scene.turn_round();
+            drop(helpers);
         }
         let server = scene
             .nodes

@@ -59,10 +59,11 @@ impl Machine {
         let qmp = folder.path().join("qmp");
         let image = image.path().join("image");
         let mut command = Command::new("qemu-system-x86_64");
+        // With a thread for each processor QEMU 10.0 fails an assertion of its own now and then (iotlb_to_section).
         command
             .args([
                 "-accel",
-                "tcg",
+                "tcg,thread=single",
                 "-cpu",
                 "max",
                 "-smp",

@@ -233,7 +233,13 @@ fn a_linux_guest_that_rejects_is_heard_by_the_peer() {
         .zip([IpAddr::from(INTERNET4), INTERNET6.into()])
     {
         lab::traffic::ping(guest.host(), far);
-        let error = connect(&world.outside, to).read(&mut [0]).unwrap_err();
+        // The reset may come before connect(2) has returned.
+        let connected = world.outside.run(|| TcpStream::connect(to));
+        let error = connected.and_then(|mut stream| {
+            stream.set_read_timeout(Some(LONG))?;
+            stream.read(&mut [0])
+        });
+        let error = error.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{to}");
     }
 }

@@ -477,6 +477,11 @@ fn a_refused_datagram_comes_back_in_the_error_queue() {
         let closed = UdpSocket::bind((addr, 0)).unwrap().local_addr().unwrap();
         let socket = UdpSocket::bind((addr, 0)).unwrap();
         socket.connect(closed).unwrap();
+        // A child that another test has just started may hold it open for a moment.
+        assert!(wait_until(LONG, || {
+            let _ = socket.send(b"still there?");
+            socket.take_error().unwrap().is_some()
+        }));
         want_errors(&socket, addr.is_ipv4());
         socket.send(b"anybody there?").unwrap();
         let told = wait_for_error(&socket);

@@ -8,7 +8,7 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     os::{
-        fd::{AsFd, AsRawFd, RawFd},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::{
             net::{UnixListener, UnixStream},
             process::CommandExt,
@@ -25,6 +25,7 @@ use nix::{
     unistd::Uid,
 };
 use passt_rs::sys::repair::send_with;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// A folder with a socket in it, where passt would listen.
 struct Passt {
@@ -214,6 +215,28 @@ fn a_socket_that_appears_in_a_folder_is_found() {
     assert_eq!(end(helper), (0, String::new()));
     // One that is there already is not waited for.
     let helper = start(&[folder.to_str().unwrap()]);
+    drop(passt.accept());
+    assert_eq!(end(helper), (0, String::new()));
+}
+
+/// Its owner was between bind(2) and listen(2) when we looked; another was left behind.
+#[test]
+fn a_socket_in_a_folder_may_be_listened_at_later() {
+    if !root() {
+        return;
+    }
+    let folder = folder("later");
+    drop(UnixListener::bind(folder.join("old.socket.repair")).unwrap());
+    let early = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    let path = folder.join("vm.socket.repair");
+    early.bind(&SockAddr::unix(path).unwrap()).unwrap();
+    let helper = start(&[folder.to_str().unwrap()]);
+    thread::sleep(QUIET);
+    early.listen(1).unwrap();
+    let passt = Passt {
+        folder,
+        listener: OwnedFd::from(early).into(),
+    };
     drop(passt.accept());
     assert_eq!(end(helper), (0, String::new()));
 }

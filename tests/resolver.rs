@@ -9,14 +9,13 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use guest::{
     Wire,
     dhcp::{Dhcp, REQUEST},
 };
-use lab::{LONG, Setup, Translator, World, wait_until};
+use lab::{LONG, Setup, Translator, World, programs::write_program, wait_until};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
@@ -92,12 +91,7 @@ fn with_etc(world: &World, make: impl FnOnce(&Path)) -> (Translator, PathBuf) {
         etc.display(),
         lab::translator::binary().to_str().unwrap()
     );
-    fs::write(&script, text).unwrap();
-    Command::new("chmod")
-        .arg("755")
-        .arg(&script)
-        .status()
-        .unwrap();
+    write_program(&script, &text);
     (setup.binary(&script).start(&world.pod), etc)
 }
 

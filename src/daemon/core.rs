@@ -45,6 +45,8 @@ pub(super) struct Core {
     /// How long to look for more after there was something, before sleeping, and when there was.
     pub(super) busy_poll: Span,
     worked: Now,
+    /// When it was asked last what there is. A timer believes in silence until then, as what came later is not read yet.
+    pub(super) asked: Now,
     /// Shutdowns and closes that were asked for.
     endings: Vec<Request>,
 }
@@ -68,6 +70,7 @@ impl Core {
             start,
             busy_poll: Span(0),
             worked: Now(0),
+            asked: Now(0),
             endings,
         })
     }
@@ -98,6 +101,7 @@ impl Core {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
             polled => polled?,
         }
+        self.asked = self.now();
         self.note_work(!events.is_empty());
         Ok(())
     }

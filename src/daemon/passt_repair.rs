@@ -29,7 +29,8 @@ use crate::{
 
 /// Between bind(2), which shows in the folder, and listen(2) nobody answers at a socket. This often it is tried again.
 const KNOCKS: u32 = 100;
-const BETWEEN_KNOCKS: Duration = Duration::from_millis(10);
+/// In ms.
+const BETWEEN_KNOCKS: u8 = 10;
 
 /// What `--help` says.
 pub const HELP: &str = "Usage: passt-repair PATH
@@ -91,7 +92,7 @@ fn knock(path: &Path) -> io::Result<UnixStream> {
     for _ in 1..KNOCKS {
         match UnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::thread::sleep(BETWEEN_KNOCKS);
+                std::thread::sleep(Duration::from_millis(BETWEEN_KNOCKS.into()));
             }
             connected => return connected,
         }
@@ -108,15 +109,29 @@ fn appearing(folder: &Path) -> Result<UnixStream, String> {
     watcher
         .add_watch(folder, events)
         .map_err(|error| failed(error.into()))?;
-    // One that was left behind by somebody who is gone is no reason to wait for it.
-    for entry in fs::read_dir(folder).map_err(failed)?.flatten() {
-        if let Some(path) = candidate(folder, &entry.file_name())
-            && let Ok(socket) = UnixStream::connect(path)
-        {
+    let there = fs::read_dir(folder).map_err(failed)?.flatten();
+    let mut doors: Vec<PathBuf> = there
+        .filter_map(|entry| candidate(folder, &entry.file_name()))
+        .collect();
+    let mut knocks = KNOCKS;
+    loop {
+        let open = doors.iter().find_map(|path| UnixStream::connect(path).ok());
+        if let Some(socket) = open {
             return Ok(socket);
         }
-    }
-    loop {
+        knocks = knocks.saturating_sub(1);
+        if knocks == 0 {
+            // They were left behind by somebody who is gone.
+            doors.clear();
+        }
+        let patience = if doors.is_empty() {
+            PollTimeout::NONE
+        } else {
+            BETWEEN_KNOCKS.into()
+        };
+        if !wait(&watcher, patience)? {
+            continue;
+        }
         let events = watcher
             .read_events()
             .map_err(|error| failed(error.into()))?;
@@ -124,12 +139,8 @@ fn appearing(folder: &Path) -> Result<UnixStream, String> {
             if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                 return Err(failed(io::ErrorKind::NotFound.into()));
             }
-            let path = event.name.and_then(|name| candidate(folder, &name));
-            if let Some(path) = path
-                && let Ok(socket) = knock(&path)
-            {
-                return Ok(socket);
-            }
+            doors.extend(event.name.and_then(|name| candidate(folder, &name)));
+            knocks = KNOCKS;
         }
     }
 }
@@ -165,7 +176,7 @@ fn confine() -> Result<(), String> {
 fn serve(socket: &OwnedFd) -> Result<(), String> {
     let mut sockets = Vec::with_capacity(256);
     loop {
-        wait(socket)?;
+        wait(socket, PollTimeout::NONE)?;
         let mut octet = [0];
         match rights::receive(socket.as_fd(), &mut octet, &mut sockets) {
             Ok(0) => return Ok(()),
@@ -200,10 +211,12 @@ fn serve(socket: &OwnedFd) -> Result<(), String> {
     }
 }
 
-fn wait(socket: &OwnedFd) -> Result<(), String> {
-    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut fds, PollTimeout::NONE) {
-        Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+/// Waits for something to read; `false` if there may be nothing.
+fn wait(fd: &impl AsFd, patience: PollTimeout) -> Result<bool, String> {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, patience) {
+        Ok(ready) => Ok(ready > 0),
+        Err(nix::Error::EINTR) => Ok(false),
         Err(error) => Err(format!("Failed to wait: {}", reason(&error.into()))),
     }
 }

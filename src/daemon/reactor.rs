@@ -313,7 +313,9 @@ impl Reactor {
         if self.link_again.take_if(|at| *at <= now).is_some() {
             self.core.link_readable = self.client.is_some();
         }
-        self.core.relay.expire(&mut self.core.outbox, now);
+        self.core
+            .relay
+            .expire(&mut self.core.outbox, self.core.asked);
         if now >= self.advertise {
             self.core.relay.advertise(&mut self.core.outbox);
             self.advertise = now + self.advertise_interval(now);
@@ -469,9 +471,6 @@ impl Reactor {
             self.one_off = true;
             self.listener = None;
         }
-        let exiting = if self.one_off { ", exiting" } else { "" };
-        let said = format_args!("Client connection closed{exiting}");
-        self.comings.log(log::Level::Info, now, said);
         self.core.link_readable = false;
         self.end_session();
         self.core.relay.guest_left();
@@ -486,6 +485,9 @@ impl Reactor {
         }
         self.core.inbox.attach(None);
         self.core.outbox.attach(None);
+        let exiting = if self.one_off { ", exiting" } else { "" };
+        let said = format_args!("Client connection closed{exiting}");
+        self.comings.log(log::Level::Info, now, said);
     }
 
     pub(super) fn now(&self) -> Now {

@@ -1,9 +1,6 @@
 //! Which ports are bound, and what is said when they cannot be.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 
 use nix::errno::Errno;
 
@@ -171,8 +168,10 @@ fn lay_lan(world: &World) {
 
 fn reaches_lan(world: &World, port: u16) -> bool {
     let to = SocketAddr::from(([10, 77, 0, 1], port));
-    let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
-    world.outside.run(connect).is_ok()
+    world
+        .outside
+        .run(|| TcpStream::connect_timeout(&to, LONG))
+        .is_ok()
 }
 
 /// A listener of an interface follows it; one of an address waits for it to return.

@@ -11,6 +11,7 @@ use super::{
     frame::{ACK, FIN, PSH, RST, SYN},
     pattern,
 };
+use crate::lab::LONG;
 
 /// A connection from the guest, by hand.
 #[derive(Debug)]
@@ -109,7 +110,8 @@ impl<'w> Peer<'w> {
         };
         peer.wire.send(&syn.frame());
         peer.snd_nxt = peer.snd_nxt.wrapping_add(1);
-        let answer = peer.recv();
+        // The connection there was before may still say something, which is not for this one.
+        let answer = peer.expect("SYN,ACK", |s| s.has(SYN) || s.has(RST));
         assert!(answer.has(SYN | ACK), "SYN,ACK wanted, not {answer:?}");
         assert_eq!(answer.ack, peer.snd_nxt);
         peer.rcv_nxt = answer.seq.wrapping_add(1);
@@ -167,8 +169,8 @@ impl<'w> Peer<'w> {
     }
 
     /// Sends octets `from..from + len` of the test stream as fast as the other side's window allows, each once, and waits
-    /// until they are acknowledged. When nothing moves for `patience` it returns early with how many were acknowledged
-    /// and how many sent.
+    /// until they are acknowledged. When nothing moves for `patience` and all was, or for [`LONG`] and it was not, it returns
+    /// early with how many were acknowledged and how many sent.
     pub fn upload(&mut self, from: usize, len: usize, patience: Duration) -> (usize, usize) {
         const BURST: usize = 32;
         let first = self.snd_nxt;
@@ -185,7 +187,11 @@ impl<'w> Peer<'w> {
                 burst += 1;
             }
             let may_go_on = burst == BURST;
-            let wait = if may_go_on { Duration::ZERO } else { patience };
+            let wait = match (may_go_on, acked == sent) {
+                (true, _) => Duration::ZERO,
+                (false, true) => patience,
+                (false, false) => LONG,
+            };
             let Some(segment) = self.recv_within(wait) else {
                 if may_go_on {
                     continue;

@@ -472,10 +472,15 @@ impl Translator {
         count
     }
 
+    /// All its threads.
     fn is_asleep(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("stat");
-        stat.rsplit_once(')')
-            .is_some_and(|(_, rest)| rest.starts_with(" S "))
+        let mut tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("task");
+        tasks.all(|task| {
+            let stat = fs::read_to_string(task.expect("task").path().join("stat"));
+            let stat = stat.unwrap_or_default();
+            stat.rsplit_once(')')
+                .is_some_and(|(_, rest)| rest.starts_with(" S "))
+        })
     }
 
     /// Open descriptors.

@@ -76,8 +76,7 @@ fn connections_survive(helpers: &[[OsString; 2]]) {
     source.expect("READY");
     peer.expect_guest();
     peer.connect_to_guest();
-    let before = peer.progress();
-    assert!(wait_until(PATIENCE, || peer.progress().all_beyond(&before)));
+    goes_on(&peer, &from);
     // Both queue pairs carry some of it.
     assert!(wait_until(PATIENCE, || wakes(&from)
         .iter()
@@ -140,6 +139,7 @@ fn connections_of_a_guest_that_stays_go_on() {
     source.expect("READY");
     peer.expect_guest();
     peer.connect_to_guest();
+    goes_on(&peer, &from);
     for _ in 0..2 {
         let helper = Repair::connected(&nodes.source, &Repair::path(&from), &helper());
         assert!(source.migrate_to("exec:cat >/dev/null"), "{}", from.log());
@@ -169,6 +169,7 @@ fn without_helpers_the_guest_moves_and_its_connections_are_reset() {
     let target = Machine::start(to.socket(), true);
     source.expect("READY");
     peer.expect_guest();
+    goes_on(&peer, &from);
     assert!(source.migrate(&target), "{}\n{}", from.log(), to.log());
     from.expect_log("The guest migrates, its 6 connections cannot: no passt-repair is connected");
     to.expect_log("6 of 6 TCP connections of the guest are reset");

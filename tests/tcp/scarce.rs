@@ -95,6 +95,7 @@ fn want_of_ports_is_a_reset_and_one_warning() {
             peer.rst();
         }
     }
+    scene.translator.expect_log("Cannot open more sockets");
     let said = scene
         .translator
         .log()

@@ -40,9 +40,10 @@ fn furnish(mtu: u32) -> Option<(World, KernelGuest, Translator)> {
     guest.number();
     // On a loaded machine an acknowledgement may be late: what is counted here are answers to loss, not to impatience.
     guest.host().sysctl("ipv4/tcp_early_retrans", "0");
-    guest
-        .host()
-        .ip("route replace default via 10.233.70.1 dev eth0 rto_min 5s
-         route replace default via fe80::1 dev eth0 rto_min 5s");
+    guest.host().ip(
+        "route replace 10.233.70.0/24 dev eth0 proto kernel scope link src 10.233.70.50 rto_min 5s
+         route replace default via 10.233.70.1 dev eth0 rto_min 5s
+         route replace default via fe80::1 dev eth0 rto_min 5s",
+    );
     Some((world, guest, translator))
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::unistd::pipe;
+use nix::{fcntl::OFlag, unistd::pipe2};
 
 use super::{FrontEnd, request};
 
@@ -22,7 +22,7 @@ impl FrontEnd {
     /// Stops the device and takes its state, and how long the back end took for it; `None` if it failed.
     pub fn save(&mut self) -> (Option<Vec<u8>>, Duration) {
         self.stop_rings();
-        let (ours, theirs) = pipe().expect("a pipe");
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
         let begin = Instant::now();
         self.hand_over(SAVE, theirs);
         let mut state = Vec::new();
@@ -33,7 +33,7 @@ impl FrontEnd {
 
     /// Gives a device that does not run yet its state. `false` if it does not take it. And how long that took.
     pub fn load(&mut self, state: &[u8]) -> (bool, Duration) {
-        let (theirs, ours) = pipe().expect("a pipe");
+        let (theirs, ours) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
         let begin = Instant::now();
         self.hand_over(LOAD, theirs);
         let well = thread::scope(|scope| {

@@ -296,10 +296,7 @@ fn arrive_late(
     patience: Duration,
 ) -> u8 {
     let datagram = |number| [&[round][..], &[number; 999]].concat();
-    scene.translator.signal(Signal::SIGSTOP);
-    let stat = format!("/proc/{}/stat", scene.translator.pid());
-    let stands = || fs::read_to_string(&stat).unwrap().contains(") T ");
-    assert!(wait_until(LONG, stands), "it does not stop");
+    scene.translator.stand_still();
     for number in 0..count {
         server.send(&datagram(number)).unwrap();
     }

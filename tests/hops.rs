@@ -204,7 +204,9 @@ fn ping_shows_the_ttl_that_the_host_sees() {
     for far in [FAR4, FAR6] {
         // With a deadline it waits for the last answer longer than for the next question.
         let args = ["-n", "-c", "2", "-i", "0.1", "-w", "20", far];
-        let found = chain.compare("ping", &args, replies);
+        // When an answer comes late there is a third question.
+        let first_two = |said: &str| replies(said).into_iter().take(2).collect::<Vec<_>>();
+        let found = chain.compare("ping", &args, first_two);
         assert_eq!(found.len(), 2);
         assert!(
             found.iter().all(|line| line.contains("ttl=62")),

@@ -17,6 +17,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     thread,
+    time::Duration,
 };
 
 use lab::{Host, LONG, QUIET, janitor, programs::copy_program, wait_until};
@@ -231,7 +232,7 @@ fn a_socket_in_a_folder_may_be_listened_at_later() {
     let path = folder.join("vm.socket.repair");
     early.bind(&SockAddr::unix(path).unwrap()).unwrap();
     let helper = start(&[folder.to_str().unwrap()]);
-    thread::sleep(QUIET);
+    thread::sleep(Duration::from_millis(100));
     early.listen(1).unwrap();
     let passt = Passt {
         folder,

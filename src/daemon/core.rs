@@ -45,8 +45,8 @@ pub(super) struct Core {
     /// How long to look for more after there was something, before sleeping, and when there was.
     pub(super) busy_poll: Span,
     worked: Now,
-    /// When it was asked last what there is. A timer believes in silence until then, as what came later is not read yet.
-    pub(super) asked: Now,
+    /// What had come by then was told of: who said nothing was silent until then, as far as we know.
+    pub(super) heard: Now,
     /// Shutdowns and closes that were asked for.
     endings: Vec<Request>,
 }
@@ -70,7 +70,7 @@ impl Core {
             start,
             busy_poll: Span(0),
             worked: Now(0),
-            asked: Now(0),
+            heard: Now(0),
             endings,
         })
     }
@@ -97,11 +97,17 @@ impl Core {
         } else {
             idle
         };
+        let asked = self.now();
         match self.poll.poll(events, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                // We may have been stopped for long (signal(7)), and nothing was told.
+                events.clear();
+                return Ok(());
+            }
             polled => polled?,
         }
-        self.asked = self.now();
+        let slept = timeout.filter(|_| events.is_empty()).unwrap_or_default();
+        self.heard = asked + Span(u64::try_from(slept.as_micros()).unwrap_or(u64::MAX));
         self.note_work(!events.is_empty());
         Ok(())
     }

@@ -139,8 +139,12 @@ fn appearing(folder: &Path) -> Result<UnixStream, String> {
             if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                 return Err(failed(io::ErrorKind::NotFound.into()));
             }
-            doors.extend(event.name.and_then(|name| candidate(folder, &name)));
-            knocks = KNOCKS;
+            if let Some(path) = event.name.and_then(|name| candidate(folder, &name)) {
+                knocks = KNOCKS;
+                if !doors.contains(&path) {
+                    doors.push(path);
+                }
+            }
         }
     }
 }

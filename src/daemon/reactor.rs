@@ -315,7 +315,7 @@ impl Reactor {
         }
         self.core
             .relay
-            .expire(&mut self.core.outbox, self.core.asked);
+            .expire(&mut self.core.outbox, self.core.heard, now);
         if now >= self.advertise {
             self.core.relay.advertise(&mut self.core.outbox);
             self.advertise = now + self.advertise_interval(now);

@@ -136,7 +136,7 @@ impl Worker {
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         let core = &mut self.core;
         let now = core.now();
-        core.relay.expire(&mut core.outbox, core.asked);
+        core.relay.expire(&mut core.outbox, core.heard, now);
         let mut more = core.resume(now);
         if core.outbox.flush() == Flushed::Blocked {
             // The guest's kick tells of buffers.
@@ -147,6 +147,7 @@ impl Worker {
         more |= core.link_readable || core.relay.has_handed();
         let idle = if more { None } else { core.idle_time(now) };
         core.wait(events, more, idle)?;
+        let woken = core.now();
         for event in &*events {
             let source = Source::of(event.token());
             self.core.counts.count(source);
@@ -160,11 +161,10 @@ impl Worker {
         self.core.take_handed();
         self.take_bursts();
         self.end_broken();
-        let asked = self.core.asked;
-        if self.quiet_until <= asked
+        if self.quiet_until <= woken
             && let Some(guest) = self.core.relay.take_news()
         {
-            self.quiet_until = asked + QUIET;
+            self.quiet_until = woken + QUIET;
             self.say(Word::News(Box::new(guest)));
         }
         if self.core.relay.has_drifters() && !std::mem::replace(&mut self.said_drift, true) {

@@ -387,8 +387,9 @@ impl Relay {
         }
     }
 
-    /// Begins a turn of the loop: carries out what is due by now.
-    pub fn expire(&mut self, outbox: &mut Outbox, now: Now) {
+    /// Begins a turn of the loop: carries out what is due by now. What guest and host have said by `heard` was taken, so that
+    /// a flow of which nothing came was silent until then, and not longer.
+    pub fn expire(&mut self, outbox: &mut Outbox, heard: Now, now: Now) {
         if self.away.on_the_way {
             return;
         }
@@ -398,13 +399,13 @@ impl Relay {
         self.ask_for_groups(outbox, now);
         self.ask_for_guest(outbox, now);
         self.acknowledge_postponed(outbox, now);
-        while let Some(slot) = self.wheel.expired(now) {
+        while let Some(slot) = self.wheel.expired(heard) {
             let Some(id) = self.flows.at(slot) else {
                 continue;
             };
             let idle_until = match self.flows.get(id) {
                 Some(Flow::Tcp(_)) => {
-                    self.tcp_expired(id, outbox, now);
+                    self.tcp_expired(id, outbox, heard, now);
                     continue;
                 }
                 Some(Flow::Udp(flow)) => flow.last + self.udp_timeout(flow),
@@ -414,7 +415,7 @@ impl Relay {
                 Some(Flow::Group(flow)) => flow.last + self.limits.udp_stream,
                 None => continue,
             };
-            if idle_until <= now {
+            if idle_until <= heard {
                 self.remove(id);
             } else {
                 self.wheel.arm(slot, idle_until);

@@ -406,6 +406,14 @@ impl Translator {
         self.wait(LONG)
     }
 
+    /// Has it stand still until SIGCONT.
+    pub fn stand_still(&self) {
+        self.signal(Signal::SIGSTOP);
+        let stat = format!("/proc/{}/stat", self.pid());
+        let stands = || fs::read_to_string(&stat).expect("stat").contains(") T ");
+        assert!(wait_until(LONG, stands), "it does not stop");
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).expect("a process number");
         kill(Pid::from_raw(pid), signal).expect("kill");

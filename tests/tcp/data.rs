@@ -265,7 +265,7 @@ fn an_answer_brings_the_acknowledgement_of_its_question() {
     let mut together = 0;
     for n in 0..500_u32 {
         peer.send(ACK | PSH, &n.to_be_bytes());
-        // One of ours who stood still may have the answer before sent again.
+        // If we stood still, the answer before may come again.
         let next = || {
             peer.expect("what is new", |s| {
                 s.payload.is_empty() || s.seq == peer.rcv_nxt

@@ -49,7 +49,7 @@ fn a_connection_whose_socket_cannot_be_watched_is_reset_and_leaves_nothing() {
                 peer.send(SYN, &[]);
                 inbox.receive();
                 // Each has a turn of its own.
-                relay.expire(&mut outbox, Now(1));
+                relay.expire(&mut outbox, Now(1), Now(1));
                 relay.from_guest(&inbox, &mut outbox, Now(1));
                 let watched = relay
                     .requests()

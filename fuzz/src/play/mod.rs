@@ -187,7 +187,7 @@ impl Play {
     fn turn(&mut self) {
         for turn in 0.. {
             assert!(turn < 10_000, "never comes to rest");
-            self.relay.expire(&mut self.outbox, self.now);
+            self.relay.expire(&mut self.outbox, self.now, self.now);
             self.settle();
             let done = self.outbox.flush() == Flushed::Done;
             let more = done && self.relay.resume(&mut self.outbox, self.now);

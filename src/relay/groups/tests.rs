@@ -133,15 +133,15 @@ fn a_guest_that_could_not_be_asked_keeps_its_groups() {
     let join = [0x16, 0, 0, 0, 239, 255, 77, 1];
     relay.membership(&join, true, second(0)).unwrap();
     for n in [125, 250, 375] {
-        relay.expire(&mut nobody, second(n));
+        relay.expire(&mut nobody, second(n), second(n));
         assert!(!relay.groups.is_empty() && relay.groups.ask.is_some());
     }
     assert_eq!(relay.drops().seen().count(), 0);
     // Only one that was asked may be said to be silent.
     let (mut outbox, _guest) = fixture::link();
-    relay.expire(&mut outbox, second(400));
+    relay.expire(&mut outbox, second(400), second(400));
     assert!(!relay.groups.is_empty());
-    relay.expire(&mut outbox, second(400) + ASK);
+    relay.expire(&mut outbox, second(400) + ASK, second(400) + ASK);
     assert!(relay.groups.is_empty());
 }
 
@@ -154,7 +154,7 @@ fn a_guest_that_moved_here_is_asked_for_its_groups_unless_they_are_off() {
         net.serve.multicast = multicast;
         let mut target = fixture::relay_of(net, 256);
         target.settle(&state, None, Now(1)).unwrap();
-        target.expire(&mut outbox, Now(1) + SETTLE);
+        target.expire(&mut outbox, Now(1) + SETTLE, Now(1) + SETTLE);
         let frames = guest.frames(outbox);
         let is_query = |frame: &Vec<u8>| frame[12..14] == [8, 0] && frame[23] == 2;
         assert_eq!(frames.iter().any(is_query), multicast);

@@ -146,12 +146,21 @@ impl Relay {
         self.say(id, fields, outbox);
     }
 
-    /// A deadline of a flow has come.
-    pub(in super::super) fn tcp_expired(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
+    /// A deadline of a flow may have come, if that was silent until `heard`.
+    pub(in super::super) fn tcp_expired(
+        &mut self,
+        id: Id,
+        outbox: &mut Outbox,
+        heard: Now,
+        now: Now,
+    ) {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
         flow.armed = None;
+        if flow.conn.deadline().is_none_or(|due| due > heard) {
+            return self.schedule(id);
+        }
         // A guest that does not read is not one that does not answer.
         if outbox.flush() == Flushed::Blocked {
             return Self::arm(&mut self.wheel, id, &mut flow.armed, now + PATIENCE);
@@ -194,8 +203,37 @@ impl Relay {
 mod tests {
     use super::super::super::fixture;
     use super::*;
-    use crate::net::number;
+    use crate::{net::number, relay::Ready};
     use socket2::SockRef;
+
+    /// We had no processor: what the guest may have said since is not known, and the next timeout counts from now.
+    #[test]
+    fn a_timeout_takes_as_long_as_the_guest_was_heard_to_be_silent() {
+        const START: Now = Now(1_000_000);
+        const AWAY: Span = Span::secs(5);
+        let (mut outbox, guest) = fixture::link();
+        let mut relay = fixture::relay(16);
+        let (id, mut peer) = fixture::connection(&mut relay, START);
+        std::io::Write::write_all(&mut peer, b"!").unwrap();
+        let ready = Ready {
+            readable: true,
+            ..Ready::default()
+        };
+        relay.from_host(id, ready, &mut outbox, START);
+        let deadline = |relay: &Relay| match relay.flows.get(id) {
+            Some(Flow::Tcp(flow)) => flow.conn.deadline().unwrap(),
+            _ => panic!("no connection"),
+        };
+        let due = deadline(&relay);
+        relay.expire(&mut outbox, Now(due.0 - 1), due + AWAY);
+        assert_eq!(deadline(&relay), due);
+        // The wheel is not that exact.
+        relay.expire(&mut outbox, due + Span::millis(50), due + AWAY);
+        let next = deadline(&relay);
+        assert!(next >= due + AWAY + due.since(START), "{due:?} {next:?}");
+        // The octet, twice.
+        assert_eq!(guest.frames(outbox).len(), 2);
+    }
 
     /// The guest says nothing for hours, nor does its peer.
     #[test]
@@ -209,7 +247,7 @@ mod tests {
         while let Some(Flow::Tcp(flow)) = relay.flows.get(id) {
             assert_eq!(SockRef::from(&flow.socket).keepalive().unwrap(), asked > 0);
             now = flow.conn.deadline().unwrap();
-            relay.tcp_expired(id, &mut outbox, now);
+            relay.tcp_expired(id, &mut outbox, now, now);
             asked += 1;
         }
         assert!(now > START + Span::secs(7200), "{now:?}");

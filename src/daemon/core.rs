@@ -45,7 +45,7 @@ pub(super) struct Core {
     /// How long to look for more after there was something, before sleeping, and when there was.
     pub(super) busy_poll: Span,
     worked: Now,
-    /// What had come by then was told of: who said nothing was silent until then, as far as we know.
+    /// What had come by then was told of, though not all of it may be read: who said nothing was silent until then.
     pub(super) heard: Now,
     /// Shutdowns and closes that were asked for.
     endings: Vec<Request>,
@@ -92,12 +92,12 @@ impl Core {
         more: bool,
         idle: Option<Duration>,
     ) -> io::Result<()> {
-        let timeout = if more || self.lingers() {
+        let asked = self.now();
+        let timeout = if self.lingers() || more {
             Some(Duration::ZERO)
         } else {
             idle
         };
-        let asked = self.now();
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 // We may have been stopped for long (signal(7)), and nothing was told.

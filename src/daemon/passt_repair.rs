@@ -119,17 +119,17 @@ fn appearing(folder: &Path) -> Result<UnixStream, String> {
         if let Some(socket) = open {
             return Ok(socket);
         }
-        knocks = knocks.saturating_sub(1);
-        if knocks == 0 {
-            // They were left behind by somebody who is gone.
-            doors.clear();
-        }
         let patience = if doors.is_empty() {
             PollTimeout::NONE
         } else {
             BETWEEN_KNOCKS.into()
         };
         if !wait(&watcher, patience)? {
+            knocks = knocks.saturating_sub(1);
+            if knocks == 0 {
+                // They were left behind by somebody who is gone.
+                doors.clear();
+            }
             continue;
         }
         let events = watcher

@@ -35,7 +35,7 @@ impl Relay {
     }
 
     /// Asks for the guest, where that is due, and gives up what has waited too long.
-    pub(super) fn ask_for_guest(&mut self, outbox: &mut Outbox, now: Now) {
+    pub(super) fn ask_for_guest(&mut self, outbox: &mut Outbox, heard: Now, now: Now) {
         if self.waiting.ask.is_none_or(|at| at > now) {
             return;
         }
@@ -43,7 +43,7 @@ impl Relay {
         let mut asked: Vec<IpAddr> = Vec::with_capacity(ASKED);
         for (id, since) in flows {
             let tired = match self.flows.get(id) {
-                Some(Flow::Udp(_)) => now.since(since) >= PATIENCE,
+                Some(Flow::Udp(_)) => heard.since(since) >= PATIENCE,
                 // Connections count the repetitions of their SYN.
                 Some(Flow::Tcp(_)) => false,
                 Some(Flow::Echo(_) | Flow::Group(_)) | None => continue,

@@ -50,7 +50,7 @@ pub(super) const ISS: Seq = Seq(1000);
 pub(super) const IRS: Seq = Seq(5000);
 
 /// Of the guest's, without payload.
-fn segment(seq: Seq, ack: Seq, flags: Flags) -> Segment {
+pub(super) fn segment(seq: Seq, ack: Seq, flags: Flags) -> Segment {
     Segment {
         src_port: 80,
         dst_port: 53,

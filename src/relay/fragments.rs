@@ -156,8 +156,8 @@ impl Relay {
     }
 
     /// Gives up packets that were not whole in time, and says so if their first part is here (RFC 792; RFC 4443, section 3.3).
-    pub(super) fn expire_fragments(&mut self, outbox: &mut Outbox, now: Now) {
-        while let Some(packet) = self.reassembly.expired(now) {
+    pub(super) fn expire_fragments(&mut self, outbox: &mut Outbox, heard: Now) {
+        while let Some(packet) = self.reassembly.expired(heard) {
             self.count(Why::Fragment);
             let len = packet.first_len();
             if let Some(ip) = packet.first.filter(|_| len > 0) {

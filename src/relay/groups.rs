@@ -67,7 +67,7 @@ impl Relay {
     }
 
     /// Asks the guest which groups it is in, if that is due; groups of which it says nothing end.
-    pub(super) fn ask_for_groups(&mut self, outbox: &mut Outbox, now: Now) {
+    pub(super) fn ask_for_groups(&mut self, outbox: &mut Outbox, heard: Now, now: Now) {
         if self.groups.ask.is_none_or(|at| at > now) {
             return;
         }
@@ -78,7 +78,7 @@ impl Relay {
             return;
         }
         if !std::mem::take(&mut self.groups.unasked) {
-            self.groups.forget_old(now);
+            self.groups.forget_old(heard);
             self.follow_groups(now);
         }
         // Without any the next report starts over.

@@ -387,17 +387,17 @@ impl Relay {
         }
     }
 
-    /// Begins a turn of the loop: carries out what is due by now. What guest and host have said by `heard` was taken, so that
-    /// a flow of which nothing came was silent until then, and not longer.
+    /// Begins a turn of the loop: carries out what is due by now. What guest and host have said by `heard` was told of: whoever
+    /// said nothing was silent until then, and not longer.
     pub fn expire(&mut self, outbox: &mut Outbox, heard: Now, now: Now) {
         if self.away.on_the_way {
             return;
         }
         self.begin_turn(now);
-        self.expire_fragments(outbox, now);
+        self.expire_fragments(outbox, heard);
         self.wake_rested(now);
-        self.ask_for_groups(outbox, now);
-        self.ask_for_guest(outbox, now);
+        self.ask_for_groups(outbox, heard, now);
+        self.ask_for_guest(outbox, heard, now);
         self.acknowledge_postponed(outbox, now);
         while let Some(slot) = self.wheel.expired(heard) {
             let Some(id) = self.flows.at(slot) else {

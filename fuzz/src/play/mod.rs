@@ -179,7 +179,10 @@ impl Play {
             octet @ 0x80..=0xef => Span::millis(u64::from(octet & 0x7f) * 40),
             octet => Span::secs(u64::from(octet & 0xf) * 1000),
         };
+        let heard = self.now;
         self.now = self.now + span;
+        // As after standing still: nobody was asked since.
+        self.relay.expire(&mut self.outbox, heard, self.now);
         self.turn();
     }
 

@@ -555,7 +555,11 @@ impl Conn {
         } = &mut self.phase
         {
             *host = Half::Done;
-            return Todo::default();
+            // Nothing else ends a connection whose socket has failed before.
+            return Todo {
+                pull: true,
+                ..Todo::default()
+            };
         }
         self.phase = Phase::Closed;
         Todo {

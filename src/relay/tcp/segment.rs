@@ -158,7 +158,7 @@ impl Relay {
             return;
         };
         flow.armed = None;
-        if flow.conn.deadline().is_none_or(|due| due > heard) {
+        if flow.conn.deadline().is_some_and(|due| due > heard) {
             return self.schedule(id);
         }
         // A guest that does not read is not one that does not answer.
@@ -215,6 +215,13 @@ mod tests {
         let mut relay = fixture::relay(16);
         let (id, mut peer) = fixture::connection(&mut relay, START);
         std::io::Write::write_all(&mut peer, b"!").unwrap();
+        let Some(Flow::Tcp(flow)) = relay.flows.get(id) else {
+            panic!("no connection");
+        };
+        let mut octet = [std::mem::MaybeUninit::uninit()];
+        while SockRef::from(&flow.socket).peek(&mut octet).is_err() {
+            std::thread::yield_now();
+        }
         let ready = Ready {
             readable: true,
             ..Ready::default()
@@ -233,6 +240,29 @@ mod tests {
         assert!(next >= due + AWAY + due.since(START), "{due:?} {next:?}");
         // The octet, twice.
         assert_eq!(guest.frames(outbox).len(), 2);
+    }
+
+    /// No timer of its own is left, and its socket has said all it will.
+    #[test]
+    fn a_connection_that_both_ends_have_reset_is_over() {
+        const NOW: Now = Now(1_000_000);
+        let (mut outbox, guest) = fixture::link();
+        let mut relay = fixture::relay(16);
+        let (id, _peer) = fixture::connection(&mut relay, NOW);
+        let Some(Flow::Tcp(flow)) = relay.flows.get_mut(id) else {
+            panic!("no connection");
+        };
+        flow.state.failed = true;
+        let fin = fixture::segment(fixture::IRS + 1, fixture::ISS + 1, Flags::FIN | Flags::ACK);
+        flow.conn.segment(&fin, None, NOW);
+        flow.conn.shut_down();
+        let rst = fixture::segment(fixture::IRS + 2, fixture::ISS + 1, Flags::RST);
+        let todo = flow.conn.segment(&rst, None, NOW);
+        assert!(!todo.abort && todo.rst.is_none(), "{todo:?}");
+        flow.state.pull |= todo.pull;
+        relay.end_burst_of(id, &Inbox::new(), &mut outbox, NOW);
+        assert!(relay.flows.get(id).is_none());
+        drop(guest.frames(outbox));
     }
 
     /// The guest says nothing for hours, nor does its peer.

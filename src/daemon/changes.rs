@@ -131,9 +131,8 @@ impl Changes {
             self.interfaces.clone_from(&facts.interfaces);
             renew(&self.config, &facts, kept.then_some(net))
         });
-        let took = processor_time().saturating_sub(start);
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.rest = now + Span(took.saturating_mul(SHARE));
+        let took = Span::from(processor_time().saturating_sub(start));
+        self.rest = now + Span(took.0.saturating_mul(SHARE));
         if unread {
             self.rest = self.rest.max(now + RETRY);
         }

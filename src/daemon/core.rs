@@ -107,7 +107,7 @@ impl Core {
             polled => polled?,
         }
         let slept = timeout.filter(|_| events.is_empty()).unwrap_or_default();
-        self.heard = asked + Span(u64::try_from(slept.as_micros()).unwrap_or(u64::MAX));
+        self.heard = asked + slept.into();
         self.note_work(!events.is_empty());
         Ok(())
     }
@@ -135,7 +135,7 @@ impl Core {
     }
 
     pub(super) fn now(&self) -> Now {
-        Now(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
+        Now(0) + self.start.elapsed().into()
     }
 
     /// The time until the relay has something to do.

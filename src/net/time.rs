@@ -1,6 +1,6 @@
 //! The clock as a value: pure code is told the time, it never asks.
 
-use std::ops::Add;
+use std::{ops::Add, time::Duration};
 
 /// A point on the monotonic clock, in microseconds since an arbitrary start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -30,6 +30,13 @@ impl Span {
 
     pub const fn as_millis(self) -> u64 {
         self.0 / 1_000
+    }
+}
+
+impl From<Duration> for Span {
+    /// Whole microseconds, the most there are if it is longer.
+    fn from(time: Duration) -> Self {
+        Self(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
     }
 }
 

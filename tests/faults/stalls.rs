@@ -113,7 +113,7 @@ fn an_acknowledgement_that_waits_for_us_was_not_late() {
                 other.send_to(b"stand still", client).unwrap();
                 told.recv_timeout(LONG).unwrap();
             } else {
-                let _ = translator.idle_fd_count();
+                translator.fall_asleep();
                 translator.stand_still();
             }
             peer.rcv_nxt = peer.rcv_nxt.wrapping_add(1);

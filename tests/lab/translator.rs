@@ -406,12 +406,17 @@ impl Translator {
         self.wait(LONG)
     }
 
-    /// Has it stand still until SIGCONT.
+    /// Has all its threads stand still until SIGCONT: a signal takes a while.
     pub fn stand_still(&self) {
         self.signal(Signal::SIGSTOP);
-        let stat = format!("/proc/{}/stat", self.pid());
-        let stands = || fs::read_to_string(&stat).expect("stat").contains(") T ");
-        assert!(wait_until(LONG, stands), "it does not stop");
+        let stopped = wait_until(LONG, || self.threads_are('T'));
+        assert!(stopped, "it does not stop");
+    }
+
+    /// Waits until all its threads sleep.
+    pub fn fall_asleep(&self) {
+        let asleep = wait_until(LONG, || self.threads_are('S'));
+        assert!(asleep, "it never sleeps");
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -474,20 +479,20 @@ impl Translator {
             let before = count;
             thread::sleep(Duration::from_millis(30));
             count = self.fd_count();
-            self.is_asleep() && count == before
+            self.threads_are('S') && count == before
         });
         assert!(at_rest, "never came to rest\n{}", self.log());
         count
     }
 
-    /// All its threads.
-    fn is_asleep(&self) -> bool {
+    /// Whether this is the state of each (proc_pid_stat(5)).
+    fn threads_are(&self, state: char) -> bool {
         let mut tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("task");
         tasks.all(|task| {
             let stat = fs::read_to_string(task.expect("task").path().join("stat"));
             let stat = stat.unwrap_or_default();
-            stat.rsplit_once(')')
-                .is_some_and(|(_, rest)| rest.starts_with(" S "))
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with(state))
         })
     }
 

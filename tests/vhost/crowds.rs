@@ -17,7 +17,7 @@ use crate::{
         servers::udp_socket,
         world::INTERNET4,
     },
-    queues::{Connection, HEADER, halt, scene, segments},
+    queues::{Connection, HEADER, scene, segments},
 };
 
 /// Whoever fills the table by one queue pair leaves the others their part of it.
@@ -68,7 +68,7 @@ fn segments_of_a_connection_pass_those_that_begin_others() {
     for pair in [1, 0] {
         let remote = (INTERNET4, 7 + pair as u16).into();
         let mut flow = Connection::new(&scene, &mut guest, pair, remote, 40_000);
-        halt(&scene);
+        scene.translator.stand_still();
         for n in 0..SYNS {
             let from = guest_addr(refused, (10_000 + 1000 * pair + n) as u16);
             let syn = Tcp::new(from, refused, SYN);
@@ -111,7 +111,7 @@ fn datagrams_of_flows_that_wait_to_begin_keep_their_order() {
         let server = udp_socket(&scene.world.outside, remote);
         let datagram =
             |n: u16, payload: &[u8]| Udp::new(guest_addr(remote, 10_000 + n), remote, payload);
-        halt(&scene);
+        scene.translator.stand_still();
         for n in 0..FLOWS {
             guest.post_by(pair, &HEADER, &datagram(n, &[0]).frame(), 1);
         }
@@ -145,7 +145,7 @@ fn flows_that_wait_to_begin_do_so_when_their_queue_pair_is_disabled() {
     let server = udp_socket(&scene.world.outside, remote);
     for _ in 0..5 {
         let mut guest = scene.guest(Driver::twice(LINUX));
-        halt(&scene);
+        scene.translator.stand_still();
         for n in 0..FLOWS {
             let udp = Udp::new(guest_addr(remote, 10_000 + n), remote, &n.to_be_bytes());
             guest.post_by(1, &HEADER, &udp.frame(), 1);

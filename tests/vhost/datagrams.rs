@@ -84,7 +84,7 @@ fn datagrams_in_many_pieces_all_leave() {
     let server = udp_socket(&scene.world.outside, (INTERNET4, 7));
     let remote = server.local_addr().unwrap();
     // All of them are in one burst.
-    scene.translator.signal(Signal::SIGSTOP);
+    scene.translator.stand_still();
     for n in 0..DATAGRAMS {
         let udp = Udp::new((POD4, 40_000).into(), remote, &pattern(n, LEN));
         guest.post(&[0; 12], &udp.frame(), PIECES);

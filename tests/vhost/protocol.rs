@@ -260,7 +260,7 @@ fn one_kick_tells_of_all_frames_that_follow_until_they_are_looked_at() {
     assert_works(&mut guest);
     scene.translator.idle_fd_count();
     let before = guest.kicks(TX);
-    scene.translator.signal(Signal::SIGSTOP);
+    scene.translator.stand_still();
     for _ in 0..64 {
         guest.post(&[0; 12], &arp_request(), 1);
     }

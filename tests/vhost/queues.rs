@@ -46,20 +46,6 @@ pub fn scene(queues: &str) -> Option<Scene> {
     Scene::new(&["--mtu", "1500", "--queues", queues])
 }
 
-/// Stops all of the translator's threads: a signal takes a while.
-pub fn halt(scene: &Scene) {
-    scene.translator.signal(Signal::SIGSTOP);
-    let stopped = |task: &fs::DirEntry| {
-        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        stat.contains(") T ")
-    };
-    let tasks = format!("/proc/{}/task", scene.translator.pid());
-    assert!(wait_until(LONG, || {
-        let mut tasks = fs::read_dir(&tasks).unwrap();
-        tasks.all(|task| stopped(&task.unwrap()))
-    }));
-}
-
 /// The names of the translator's threads.
 fn threads(scene: &Scene) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", scene.translator.pid())).unwrap();
@@ -266,7 +252,7 @@ fn more_than_a_thread_has_room_for_waits_in_the_guests_queue() {
     let mut flow = Connection::new(&scene, &mut guest, 0, remote, 40_000);
     // All of it comes by the other queue, while nobody runs: twice as much as is handed over at a time.
     let mut total = 0;
-    halt(&scene);
+    scene.translator.stand_still();
     for at in 0..FRAMES {
         let udp = Udp::new(
             guest_addr(remote, 41_000),
@@ -344,7 +330,7 @@ fn datagrams_in_fragments_keep_their_place_among_others() {
         let datagram = |payload: &[u8]| Udp::new(guest_addr(remote, port), remote, payload);
         guest.transmit_by(owner, &HEADER, &datagram(b"first").frame(), 1);
         assert_eq!(server.recv(&mut [0; 9]).unwrap(), 5);
-        halt(&scene);
+        scene.translator.stand_still();
         for round in 0..ROUNDS {
             let large = datagram(&pattern(u64::from(round), 4000));
             for part in parts(&large.ip(), round, 1500) {

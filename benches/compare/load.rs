@@ -14,7 +14,7 @@ use std::{
 use nix::sys::socket::sockopt::UdpGsoSegment;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::{cpu, kernel_guest::KernelGuest, lab::Host};
+use crate::{cpu, iperf, kernel_guest::KernelGuest, lab::Host};
 
 /// No single socket call takes longer; a translator that stalls ends the workload, not the benchmark.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ const SMALL: usize = 64;
 /// Datagrams sent as one.
 const SEGMENTS: usize = 40;
 
-const GIB: f64 = (1u64 << 30) as f64;
+pub(crate) const GIB: f64 = (1u64 << 30) as f64;
 
 /// What is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -44,6 +44,14 @@ pub(crate) enum Workload {
     Crr,
     /// The same, 16 at a time
     Crr16,
+    /// Connect, ask one byte, read the answer to its end, as of a web server that closes: one at a time
+    Get,
+    /// The same, 16 at a time
+    Get16,
+    /// Bulk TCP by iperf3 (which has to be installed), server to guest, the start of the connection included
+    IperfDown,
+    /// The same, guest to server
+    IperfUp,
     /// UDP datagrams of 1400 bytes, server to guest, as fast as they go
     UdpDown,
     /// UDP datagrams of 1400 bytes, guest to server, as fast as they go
@@ -72,14 +80,23 @@ impl Workload {
     /// Units of [`Sample::rate`] and [`Sample::cost`].
     pub(crate) fn units(self) -> (&'static str, &'static str) {
         match self {
-            Self::Down | Self::Up => ("Gbit/s", "CPU s/GiB"),
-            Self::Rr | Self::Crr | Self::Crr16 | Self::UdpRr => ("1/s", "CPU µs/op"),
+            Self::Down | Self::Up | Self::IperfDown | Self::IperfUp => ("Gbit/s", "CPU s/GiB"),
+            Self::Rr | Self::Crr | Self::Crr16 | Self::Get | Self::Get16 | Self::UdpRr => {
+                ("1/s", "CPU µs/op")
+            }
             Self::UdpDown | Self::UdpUp | Self::UsoUp | Self::UdpDown64 | Self::UdpUp64 => {
                 ("1/s", "CPU µs/datagram")
             }
             Self::Hold => ("opened/s", "RSS MiB"),
         }
     }
+}
+
+/// Who ends a connection of which the answer has come.
+#[derive(Debug, Clone, Copy)]
+enum Closer {
+    Guest,
+    Server,
 }
 
 /// One measured run.
@@ -120,8 +137,12 @@ impl Load<'_> {
             Workload::Down => self.bulk(false),
             Workload::Up => self.bulk(true),
             Workload::Rr => self.request_response(),
-            Workload::Crr => self.connections(1),
-            Workload::Crr16 => self.connections(16),
+            Workload::Crr => self.connections(1, Closer::Guest),
+            Workload::Crr16 => self.connections(16, Closer::Guest),
+            Workload::Get => self.connections(1, Closer::Server),
+            Workload::Get16 => self.connections(16, Closer::Server),
+            Workload::IperfDown => iperf::measure(self, false),
+            Workload::IperfUp => iperf::measure(self, true),
             Workload::UdpDown => self.flood(false, DATAGRAM, 1),
             Workload::UdpUp => self.flood(true, DATAGRAM, 1),
             Workload::UsoUp => self.flood(true, DATAGRAM, SEGMENTS),
@@ -205,7 +226,7 @@ impl Load<'_> {
         Ok(measured.operations(latencies.into_inner().unwrap()))
     }
 
-    fn connections(&self, at_a_time: usize) -> io::Result<Sample> {
+    fn connections(&self, at_a_time: usize, closer: Closer) -> io::Result<Sample> {
         let listener = self.listen()?;
         let port = listener.local_addr()?.port();
         let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -217,7 +238,10 @@ impl Load<'_> {
                         if patient(&stream).is_err() || stop.load(Relaxed) {
                             break;
                         }
-                        echo(&stream);
+                        match closer {
+                            Closer::Guest => echo(&stream),
+                            Closer::Server => drop(echo_once(&stream)),
+                        }
                     }
                 });
                 scope.spawn(|| {
@@ -225,7 +249,7 @@ impl Load<'_> {
                     self.guest.host().run(|| {
                         while !stop.load(Relaxed) {
                             let start = Instant::now();
-                            if self.one_connection(port).is_err() {
+                            if self.one_connection(port, closer).is_err() {
                                 break;
                             }
                             took.push(start.elapsed());
@@ -244,10 +268,14 @@ impl Load<'_> {
         Ok(measured.operations(latencies.into_inner().unwrap()))
     }
 
-    fn one_connection(&self, port: u16) -> io::Result<()> {
+    fn one_connection(&self, port: u16, closer: Closer) -> io::Result<()> {
         let mut stream = self.connect(port)?;
         stream.write_all(b"?")?;
-        stream.read_exact(&mut [0])
+        stream.read_exact(&mut [0])?;
+        match closer {
+            Closer::Guest => Ok(()),
+            Closer::Server => stream.read(&mut [0]).map(drop),
+        }
     }
 
     /// A socket of the guest's and one of the server's that know each other.
@@ -499,9 +527,14 @@ fn receive_bulk(mut from: &TcpStream, arrived: &AtomicU64) {
     }
 }
 
-fn echo(mut stream: &TcpStream) {
+fn echo(stream: &TcpStream) {
+    while echo_once(stream).is_ok() {}
+}
+
+fn echo_once(mut stream: &TcpStream) -> io::Result<()> {
     let mut byte = [0];
-    while matches!(stream.read(&mut byte), Ok(1)) && stream.write_all(&byte).is_ok() {}
+    stream.read_exact(&mut byte)?;
+    stream.write_all(&byte)
 }
 
 /// Make the two know each other: the first datagram opens the translator's flow.

@@ -18,6 +18,7 @@ mod lab;
 mod cpu;
 mod floor;
 mod floor_udp;
+mod iperf;
 mod load;
 mod plot;
 mod report;

@@ -152,10 +152,10 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Option<Result<(), Why>> {
-        match classify(frame.head, frame.whole.len()) {
-            Err(why) => Some(Err(why)),
-            Ok(read) if self.share.is_none() => Some(self.frame(&read, frame, inbox, outbox, now)),
-            Ok(read) => self.place(&read, frame, inbox, outbox, now),
+        match &classify(frame.head, frame.whole.len()) {
+            Err(why) => Some(Err(*why)),
+            Ok(read) if self.share.is_none() => Some(self.frame(read, frame, inbox, outbox, now)),
+            Ok(read) => self.place(read, frame, inbox, outbox, now),
         }
     }
 

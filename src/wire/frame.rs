@@ -345,6 +345,8 @@ fn skip_extensions(head: &[u8], mut next: u8, mut at: usize, end: usize) -> Resu
     }
 }
 
+// What is read is written where it stays: the copies of a call were a fiftieth of what a frame costs.
+#[inline(always)]
 fn upper(head: &[u8], ip: Ip, protocol: u8, at: Range<usize>) -> Result<Body, Why> {
     let seen = head
         .get(at.start..at.end.min(head.len()))

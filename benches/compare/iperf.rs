@@ -1,8 +1,8 @@
 //! iperf3 between guest and server: what its user reads, with the start of the connections and every stall in it.
 
 use std::{
-    io::{self, BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    io::{self, BufRead, BufReader, Lines},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 use crate::{
@@ -44,23 +44,28 @@ pub(crate) fn measure(load: &Load<'_>, up: bool) -> io::Result<Sample> {
 }
 
 /// A server for one client, from when it listens until it is dropped.
-struct Server(Child);
+struct Server {
+    process: Child,
+    /// Where it writes to: it shall not find that closed.
+    said: Lines<BufReader<ChildStdout>>,
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
 fn serve(bind: &str) -> io::Result<Server> {
-    let mut child = Command::new("iperf3")
+    let mut process = Command::new("iperf3")
         .args(["--server", "--one-off", "--forceflush", "--bind", bind])
         .stdout(Stdio::piped())
         .spawn()?;
-    let said = child.stdout.take().map(BufReader::new);
-    let server = Server(child);
-    for line in said.into_iter().flat_map(BufRead::lines) {
+    let output = process.stdout.take().expect("a pipe");
+    let said = BufReader::new(output).lines();
+    let mut server = Server { process, said };
+    for line in server.said.by_ref() {
         if line?.starts_with("Server listening") {
             return Ok(server);
         }

@@ -16,7 +16,7 @@ use std::{
         unix::fs::FileExt,
         unix::net::UnixStream,
     },
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -29,7 +29,12 @@ use nix::sys::{
 use passt_rs::wire::checksum::Sum;
 use socket2::SockRef;
 
-use crate::{cpu, floor_udp, lab::Host, load::Sample, world::pin_process};
+use crate::{
+    cpu, floor_udp,
+    lab::Host,
+    load::Sample,
+    world::{Process, pin_process},
+};
 
 /// First argument that makes this program the floor instead of the benchmark.
 pub(crate) const ROLE: &str = "floor-process";
@@ -137,22 +142,6 @@ pub(crate) fn measure(
         }
     });
     Ok(sample)
-}
-
-/// A floor's process, for as long as this lives.
-pub(crate) struct Process(Child);
-
-impl Process {
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Starts this program as the floor, on the CPU `pin`, with the guest's side as standard input and the host's as output.

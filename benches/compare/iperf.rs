@@ -1,17 +1,18 @@
 //! iperf3 between guest and server: what its user reads, with the start of the connections and every stall in it.
 
 use std::{
-    io::{self, BufRead, BufReader, Lines},
-    process::{Child, ChildStdout, Command, Stdio},
+    io::{self, BufRead, BufReader},
+    process::{Command, Stdio},
 };
 
 use crate::{
     cpu,
     load::{GIB, Load, Sample},
+    world::Process,
 };
 
-/// iperf3 has its own patience, so that this only ends what hangs (timeout(1), seconds).
-const PATIENCE: &str = "120";
+/// Seconds beyond those asked for: iperf3 has its own patience, so that this only ends what hangs.
+const PATIENCE: u64 = 60;
 
 /// One run, guest to server if `up`, for as long as the load says, without any warming up. The client is the guest's.
 ///
@@ -20,13 +21,14 @@ const PATIENCE: &str = "120";
 pub(crate) fn measure(load: &Load<'_>, up: bool) -> io::Result<Sample> {
     let (bind, target) = (load.bind.to_string(), load.target.to_string());
     let _server = load.server.run(|| serve(&bind))?;
+    let seconds = load.time.as_secs().max(1);
     let mut client = Command::new("timeout");
     client
-        .args([PATIENCE, "iperf3"])
+        .args([&(seconds + PATIENCE).to_string(), "iperf3"])
         .args(["--json", "--client", &target])
         .args(["--congestion", load.congestion])
         .args(["--parallel", &load.flows.to_string()])
-        .args(["--time", &load.time.as_secs().max(1).to_string()])
+        .args(["--time", &seconds.to_string()])
         .args((!up).then_some("--reverse"));
     let before = cpu::time_of(load.translator);
     let output = load.guest.host().run(|| client.output())?;
@@ -43,34 +45,20 @@ pub(crate) fn measure(load: &Load<'_>, up: bool) -> io::Result<Sample> {
     })
 }
 
-/// A server for one client, from when it listens until it is dropped.
-struct Server {
-    process: Child,
-    /// Where it writes to: it shall not find that closed.
-    said: Lines<BufReader<ChildStdout>>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+/// A server for one client, which listens already.
+fn serve(bind: &str) -> io::Result<Process> {
+    let mut server = Process(
+        Command::new("iperf3")
+            .args(["--server", "--one-off", "--forceflush", "--bind", bind])
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
+    let said = BufReader::new(server.0.stdout.as_mut().expect("a pipe"));
+    let mut lines = said.lines().map_while(Result::ok);
+    if !lines.any(|line| line.starts_with("Server listening")) {
+        return Err(io::Error::other("iperf3 does not listen"));
     }
-}
-
-fn serve(bind: &str) -> io::Result<Server> {
-    let mut process = Command::new("iperf3")
-        .args(["--server", "--one-off", "--forceflush", "--bind", bind])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let output = process.stdout.take().expect("a pipe");
-    let said = BufReader::new(output).lines();
-    let mut server = Server { process, said };
-    for line in server.said.by_ref() {
-        if line?.starts_with("Server listening") {
-            return Ok(server);
-        }
-    }
-    Err(io::Error::other("iperf3 does not listen"))
+    Ok(server)
 }
 
 /// The number of the first member `name` in a text of JSON.

@@ -9,6 +9,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
+    process::Child,
 };
 
 use nix::{
@@ -108,6 +109,22 @@ impl World {
 pub(crate) struct Subject {
     pub(crate) guest: KernelGuest,
     pub(crate) translator: Translator,
+}
+
+/// A process, for as long as this lives.
+pub(crate) struct Process(pub(crate) Child);
+
+impl Process {
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Bind a process with one thread (0: the calling thread, and those it will start) to the CPUs that `allowed` says.

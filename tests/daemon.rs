@@ -23,7 +23,7 @@ use lab::{
     programs::{copy_program, wrapper},
     servers::UdpEcho,
     translator::binary,
-    wait_until,
+    uninterrupted, wait_until,
     world::INTERNET4,
 };
 use nix::{
@@ -176,7 +176,7 @@ fn a_daemon_speaks_to_the_system_log() {
         let mut datagram = [0; 2048];
         let mut said: Vec<String> = Vec::new();
         while !said.iter().any(|line| line.contains("accepted connection")) {
-            let len = log.recv(&mut datagram).expect("a message");
+            let len = uninterrupted(|| log.recv(&mut datagram)).expect("a message");
             said.push(String::from_utf8_lossy(&datagram[..len]).into_owned());
         }
         said
@@ -318,7 +318,7 @@ fn a_daemon_outlives_the_system_log() {
         dir.path().display()
     );
     let daemon = Daemon::start(&world, &script, &[]);
-    assert!(log.recv(&mut [0; 2048]).is_ok());
+    assert!(uninterrupted(|| log.recv(&mut [0; 2048])).is_ok());
     drop(log);
     fs::remove_file(&path).unwrap();
     let _again = UnixDatagram::bind(&path).unwrap();

@@ -20,7 +20,7 @@ use guest::{
 use lab::{
     LONG, QUIET, Setup, World,
     servers::{UdpEcho, udp_socket},
-    wait_until,
+    uninterrupted, wait_until,
     world::{INTERNET4, INTERNET6, POD4, POD6},
 };
 use passt_rs::sys::{
@@ -175,7 +175,7 @@ fn a_row_of_equal_datagrams_keeps_its_borders() {
         scene.wire.send_raw(&burst);
         let mut bytes = [0; 2048];
         for (n, &len) in lengths.iter().enumerate() {
-            let got = server.recv(&mut bytes).unwrap();
+            let got = uninterrupted(|| server.recv(&mut bytes)).unwrap();
             assert_eq!(bytes[..got], pattern(n as u64, len), "datagram {n}");
         }
     }
@@ -262,7 +262,7 @@ fn datagrams_sent_as_one_arrive_one_by_one() {
         let server = udp_socket(&scene.world.outside, addr);
         let local = guest_addr(addr, 50_000);
         scene.wire.send(&Udp::new(local, addr, b"go").frame());
-        let (_, peer) = server.recv_from(&mut [0; 8]).unwrap();
+        let (_, peer) = uninterrupted(|| server.recv_from(&mut [0; 8])).unwrap();
         server.connect(peer).unwrap();
         for (size, len) in [
             (1200, 1200 * 40),
@@ -323,7 +323,7 @@ fn a_crowded_socket_gets_more_room() {
         let server = udp_socket(&scene.world.outside, addr);
         let local = guest_addr(addr, 50_000);
         scene.wire.send(&Udp::new(local, addr, b"go").frame());
-        let (_, peer) = server.recv_from(&mut [0; 8]).unwrap();
+        let (_, peer) = uninterrupted(|| server.recv_from(&mut [0; 8])).unwrap();
         server.connect(peer).unwrap();
         let mut round = 0_u8;
         // A flow that is new takes one by one, and is not found crowded.
@@ -364,7 +364,7 @@ fn rows_that_the_kernel_refuses_leave_one_by_one() {
                 .collect();
             scene.wire.send_raw(&row);
             for n in 0..30 {
-                let got = server.recv(&mut bytes).unwrap();
+                let got = uninterrupted(|| server.recv(&mut bytes)).unwrap();
                 assert!(
                     bytes[..got] == pattern(n, 1400),
                     "datagram {n} in round {round}"
@@ -397,16 +397,16 @@ fn flows_live_as_long_as_the_hosts_connection_tracking_says() {
         let mut bytes = [0; 8];
         let say = |what: &[u8]| wire.send(&Udp::new(local, addr, what).frame());
         say(b"once");
-        server.recv_from(&mut bytes).unwrap();
+        uninterrupted(|| server.recv_from(&mut bytes)).unwrap();
         assert!(
             wait_until(LONG, || translator.fd_count() == idle),
             "a question"
         );
         // A stream: to and fro, then for a while from one side only.
         say(b"to");
-        let (_, peer) = server.recv_from(&mut bytes).unwrap();
+        let (_, peer) = uninterrupted(|| server.recv_from(&mut bytes)).unwrap();
         say(b"to");
-        server.recv_from(&mut bytes).unwrap();
+        uninterrupted(|| server.recv_from(&mut bytes)).unwrap();
         for n in 0..12_u8 {
             server.send_to(&[n], peer).unwrap();
             let payload = wire.expect("datagram", |frame| {
@@ -421,7 +421,7 @@ fn flows_live_as_long_as_the_hosts_connection_tracking_says() {
             "a stream"
         );
         say(b"anew");
-        let (len, _) = server.recv_from(&mut bytes).unwrap();
+        let (len, _) = uninterrupted(|| server.recv_from(&mut bytes)).unwrap();
         assert_eq!(&bytes[..len], b"anew");
         assert!(wait_until(LONG, || translator.fd_count() == idle));
     }

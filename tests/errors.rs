@@ -14,7 +14,7 @@ use nix::sys::socket::{
 
 use kernel_guest::KernelGuest;
 use lab::{
-    Host, LONG, Translator, World,
+    Host, LONG, Translator, World, uninterrupted,
     world::{INTERNET4, INTERNET6},
 };
 
@@ -79,8 +79,7 @@ fn send(host: &Host, addr: SocketAddr) -> Option<i32> {
     setsockopt(&socket, Ipv4RecvErr, &true).ok();
     setsockopt(&socket, Ipv6RecvErr, &true).ok();
     socket.send(b"hello").unwrap();
-    socket
-        .recv(&mut [0; 9])
+    uninterrupted(|| socket.recv(&mut [0; 9]))
         .expect_err("refused")
         .raw_os_error()
 }

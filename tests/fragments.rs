@@ -15,6 +15,7 @@ use guest::{
 use lab::{
     QUIET, Translator, World,
     servers::{UdpEcho, udp_socket},
+    uninterrupted,
     world::{INTERNET4, INTERNET6},
 };
 use passt_rs::sys::{Iovecs, Part, msg};
@@ -83,7 +84,7 @@ fn a_whole_whose_checksum_is_wrong_is_dropped() {
             }
         }
         let mut got = [0; 5000];
-        let len = server.recv(&mut got).unwrap();
+        let len = uninterrupted(|| server.recv(&mut got)).unwrap();
         assert!(got[..len] == pattern(0, 4096));
     }
 }
@@ -98,7 +99,7 @@ fn datagrams_that_arrive_as_one_are_cut_one_by_one() {
         let server = udp_socket(&scene.world.outside, addr);
         let local = guest_addr(addr, 50_000);
         scene.wire.send(&Udp::new(local, addr, b"hello").frame());
-        let (_, client) = server.recv_from(&mut [0; 16]).unwrap();
+        let (_, client) = uninterrupted(|| server.recv_from(&mut [0; 16])).unwrap();
         server.connect(client).unwrap();
         let datagrams: Vec<_> = (0..20).map(|n| pattern(n, 1400)).collect();
         let octets = datagrams.concat();

@@ -21,6 +21,7 @@ use kernel_guest::KernelGuest;
 use lab::{
     Host, LONG, QUIET, Translator, World,
     servers::udp_socket,
+    uninterrupted,
     world::{INTERNET4, INTERNET6, POD4, POD6},
 };
 
@@ -94,7 +95,7 @@ fn a_connection_the_guest_calls_unreachable_is_reset_at_once() {
         for to in both(POD4, POD6, 80) {
             let mut client = connect(&scene.world.outside, to);
             refuse(&scene.wire, &expect_syn(&scene.wire, to), codes);
-            let error = client.read(&mut [0]).unwrap_err();
+            let error = uninterrupted(|| client.read(&mut [0])).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         }
     }
@@ -165,7 +166,7 @@ fn a_peer_of_a_closed_port_of_the_guest_hears_that_it_is_unreachable() {
         scene
             .wire
             .send(&Udp::new(local, remote, b"question").frame());
-        let (_, from) = server.recv_from(&mut [0; 20]).unwrap();
+        let (_, from) = uninterrupted(|| server.recv_from(&mut [0; 20])).unwrap();
         server.connect(from).unwrap();
         server.send(b"answer").unwrap();
         let packet = scene.wire.expect("answer", |frame| {
@@ -237,7 +238,7 @@ fn a_linux_guest_that_rejects_is_heard_by_the_peer() {
         let connected = world.outside.run(|| TcpStream::connect(to));
         let error = connected.and_then(|mut stream| {
             stream.set_read_timeout(Some(LONG))?;
-            stream.read(&mut [0])
+            uninterrupted(|| stream.read(&mut [0]))
         });
         let error = error.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{to}");

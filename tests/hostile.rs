@@ -24,7 +24,7 @@ use guest::{
 use lab::{
     LONG, Setup, Translator, World,
     servers::{TcpServer, UdpEcho},
-    wait_until,
+    uninterrupted, wait_until,
     world::{BLACKHOLE4, BLACKHOLE6, GATEWAY4, INTERNET4, INTERNET6, POD4},
 };
 
@@ -219,7 +219,7 @@ fn bombard(
     let mut back = stream.try_clone().unwrap();
     let reading = thread::spawn(move || {
         let mut bytes = vec![0; 1 << 18];
-        while let Ok(1..) = back.read(&mut bytes) {}
+        while let Ok(1..) = uninterrupted(|| back.read(&mut bytes)) {}
     });
     let mut left = count;
     while left > 0 {

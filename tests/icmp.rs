@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use guest::{Icmp, Scene, Wire, dhcpv6::GUEST_LL, fragment::parts, pattern};
 use lab::{
-    Host, LONG, QUIET, Translator, World,
+    Host, LONG, QUIET, Translator, World, uninterrupted,
     world::{GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
 };
 
@@ -182,7 +182,7 @@ fn answer_twice(mut socket: &Socket, to: IpAddr) {
     };
     let mut bytes = [0; 2048];
     loop {
-        let len = socket.read(&mut bytes).expect("a request");
+        let len = uninterrupted(|| socket.read(&mut bytes)).expect("a request");
         let message = &mut bytes[header..len];
         if message[0] != request {
             continue;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use lab::{
-    LONG, QUIET, World, wait_until,
+    LONG, QUIET, World, uninterrupted, wait_until,
     world::{GATEWAY4, PROHIBITED4, PROHIBITED6, UNREACHABLE4, UNREACHABLE6},
 };
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -201,7 +201,7 @@ impl<'a> Watch<'a> {
     fn event(&self, patience: Duration) -> Option<EpollFlags> {
         let timeout = EpollTimeout::try_from(patience).unwrap();
         let mut events = [EpollEvent::empty()];
-        let count = self.epoll.wait(&mut events, timeout).unwrap();
+        let count = uninterrupted(|| Ok(self.epoll.wait(&mut events, timeout)?)).unwrap();
         (count == 1).then(|| events[0].events())
     }
 
@@ -246,7 +246,7 @@ fn drain(near: &TcpStream, far: &mut TcpStream) {
     let empty = wait_until(LONG, || {
         far.set_read_timeout(Some(Duration::from_millis(1)))
             .unwrap();
-        while let Ok(1..) = far.read(&mut bytes) {}
+        while let Ok(1..) = uninterrupted(|| far.read(&mut bytes)) {}
         meminfo(near)[WMEM_QUEUED] == 0
     });
     assert!(empty);
@@ -508,7 +508,7 @@ fn empty_datagrams_arrive() {
             assert_eq!(client.send(data).unwrap(), data.len());
         }
         for len in [0, 1, 0] {
-            assert_eq!(server.recv(&mut [0; 9]).unwrap(), len);
+            assert_eq!(uninterrupted(|| server.recv(&mut [0; 9])).unwrap(), len);
         }
     }
 }
@@ -571,7 +571,7 @@ fn one_send_becomes_many_datagrams_of_equal_length() {
         assert_eq!(client.send(&data).unwrap(), 1050);
         let mut got = [0; 2000];
         for part in data.chunks(100) {
-            let len = server.recv(&mut got).unwrap();
+            let len = uninterrupted(|| server.recv(&mut got)).unwrap();
             assert_eq!(&got[..len], part);
         }
     }

@@ -26,7 +26,8 @@ use guest::{
 use kernel_guest::KernelGuest;
 use lab::{
     LONG, Setup, Translator, World,
-    servers::{TcpServer, tcp_listener},
+    servers::{TcpServer, accept, tcp_listener},
+    uninterrupted, wait_until,
     world::INTERNET4,
 };
 use nix::sys::{
@@ -105,7 +106,7 @@ fn connections_made_and_ended_leave_nothing_behind() {
     // Who closes first waits, so that is the server: whoever opens has ports enough.
     let _server = TcpServer::start(&world.outside, remote, |stream| {
         let _ = stream.shutdown(Shutdown::Write);
-        let _ = (&stream).read(&mut [0]);
+        let _ = uninterrupted(|| (&stream).read(&mut [0]));
     });
     let wire = Wire::new(translator.connect());
     let idle = translator.idle_fd_count();
@@ -160,17 +161,17 @@ fn a_thousand_small_flows_are_served_beside_a_hog() {
             let (stop, carried) = (&stop, &carried);
             scope.spawn(move || {
                 let chunk = vec![0; 1 << 17];
-                while !stop.load(Ordering::Relaxed) && (&from).write(&chunk).is_ok() {}
+                while !stop.load(Ordering::Relaxed) && (&from).write_all(&chunk).is_ok() {}
             });
             scope.spawn(move || {
                 let mut chunk = vec![0; 1 << 17];
-                while let Ok(octets @ 1..) = (&to).read(&mut chunk) {
+                while let Ok(octets @ 1..) = uninterrupted(|| (&to).read(&mut chunk)) {
                     carried.fetch_add(octets as u64, Ordering::Relaxed);
                 }
             });
-            while carried.load(Ordering::Relaxed) < 64 << 20 {
-                thread::sleep(Duration::from_millis(1));
-            }
+            let _ended = Ended(stop);
+            let going = || carried.load(Ordering::Relaxed) >= 64 << 20;
+            assert!(wait_until(LONG, going), "the hog does not get going");
             let pause = scope.spawn(|| longest_pause(stop));
             let (began, before) = (Instant::now(), carried.load(Ordering::Relaxed));
             let mut trips: Vec<_> = (0..rounds).flat_map(|_| round(&small, pace)).collect();
@@ -194,6 +195,15 @@ fn a_thousand_small_flows_are_served_beside_a_hog() {
     }
 }
 
+/// Lets the threads of a scope end when a test fails within it.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// For how long at most a thread had no processor though it wanted one, to be told with what took long.
 fn longest_pause(stop: &AtomicBool) -> Duration {
     let mut longest = Duration::ZERO;
@@ -206,7 +216,9 @@ fn longest_pause(stop: &AtomicBool) -> Duration {
 }
 
 fn pair(near: TcpStream, listener: &TcpListener) -> (TcpStream, TcpStream) {
-    (near, listener.accept().unwrap().0)
+    near.set_read_timeout(Some(LONG)).unwrap();
+    near.set_write_timeout(Some(LONG)).unwrap();
+    (near, accept(listener))
 }
 
 /// Every flow asks, `pace` after the one before; how long each waits for its answer.
@@ -226,15 +238,14 @@ fn round(flows: &[TcpStream], pace: Duration) -> Vec<Duration> {
         }
         let all_asked = asked.len() == flows.len();
         let patience = if all_asked { LONG } else { pace };
-        let ready = epoll
-            .wait(&mut events, EpollTimeout::try_from(patience).unwrap())
-            .unwrap();
+        let patience = EpollTimeout::try_from(patience).unwrap();
+        let ready = uninterrupted(|| Ok(epoll.wait(&mut events, patience)?)).unwrap();
         let missing = flows.len() - trips.len();
         assert!(ready > 0 || !all_asked, "{missing} answers are missing");
         for event in &events[..ready] {
             let n = event.data() as usize;
             let mut flow = &flows[n];
-            assert_eq!(flow.read(&mut [0]).unwrap(), 1);
+            assert_eq!(uninterrupted(|| flow.read(&mut [0])).unwrap(), 1);
             trips.push(asked[n].elapsed());
         }
     }

@@ -30,6 +30,7 @@ use lab::{
     front_end::{Driver, LINUX},
     servers::{TcpServer, UdpEcho, tcp_listener},
     traffic::ping,
+    uninterrupted,
     world::{INTERNET4, INTERNET6, POD4, UNREACHABLE4},
 };
 use nix::sys::{
@@ -224,7 +225,7 @@ fn up_and_down(guest: &KernelGuest, server: SocketAddr, octets: usize) {
             stream.shutdown(Shutdown::Write).unwrap();
         });
         let (mut got, mut bytes) = (0, vec![0; 1 << 18]);
-        while let n @ 1.. = (&stream).read(&mut bytes).unwrap() {
+        while let n @ 1.. = uninterrupted(|| (&stream).read(&mut bytes)).unwrap() {
             got += n;
         }
         assert_eq!(got, octets);
@@ -245,7 +246,10 @@ fn mix(guest: &KernelGuest, outside: &lab::Host, tcp: &[TcpServer], udp: &[UdpEc
         socket.set_read_timeout(Some(LONG)).unwrap();
         for len in [0, 1, 1400] {
             socket.send_to(&vec![1; len], server.addr()).unwrap();
-            assert_eq!(socket.recv(&mut vec![0; 1 << 16]).unwrap(), len);
+            assert_eq!(
+                uninterrupted(|| socket.recv(&mut vec![0; 1 << 16])).unwrap(),
+                len
+            );
         }
     }
     ping(guest.host(), INTERNET4);
@@ -270,7 +274,7 @@ fn mix(guest: &KernelGuest, outside: &lab::Host, tcp: &[TcpServer], udp: &[UdpEc
     service.set_read_timeout(Some(LONG)).unwrap();
     let client = outside.run(|| UdpSocket::bind((INTERNET4, 0))).unwrap();
     client.send_to(b"hello", (POD4, PORT)).unwrap();
-    service.recv(&mut [0; 16]).unwrap();
+    uninterrupted(|| service.recv(&mut [0; 16])).unwrap();
 }
 
 /// Datagram flows and connections, more of them than there is room for.

@@ -21,7 +21,7 @@ use lab::{
     Host, LONG, Nodes, janitor,
     nodes::{PEER, SERVICE},
     servers::once_free,
-    wait_until,
+    uninterrupted, wait_until,
 };
 use passt_rs::{
     host::{moving, repair::Helper},
@@ -271,7 +271,7 @@ fn a_connection_moves_with_all_that_is_in_its_queues() {
         });
         exchange(&new, &theirs);
         drop(new);
-        assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
+        assert_eq!(uninterrupted(|| (&theirs).read(&mut [0])).unwrap(), 0);
         nodes.move_address(&nodes.target, &nodes.source);
     }
 }
@@ -308,7 +308,7 @@ fn a_peer_that_repeats_itself_during_the_move_is_heard_once() {
         nodes.source.nft(cut);
         let down = pattern(10_000);
         (&theirs).write_all(&down).unwrap();
-        let all = || ours.peek(&mut [0; 10_000]).unwrap() == down.len();
+        let all = || uninterrupted(|| ours.peek(&mut [0; 10_000])).unwrap() == down.len();
         assert!(wait_until(LONG, all));
         ours.set_nonblocking(true).unwrap();
         let old = OwnedFd::from(ours);
@@ -432,28 +432,32 @@ fn half_closed_connections_stay_half_closed() {
     let (ours, theirs) = connection(&nodes, 0);
     (&theirs).write_all(b"last words").unwrap();
     theirs.shutdown(std::net::Shutdown::Write).unwrap();
-    assert!(wait_until(LONG, || ours.peek(&mut [0; 16]).unwrap() == 10));
+    assert!(wait_until(LONG, || uninterrupted(
+        || ours.peek(&mut [0; 16])
+    )
+    .unwrap()
+        == 10));
     let (new, carried, _old) = migrate(&nodes, ours);
     assert!(carried.ended && !carried.shut);
     assert_eq!(read(&new, 10), b"last words");
     (&new).write_all(b"answer").unwrap();
     assert_eq!(read(&theirs, 6), b"answer");
     drop(new);
-    assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
+    assert_eq!(uninterrupted(|| (&theirs).read(&mut [0])).unwrap(), 0);
     nodes.move_address(&nodes.target, &nodes.source);
     // We have, and the peer has acknowledged it.
     let (ours, theirs) = connection(&nodes, 1);
     (&ours).write_all(b"request").unwrap();
     ours.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(read(&theirs, 7), b"request");
-    assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
+    assert_eq!(uninterrupted(|| (&theirs).read(&mut [0])).unwrap(), 0);
     let (new, carried, _old) = migrate(&nodes, ours);
     assert!(!carried.ended && carried.shut);
     let answer = pattern(200_000);
     (&theirs).write_all(&answer).unwrap();
     assert!(read(&new, answer.len()) == answer);
     drop(theirs);
-    assert_eq!((&new).read(&mut [0]).unwrap(), 0);
+    assert_eq!(uninterrupted(|| (&new).read(&mut [0])).unwrap(), 0);
 }
 
 #[test]

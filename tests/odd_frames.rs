@@ -15,7 +15,7 @@ use guest::{
 use lab::{
     LONG,
     servers::{UdpEcho, udp_socket},
-    wait_until,
+    uninterrupted, wait_until,
     world::{INTERNET4, INTERNET6},
 };
 use nix::sys::signal::Signal;
@@ -123,7 +123,7 @@ fn jumbo_frames_are_carried() {
             let question = Udp::new(guest_addr(addr, 5000), addr, &pattern(0, len));
             scene.wire.send(&question.frame());
             let mut bytes = vec![0; 1 << 16];
-            let got = server.recv(&mut bytes).unwrap();
+            let got = uninterrupted(|| server.recv(&mut bytes)).unwrap();
             assert!(bytes[..got] == pattern(0, len), "{len} octets");
         }
     }

@@ -14,7 +14,7 @@ use kernel_guest::KernelGuest;
 use lab::{
     Host, LONG, Translator, World,
     servers::UdpEcho,
-    wait_until,
+    uninterrupted, wait_until,
     world::{INTERNET4, INTERNET6},
 };
 use passt_rs::sys::sockopt;
@@ -75,7 +75,7 @@ fn what_may_be_fragmented_is_and_nobody_is_told() {
     let mut answer = [0; 8192];
     let answered = wait_until(LONG, || {
         socket.send(&LARGE).unwrap();
-        socket.recv(&mut answer).is_ok_and(|len| len == LARGE.len())
+        uninterrupted(|| socket.recv(&mut answer)).is_ok_and(|len| len == LARGE.len())
     });
     assert!(answered);
     assert_eq!(told(guest.host()), 0);
@@ -99,7 +99,10 @@ fn who_lets_its_kernel_decide_loses_one_datagram_and_then_none() {
         for _ in 0..3 {
             socket.send(&LARGE).unwrap();
             socket.set_read_timeout(Some(LONG)).unwrap();
-            assert_eq!(socket.recv(&mut answer).unwrap(), LARGE.len());
+            assert_eq!(
+                uninterrupted(|| socket.recv(&mut answer)).unwrap(),
+                LARGE.len()
+            );
         }
         assert_eq!(told(guest.host()), before + 1);
     }
@@ -124,6 +127,6 @@ fn who_forbids_fragments_learns_what_fits_and_that_passes() {
         let fits = mtu as usize - if v6 { 48 } else { 28 };
         socket.set_read_timeout(Some(LONG)).unwrap();
         socket.send(&LARGE[..fits]).unwrap();
-        assert_eq!(socket.recv(&mut [0; 8192]).unwrap(), fits);
+        assert_eq!(uninterrupted(|| socket.recv(&mut [0; 8192])).unwrap(), fits);
     }
 }

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use lab::{Host, LONG, QUIET, janitor, programs::copy_program, wait_until};
+use lab::{Host, LONG, QUIET, janitor, programs::copy_program, uninterrupted, wait_until};
 use nix::{
     sys::socket::{getsockopt, sockopt::TcpRepair},
     unistd::Uid,
@@ -118,7 +118,7 @@ fn raw(sockets: &[TcpStream]) -> Vec<RawFd> {
 fn order(passt: &UnixStream, command: i8, sockets: &[RawFd]) -> Option<i8> {
     send_with(passt.as_fd(), command.cast_unsigned(), sockets).unwrap();
     let mut answer = [0; 2];
-    match (&mut &*passt).read(&mut answer) {
+    match uninterrupted(|| (&mut &*passt).read(&mut answer)) {
         Ok(1) => Some(answer[0].cast_signed()),
         Ok(0) => None,
         Ok(_) => panic!("more than one octet"),

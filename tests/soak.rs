@@ -21,7 +21,7 @@ use lab::{
     path::said,
     servers::{TcpServer, UdpEcho, reset},
     traffic::ping,
-    wait_until,
+    uninterrupted, wait_until,
     world::{BLACKHOLE4, INTERNET4, INTERNET6, POD4, UNREACHABLE4},
 };
 
@@ -148,7 +148,7 @@ fn datagrams(guest: &KernelGuest, server: SocketAddr) {
         socket.set_read_timeout(pause).unwrap();
         let answered = wait_until(LONG, || {
             let _ = socket.send_to(b"hello", server);
-            socket.recv(&mut [0; 16]).is_ok()
+            uninterrupted(|| socket.recv(&mut [0; 16])).is_ok()
         });
         assert!(answered, "{server}");
     }
@@ -168,7 +168,7 @@ fn failures(guest: &KernelGuest, servers: &Outside) {
     for _ in 0..20 {
         // A machine that has other things to do may be too late for either.
         if let Ok(mut stream) = connect(servers.endless.addr()) {
-            let _ = stream.read(&mut [0; 1000]);
+            let _ = uninterrupted(|| stream.read(&mut [0; 1000]));
             reset(stream);
         }
         if let Ok(stream) = connect(servers.echo[0].addr()) {
@@ -187,7 +187,10 @@ fn visitors(world: &World, guest: &KernelGuest) {
     };
     let refused = visit();
     refused.set_read_timeout(Some(LONG)).unwrap();
-    assert!((&refused).read(&mut [0]).is_err(), "nobody listens");
+    assert!(
+        uninterrupted(|| (&refused).read(&mut [0])).is_err(),
+        "nobody listens"
+    );
     let listener = guest
         .host()
         .run(|| TcpListener::bind((POD4, PORT)))

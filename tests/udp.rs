@@ -15,7 +15,7 @@ use guest::{
 use lab::{
     QUIET, Translator, World,
     servers::{UdpEcho, udp_socket},
-    wait_until,
+    uninterrupted, wait_until,
     world::{GATEWAY4, INTERNET4, INTERNET6, PROHIBITED4, PROHIBITED6, UNREACHABLE4, UNREACHABLE6},
 };
 
@@ -119,7 +119,7 @@ fn a_burst_arrives_in_order_and_none_is_lost() {
     scene.wire.send_raw(&burst);
     let mut bytes = vec![0; 1 << 16];
     for (n, len) in lengths.enumerate() {
-        let (got, from) = server.recv_from(&mut bytes).unwrap();
+        let (got, from) = uninterrupted(|| server.recv_from(&mut bytes)).unwrap();
         assert_eq!(bytes[..got], pattern(n as u64, len), "datagram {n}");
         server.send_to(&bytes[..got], from).unwrap();
     }
@@ -267,7 +267,7 @@ fn several_replies_to_one_request_arrive() {
         .wire
         .send(&Udp::new(local, addr, b"subscribe").frame());
     let mut bytes = [0; 99];
-    let (_, from) = server.recv_from(&mut bytes).unwrap();
+    let (_, from) = uninterrupted(|| server.recv_from(&mut bytes)).unwrap();
     for n in 0..50_u8 {
         server.send_to(&vec![n; usize::from(n)], from).unwrap();
     }

@@ -24,7 +24,7 @@ use crate::{
         tcp::syn_options,
     },
     lab::{
-        servers,
+        servers, uninterrupted,
         world::{GATEWAY4, INTERNET4, POD4},
     },
 };
@@ -62,7 +62,7 @@ impl Sink {
                     let octets = octets.clone();
                     thread::spawn(move || {
                         let mut bytes = [0; 4096];
-                        while let Ok(n @ 1..) = stream.read(&mut bytes) {
+                        while let Ok(n @ 1..) = uninterrupted(|| stream.read(&mut bytes)) {
                             octets.fetch_add(n as u64, Ordering::Relaxed);
                         }
                     });
@@ -244,7 +244,7 @@ fn a_storm_of_icmp_errors_is_passed_on_and_holds_up_nobody() {
     let socket = siege.guest.host().run(|| UdpSocket::bind((POD4, 4000)));
     let socket = socket.unwrap();
     socket.send_to(b"hello", (INTERNET4, 5000)).unwrap();
-    let (_, seen) = peer.recv_from(&mut [0; 16]).unwrap();
+    let (_, seen) = uninterrupted(|| peer.recv_from(&mut [0; 16])).unwrap();
     let raw = Raw::open(&siege.world.outside, WIRE);
     let mac = pod_mac(&siege);
     siege.withstand("ICMP error storm", |stop| {

@@ -17,7 +17,7 @@ use crate::{
     kernel_guest::{DEVICE, KernelGuest},
     lab::{
         LONG, PATIENCE, Setup, Translator, World, front_end::LINUX, servers::TcpServer,
-        translator::by_vhost_user, wait_until, world::INTERNET4,
+        translator::by_vhost_user, uninterrupted, wait_until, world::INTERNET4,
     },
 };
 
@@ -228,7 +228,7 @@ impl Download {
             let (octets, mut stream) = (octets.clone(), stream.try_clone().expect("dup"));
             move || {
                 let mut bytes = vec![0; 1 << 18];
-                while let Ok(n @ 1..) = stream.read(&mut bytes) {
+                while let Ok(n @ 1..) = uninterrupted(|| stream.read(&mut bytes)) {
                     octets.fetch_add(n as u64, Ordering::Relaxed);
                 }
             }

@@ -19,6 +19,7 @@ use crate::{
     lab::{
         LONG, QUIET, Setup, Translator, World,
         servers::{TcpServer, UdpEcho, accept, tcp_listener},
+        uninterrupted,
         world::INTERNET4,
     },
     supervisor::Faults,
@@ -90,7 +91,7 @@ fn an_acknowledgement_that_waits_for_us_was_not_late() {
     let other = world.outside.run(|| UdpSocket::bind(remote)).unwrap();
     let hello = Udp::new(guest_addr(remote, 999), remote, b"hello");
     wire.send(&hello.frame());
-    let (_, client) = other.recv_from(&mut [0; 8]).unwrap();
+    let (_, client) = uninterrupted(|| other.recv_from(&mut [0; 8])).unwrap();
     // In the midst of its work, and while it sleeps.
     for (works, port) in [(true, 40_000), (false, 40_001)] {
         let mut peer = Peer::connect(&wire, guest_addr(remote, port), remote);

@@ -9,7 +9,7 @@ use nix::net::if_::if_nametoindex;
 
 use crate::{
     guest::{Peer, Scene, Udp},
-    lab::{Host, LONG, wait_until},
+    lab::{Host, LONG, uninterrupted, wait_until},
 };
 
 /// The link-local address of the pod's device, once it may be used.
@@ -59,7 +59,7 @@ fn peers_at_link_local_addresses_are_served_by_tcp_and_udp() {
         let answer = Udp::new(datagram.dst, datagram.src, b"answer");
         scene.wire.send(&answer.frame());
         let mut got = [0; 16];
-        let (len, from) = client.recv_from(&mut got).unwrap();
+        let (len, from) = uninterrupted(|| client.recv_from(&mut got)).unwrap();
         assert_eq!((&got[..len], from), (&b"answer"[..], to));
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     lab::{
         Host, LONG, Setup, Translator, World,
         servers::{accept, reset, tcp_listener, udp_socket},
-        wait_until,
+        uninterrupted, wait_until,
         world::{INTERNET4, INTERNET6, POD4},
     },
 };
@@ -63,7 +63,7 @@ fn knock(host: &Host, wire: &Wire, from: Ipv4Addr) -> Option<TcpStream> {
                 taken = Some(true);
             }
         }
-        match stream.peek(&mut [0]) {
+        match uninterrupted(|| stream.peek(&mut [0])) {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => taken = Some(false),
             _ => {}
         }
@@ -123,7 +123,7 @@ fn datagrams_from_ever_new_ports_cost_the_guest_no_flow_of_its_own() {
     let server = udp_socket(&world.outside, (INTERNET6, 7));
     let local = guest_addr(server.local_addr().unwrap(), 5000);
     wire.send(&Udp::new(local, server.local_addr().unwrap(), b"question").frame());
-    let (_, asked) = server.recv_from(&mut [0; 16]).unwrap();
+    let (_, asked) = uninterrupted(|| server.recv_from(&mut [0; 16])).unwrap();
     let early = client(&world.outside, OTHER);
     exchange(&wire, &early);
     for _ in 0..2 * FILES {
@@ -138,7 +138,7 @@ fn datagrams_from_ever_new_ports_cost_the_guest_no_flow_of_its_own() {
     let from = early.local_addr().unwrap();
     wire.send(&Udp::new((POD4, PORT).into(), from, b"late").frame());
     let mut got = [0; 16];
-    let (len, from) = early.recv_from(&mut got).unwrap();
+    let (len, from) = uninterrupted(|| early.recv_from(&mut got)).unwrap();
     assert_eq!((&got[..len], from), (&b"late"[..], (POD4, PORT).into()));
     assert!(translator.fd_count() <= FILES as usize);
 }

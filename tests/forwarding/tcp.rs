@@ -17,7 +17,7 @@ use crate::{
     lab::{
         Host, LONG, Setup, Translator, World,
         servers::reset,
-        wait_until,
+        uninterrupted, wait_until,
         world::{GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, POD4, POD6},
     },
 };
@@ -154,7 +154,7 @@ fn a_guest_that_refuses_resets_the_peer_and_leaves_nothing() {
     refusal.ack = syn.seq.wrapping_add(1);
     scene.wire.send(&refusal.frame());
     assert_eq!(
-        client.read(&mut [0]).unwrap_err().kind(),
+        uninterrupted(|| client.read(&mut [0])).unwrap_err().kind(),
         ErrorKind::ConnectionReset
     );
     scene.translator.expect_fd_count(idle);
@@ -262,7 +262,9 @@ fn connections_that_find_no_place_are_reset_and_warned_of_once() {
         let resets = clients.iter().filter(|client| {
             client.set_nonblocking(true).unwrap();
             // A reset is told once, then there is nothing any more.
-            let error = client.peek(&mut [0]).err().map(|error| error.kind());
+            let error = uninterrupted(|| client.peek(&mut [0]))
+                .err()
+                .map(|error| error.kind());
             error != Some(ErrorKind::WouldBlock)
         });
         resets.count()

@@ -15,6 +15,7 @@ use crate::{
     lab::{
         Translator, World,
         servers::{UdpEcho, udp_socket},
+        uninterrupted,
         world::{BLACKHOLE4, BLACKHOLE6, GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
     },
     tcp::introduce,
@@ -43,7 +44,7 @@ fn datagrams_of_any_length_go_in_and_answers_come_back_from_where_they_were_sent
             guest.send_to(server, seen, answer);
             guest.run_for(Duration::from_millis(20));
             let mut bytes = vec![0; 1 << 16];
-            let (n, answered) = client.recv_from(&mut bytes).unwrap();
+            let (n, answered) = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
             assert_eq!((&bytes[..n], answered), (answer, to));
         }
     }
@@ -70,7 +71,7 @@ fn the_largest_datagrams_and_empty_ones_pass_a_forwarded_port_both_ways() {
         for len in [0, 65_507, 1, 32_768, 0, 65_507] {
             client.send_to(&pattern(0, len), to).unwrap();
             let mut bytes = vec![0; 1 << 16];
-            let (n, answered) = client.recv_from(&mut bytes).unwrap();
+            let (n, answered) = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
             assert!(bytes[..n] == pattern(0, len), "{n} octets for {len}");
             assert_eq!(answered, to);
         }
@@ -99,7 +100,7 @@ fn every_client_gets_its_own_answers() {
         }
         for (n, client) in (0_u8..).zip(&clients) {
             let mut bytes = [0; 8];
-            let (len, from) = client.recv_from(&mut bytes).unwrap();
+            let (len, from) = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
             assert_eq!(
                 (&bytes[..len], from),
                 (&[round, n][..], (POD4, 5000).into())
@@ -129,7 +130,10 @@ fn clients_on_the_hosts_loopback_are_answered_there() {
     }
     for (n, client) in (0_u8..).zip(&clients) {
         let mut bytes = [0; 8];
-        assert_eq!(client.recv_from(&mut bytes).unwrap(), (1, to));
+        assert_eq!(
+            uninterrupted(|| client.recv_from(&mut bytes)).unwrap(),
+            (1, to)
+        );
         assert_eq!(bytes[0], n);
     }
 }
@@ -177,7 +181,7 @@ fn clients_that_come_while_the_guest_uses_the_port_itself_are_heard_too() {
             scene.wire.send(&answer.frame());
         }
         for client in &clients {
-            let (len, from) = client.recv_from(&mut [0; 8]).unwrap();
+            let (len, from) = uninterrupted(|| client.recv_from(&mut [0; 8])).unwrap();
             assert_eq!((len, from), (2, (to, 5000).into()));
         }
     }

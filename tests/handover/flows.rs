@@ -14,7 +14,7 @@ use crate::{
     lab::{
         LONG, Setup,
         nodes::{PEER, SERVICE},
-        wait_until,
+        uninterrupted, wait_until,
     },
     scene::{PIECE, Scene, exchange, limit},
 };
@@ -63,7 +63,7 @@ impl Streams {
             self.down.got += got.len();
         }
         let mut octets = vec![0; PIECE];
-        while let Ok(len @ 1..) = self.theirs.read(&mut octets) {
+        while let Ok(len @ 1..) = uninterrupted(|| self.theirs.read(&mut octets)) {
             assert_pattern(self.up.got as u64, &octets[..len]);
             self.up.got += len;
         }
@@ -277,7 +277,7 @@ fn datagrams_go_on_between_the_same_ports() {
             // The stack may ask for the router first.
             scene.guest.run_for(Duration::from_millis(10));
             theirs.set_nonblocking(true).unwrap();
-            if let Ok(got) = theirs.recv_from(&mut octets) {
+            if let Ok(got) = uninterrupted(|| theirs.recv_from(&mut octets)) {
                 break got;
             }
         };
@@ -296,7 +296,7 @@ fn datagrams_go_on_between_the_same_ports() {
         assert_eq!(scene.guest.recv_from(ours), (b"late".to_vec(), remote));
         scene.guest.send_to(ours, remote, b"after");
         let mut octets = [0; 16];
-        let (len, again) = theirs.recv_from(&mut octets).unwrap();
+        let (len, again) = uninterrupted(|| theirs.recv_from(&mut octets)).unwrap();
         assert_eq!((&octets[..len], again), (&b"after"[..], from));
     }
 }
@@ -364,7 +364,7 @@ fn forwarded_datagrams_go_on() {
     let ours = scene.guest.udp(8080);
     let said = |ours: &UdpSocket, from: SocketAddr, words: &[u8]| {
         let mut octets = [0; 16];
-        let (len, source) = ours.recv_from(&mut octets).unwrap();
+        let (len, source) = uninterrupted(|| ours.recv_from(&mut octets)).unwrap();
         assert_eq!((&octets[..len], source), (words, from));
     };
     // The guest has to be known before.
@@ -445,7 +445,7 @@ fn queries_are_forwarded(change: &str) {
         thread::scope(|threads| {
             threads.spawn(|| {
                 let mut octets = [0; 16];
-                let (len, from) = server.recv_from(&mut octets).unwrap();
+                let (len, from) = uninterrupted(|| server.recv_from(&mut octets)).unwrap();
                 server.send_to(&octets[..len], from).unwrap();
             });
             scene.guest.send_to(ours, router, b"query");

@@ -19,7 +19,7 @@ use crate::{
     lab::{
         Host, LONG, QUIET,
         nodes::{PEER, SERVICE},
-        wait_until,
+        uninterrupted, wait_until,
     },
     scene::{Scene, exchange, limit},
 };
@@ -55,7 +55,7 @@ fn udp(scene: &mut Scene, port: u16, addr: &str) -> Udp {
     // The stack may ask for the router first.
     assert!(wait_until(LONG, || {
         scene.guest.run_for(Duration::from_millis(10));
-        got = theirs.recv_from(&mut octets).ok();
+        got = uninterrupted(|| theirs.recv_from(&mut octets)).ok();
         got.is_some()
     }));
     theirs.set_nonblocking(false).unwrap();
@@ -240,7 +240,7 @@ fn connections_of_a_guest_that_stays_when_its_helper_is_gone_are_reset() {
         });
         // Its next word tells the peer.
         (&*theirs).write_all(b"anybody?").unwrap();
-        let error = (&*theirs).read(&mut [0; 1]).unwrap_err();
+        let error = uninterrupted(|| (&*theirs).read(&mut [0; 1])).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     for listener in &listeners {

@@ -12,6 +12,7 @@ use crate::{
     lab::{
         Host, LONG,
         nodes::{PEER, SERVICE},
+        uninterrupted,
     },
     scene::Scene,
     supervisor::Faults,
@@ -35,7 +36,7 @@ fn hear(guest: &mut Guest, socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let deadline = Instant::now() + LONG;
     let mut octets = [0; 16];
     loop {
-        match socket.recv_from(&mut octets) {
+        match uninterrupted(|| socket.recv_from(&mut octets)) {
             Ok((len, from)) => return (octets[..len].to_vec(), from),
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }

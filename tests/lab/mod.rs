@@ -35,7 +35,7 @@ pub use translator::{Setup, Translator};
 pub use world::World;
 
 use std::{
-    env,
+    env, io,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -60,6 +60,17 @@ pub fn peer(name: &str) -> Option<PathBuf> {
         println!("skipped: no {}", path.display());
     }
     found.then_some(path)
+}
+
+/// The result of `call`, made again where it ended early: on a socket with a timeout it does so with `EINTR` when the process is
+/// stopped and goes on, as under a debugger or a freezer of processes (signal(7)).
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// Asks until `condition` holds, at most for `patience`; `false` when that ran out.

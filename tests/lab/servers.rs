@@ -14,7 +14,7 @@ use std::{
 
 use socket2::SockRef;
 
-use super::{Host, LONG, wait_until};
+use super::{Host, LONG, uninterrupted, wait_until};
 
 /// A TCP server.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl TcpServer {
     pub fn echo(host: &Host, addr: impl Into<SocketAddr>) -> Self {
         Self::start(host, addr, |mut stream| {
             let mut bytes = vec![0; 1 << 16];
-            while let Ok(n @ 1..) = stream.read(&mut bytes) {
+            while let Ok(n @ 1..) = uninterrupted(|| stream.read(&mut bytes)) {
                 if stream.write_all(&bytes[..n]).is_err() {
                     break;
                 }

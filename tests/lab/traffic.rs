@@ -8,7 +8,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Host, LONG, servers::TcpServer, wait_until};
+use super::{Host, LONG, servers::TcpServer, uninterrupted, wait_until};
 
 /// How long one attempt to connect or to be answered may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -83,7 +83,7 @@ pub fn ask_udp(host: &Host, remote: impl Into<SocketAddr>, text: &str) -> String
     let mut len = None;
     wait_until(LONG, || {
         let _ = socket.send(text.as_bytes());
-        len = socket.recv(&mut answer).ok();
+        len = uninterrupted(|| socket.recv(&mut answer)).ok();
         len.is_some()
     });
     let len = len.unwrap_or_else(|| panic!("{remote} did not answer"));
@@ -111,9 +111,7 @@ pub fn ping(host: &Host, remote: impl Into<IpAddr>) {
             .connect(&SocketAddr::from((remote, 0)).into())
             .is_ok()
             && socket.send(&message).is_ok()
-            && socket
-                .read(&mut reply)
-                .is_ok_and(|len| len == message.len())
+            && uninterrupted(|| socket.read(&mut reply)).is_ok_and(|len| len == message.len())
             && matches!(reply[0], 0 | 129)
     });
     assert!(answered, "{remote} answers no ping");

@@ -21,7 +21,7 @@ use kernel_guest::KernelGuest;
 use lab::{
     Host, LONG, QUIET, Translator, World,
     servers::{UdpEcho, once_free},
-    wait_until,
+    uninterrupted, wait_until,
     world::INTERNET4,
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -82,7 +82,7 @@ fn heard(say: impl Fn(), by: &UdpSocket, what: &[u8]) -> SocketAddr {
     let mut bytes = vec![0; 1 << 16];
     let done = wait_until(LONG, || {
         say();
-        while let Ok((len, sender)) = by.recv_from(&mut bytes) {
+        while let Ok((len, sender)) = uninterrupted(|| by.recv_from(&mut bytes)) {
             if &bytes[..len] == what {
                 from = Some(sender);
                 return true;
@@ -99,7 +99,7 @@ fn assert_silent(socket: &UdpSocket, unwanted: &[u8]) {
     let mut bytes = [0; 2048];
     let deadline = std::time::Instant::now() + QUIET;
     while std::time::Instant::now() < deadline {
-        if let Ok((len, from)) = socket.recv_from(&mut bytes) {
+        if let Ok((len, from)) = uninterrupted(|| socket.recv_from(&mut bytes)) {
             assert_ne!(&bytes[..len], unwanted, "from {from}");
         }
     }
@@ -134,7 +134,9 @@ fn a_guest_and_another_machine_find_each_other_in_a_group() {
         let (_, back) = {
             let mut bytes = [0; 64];
             drop(inside.send_to(b"again?", outward));
-            wait_until(LONG, || matches!(outside.recv_from(&mut bytes), Ok((6, _))));
+            wait_until(LONG, || {
+                matches!(uninterrupted(|| outside.recv_from(&mut bytes)), Ok((6, _)))
+            });
             (bytes, from)
         };
         let direct = heard(|| drop(inside.send_to(b"direct", back)), &asker, b"direct");
@@ -404,7 +406,7 @@ fn two_guests_of_one_host_hear_each_other_once() {
                 let mut octets = [0; 64];
                 let mut came = Vec::new();
                 let mut reads = || {
-                    while let Ok((len, _)) = socket.recv_from(&mut octets) {
+                    while let Ok((len, _)) = uninterrupted(|| socket.recv_from(&mut octets)) {
                         let what = octets[..len].strip_prefix(text).unwrap_or_default();
                         came.extend((!what.is_empty()).then(|| what.to_vec()));
                     }

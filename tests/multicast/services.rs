@@ -12,6 +12,7 @@ use super::{MDNS4, MDNS6, SSDP4, furnish, heard, member, to};
 use crate::lab::{
     LONG,
     servers::TcpServer,
+    uninterrupted,
     world::{GATEWAY4, POD4},
 };
 
@@ -75,7 +76,7 @@ fn answer(host: &str, addr: Ipv4Addr) -> Vec<u8> {
 fn respond(socket: &UdpSocket, group: SocketAddr, answer: &[u8], stop: &AtomicBool) {
     let mut bytes = [0; 9000];
     while !stop.load(Ordering::Relaxed) {
-        if let Ok((len, from)) = socket.recv_from(&mut bytes)
+        if let Ok((len, from)) = uninterrupted(|| socket.recv_from(&mut bytes))
             && bytes[..len] == question()
         {
             assert_eq!(
@@ -134,7 +135,7 @@ fn a_device_is_found_by_ssdp_and_its_description_fetched() {
     let device = member(&world.outside, "pod0", SSDP4.into(), 1900);
     let _description = TcpServer::start(&world.outside, (GATEWAY4, 49152), |mut stream| {
         let mut request = [0; 1024];
-        let len = stream.read(&mut request).unwrap();
+        let len = uninterrupted(|| stream.read(&mut request)).unwrap();
         assert!(request[..len].starts_with(b"GET /d.xml HTTP/1.0\r\n"));
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n<root/>").unwrap();
     });

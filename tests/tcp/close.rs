@@ -16,6 +16,7 @@ use crate::{
     lab::{
         LONG, QUIET,
         servers::{accept, reset, tcp_listener},
+        uninterrupted,
         world::{INTERNET4, INTERNET6},
     },
 };
@@ -126,15 +127,15 @@ fn a_fin_before_its_data_waits_for_it() {
     server.set_read_timeout(Some(QUIET)).unwrap();
     let mut got = [0; 9];
     assert_eq!(
-        server.read(&mut got).unwrap_err().kind(),
+        uninterrupted(|| server.read(&mut got)).unwrap_err().kind(),
         ErrorKind::WouldBlock
     );
     server.set_read_timeout(Some(LONG)).unwrap();
     peer.send(ACK | PSH, b"hello");
-    assert_eq!(server.read(&mut got).unwrap(), 5);
+    assert_eq!(uninterrupted(|| server.read(&mut got)).unwrap(), 5);
     // Whoever does not keep the early FIN gets it again.
     scene.wire.send(&fin.frame());
-    assert_eq!(server.read(&mut got).unwrap(), 0);
+    assert_eq!(uninterrupted(|| server.read(&mut got)).unwrap(), 0);
 }
 
 #[test]
@@ -158,7 +159,7 @@ fn a_reset_of_the_guest_reaches_the_host() {
         let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
         let mut server = accept(&listener);
         peer.rst();
-        let error = server.read(&mut [0; 9]).unwrap_err();
+        let error = uninterrupted(|| server.read(&mut [0; 9])).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     scene.translator.expect_fd_count(idle);
@@ -181,7 +182,7 @@ fn what_came_right_before_a_reset_is_read_before_it() {
         let mut got = [0; 9];
         server.read_exact(&mut got).expect("what came before");
         assert_eq!(&got, b"too large");
-        let error = server.read(&mut got).unwrap_err();
+        let error = uninterrupted(|| server.read(&mut got)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     scene.translator.expect_fd_count(idle);

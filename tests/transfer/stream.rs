@@ -12,7 +12,7 @@ use std::{
 use crate::{
     CHUNK, PATIENCE,
     kernel_guest::KernelGuest,
-    lab::{Host, World, world::GATEWAY4},
+    lab::{Host, World, uninterrupted, world::GATEWAY4},
 };
 
 /// A listener and how the guest calls its address.
@@ -101,7 +101,7 @@ fn receive(mut from: &TcpStream) -> (u64, String, Duration) {
     let mut gap = Duration::ZERO;
     loop {
         let before = Instant::now();
-        let length = from.read(&mut chunk).expect("receiving");
+        let length = uninterrupted(|| from.read(&mut chunk)).expect("receiving");
         gap = gap.max(before.elapsed());
         match length {
             0 => return (received, hash.finish(), gap),

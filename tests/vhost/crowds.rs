@@ -15,6 +15,7 @@ use crate::{
         LONG,
         front_end::{Driver, LINUX, RX, TX, cut},
         servers::udp_socket,
+        uninterrupted,
         world::INTERNET4,
     },
     queues::{Connection, HEADER, scene, segments},
@@ -39,7 +40,7 @@ fn a_flood_of_flows_by_one_pair_leaves_room_for_others() {
         for n in 0..FILES as u16 {
             let udp = Udp::new(guest_addr(remote, port + n), remote, b"flood");
             guest.transmit_by(pair, &HEADER, &udp.frame(), 1);
-            assert_eq!(server.recv(&mut [0; 9]).unwrap(), 5);
+            assert_eq!(uninterrupted(|| server.recv(&mut [0; 9])).unwrap(), 5);
         }
         // A few of the other's, which has had none so far, or lost none to the flood.
         let mut flows: Vec<_> = (0..8)
@@ -127,7 +128,7 @@ fn datagrams_of_flows_that_wait_to_begin_keep_their_order() {
         let mut next = [0; FLOWS as usize];
         for _ in 0..FLOWS + 2 * TWICE {
             let mut octets = [0; 9];
-            let (len, from) = server.recv_from(&mut octets).unwrap();
+            let (len, from) = uninterrupted(|| server.recv_from(&mut octets)).unwrap();
             let next = &mut next[usize::from(from.port() - 10_000)];
             assert_eq!((len, octets[0]), (1, *next), "{from}");
             *next += 1;
@@ -163,7 +164,7 @@ fn flows_that_wait_to_begin_do_so_when_their_queue_pair_is_disabled() {
         let mut seen = [false; FLOWS as usize];
         for _ in 0..FLOWS {
             let mut octets = [0; 9];
-            assert_eq!(server.recv(&mut octets).unwrap(), 2);
+            assert_eq!(uninterrupted(|| server.recv(&mut octets)).unwrap(), 2);
             let n = u16::from_be_bytes([octets[0], octets[1]]);
             assert!(!std::mem::replace(&mut seen[usize::from(n)], true));
         }

@@ -18,7 +18,7 @@ use crate::{
         LONG,
         front_end::{Driver, FrontEnd, LINUX},
         servers::udp_socket,
-        wait_until,
+        uninterrupted, wait_until,
         world::{INTERNET4, INTERNET6},
     },
     queues::{Connection, HEADER, segments},
@@ -134,7 +134,7 @@ fn datagrams_and_pings_keep_their_socket_when_they_follow() {
                 let udp = Udp::new(guest_addr(remote, port), remote, &n.to_be_bytes());
                 guest.transmit_by(pair, &HEADER, &udp.frame(), 1);
                 let mut octets = [0; 9];
-                let (len, from) = server.recv_from(&mut octets).unwrap();
+                let (len, from) = uninterrupted(|| server.recv_from(&mut octets)).unwrap();
                 assert_eq!((len, &octets[..8]), (8, &n.to_be_bytes()[..]));
                 seen.push(from);
             }

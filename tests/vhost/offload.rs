@@ -23,6 +23,7 @@ use crate::{
             GUEST_USO6, LINUX, cut,
         },
         servers::{accept, tcp_listener, udp_socket},
+        uninterrupted,
         world::{GATEWAY4, INTERNET4, INTERNET6},
     },
 };
@@ -174,7 +175,7 @@ fn a_datagram_that_stands_for_many_leaves_as_many() {
             let mut at = 0;
             while at < len {
                 let mut octets = [0; 2000];
-                let got = server.recv(&mut octets).unwrap();
+                let got = uninterrupted(|| server.recv(&mut octets)).unwrap();
                 assert_eq!(got, size.min(len - at));
                 assert_pattern(at as u64, &octets[..got]);
                 at += got;
@@ -186,7 +187,7 @@ fn a_datagram_that_stands_for_many_leaves_as_many() {
         let one = Udp::new(guest_addr(remote, 40_000), remote, b"one");
         guest.transmit(&[0; 12], &one.frame(), 1);
         let mut octets = [0; 2000];
-        assert_eq!(server.recv(&mut octets).unwrap(), 3);
+        assert_eq!(uninterrupted(|| server.recv(&mut octets)).unwrap(), 3);
     }
 }
 
@@ -202,7 +203,7 @@ fn a_datagram_to_a_group_that_stands_for_many_leaves_as_many() {
     post_large(&mut guest, udp.frame(), GSO_UDP_L4, 1000, 42);
     for (at, size) in [(0, 1000), (1000, 1000), (2000, 500)] {
         let mut octets = [0; 4000];
-        assert_eq!(member.recv(&mut octets).unwrap(), size);
+        assert_eq!(uninterrupted(|| member.recv(&mut octets)).unwrap(), size);
         assert_pattern(at, &octets[..size]);
     }
 }
@@ -221,7 +222,7 @@ fn datagrams_of_one_size_come_as_one_to_those_who_cut_them() {
             let server = udp_socket(&scene.world.outside, remote);
             let hello = Udp::new(guest_addr(remote, 40_000), remote, b"hello");
             guest.transmit(&[0; 12], &hello.frame(), 1);
-            let (_, client) = server.recv_from(&mut [0; 9]).unwrap();
+            let (_, client) = uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap();
             let data = pattern(0, 20 * SIZE + 77);
             let mut longest = 0;
             // A new flow's come one by one, until its socket is sure to hear its peer alone.
@@ -261,7 +262,7 @@ fn a_few_octets_received_as_one_come_one_by_one() {
         let server = udp_socket(&scene.world.outside, remote);
         let hello = Udp::new(guest_addr(remote, 40_000), remote, b"hello");
         guest.transmit(&[0; 12], &hello.frame(), 1);
-        let (_, client) = server.recv_from(&mut [0; 9]).unwrap();
+        let (_, client) = uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap();
         let data = pattern(0, 2 * SIZE);
         let begin = Instant::now();
         // Until its socket is sure to hear its peer alone they come one by one anyway.

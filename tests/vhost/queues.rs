@@ -31,7 +31,7 @@ use crate::{
             Arrival, Driver, FrontEnd, HIGH_AT, LINUX, LOG_ALL, MQ, RX, TX, USER, cut, request,
         },
         servers::{accept, tcp_listener, udp_socket},
-        wait_until,
+        uninterrupted, wait_until,
         world::{INTERNET4, INTERNET6},
     },
 };
@@ -236,7 +236,7 @@ fn frames_of_a_flow_keep_their_order_over_two_queues() {
         }
         for round in 0..ROUNDS {
             let mut octets = [0; 9];
-            assert_eq!(server.recv(&mut octets).unwrap(), 8);
+            assert_eq!(uninterrupted(|| server.recv(&mut octets)).unwrap(), 8);
             assert_eq!(octets[..8], round.to_be_bytes());
         }
     }
@@ -309,7 +309,7 @@ fn a_datagram_in_fragments_joins_its_flow() {
                 }
             }
             let mut octets = [0; 6000];
-            let (len, from) = server.recv_from(&mut octets).unwrap();
+            let (len, from) = uninterrupted(|| server.recv_from(&mut octets)).unwrap();
             assert!(octets[..len] == payload, "{len} octets");
             seen.push(from);
         }
@@ -329,7 +329,7 @@ fn datagrams_in_fragments_keep_their_place_among_others() {
         let server = udp_socket(&scene.world.outside, remote);
         let datagram = |payload: &[u8]| Udp::new(guest_addr(remote, port), remote, payload);
         guest.transmit_by(owner, &HEADER, &datagram(b"first").frame(), 1);
-        assert_eq!(server.recv(&mut [0; 9]).unwrap(), 5);
+        assert_eq!(uninterrupted(|| server.recv(&mut [0; 9])).unwrap(), 5);
         scene.translator.stand_still();
         for round in 0..ROUNDS {
             let large = datagram(&pattern(u64::from(round), 4000));
@@ -341,9 +341,17 @@ fn datagrams_in_fragments_keep_their_place_among_others() {
         scene.translator.signal(Signal::SIGCONT);
         for round in 0..ROUNDS {
             let mut octets = [0; 5000];
-            assert_eq!(server.recv(&mut octets).unwrap(), 4000, "{owner} {pair}");
+            assert_eq!(
+                uninterrupted(|| server.recv(&mut octets)).unwrap(),
+                4000,
+                "{owner} {pair}"
+            );
             assert_pattern(u64::from(round), &octets[..4000]);
-            assert_eq!(server.recv(&mut octets).unwrap(), 1, "{owner} {pair}");
+            assert_eq!(
+                uninterrupted(|| server.recv(&mut octets)).unwrap(),
+                1,
+                "{owner} {pair}"
+            );
             assert_eq!(octets[0], round as u8);
         }
         while guest.collect(TX + 2 * pair).is_some() {}
@@ -364,7 +372,7 @@ fn parts_of_a_datagram_may_come_by_several_queues() {
                 guest.transmit_by((n + round as usize) % 2, &HEADER, part, 1);
             }
             let mut octets = [0; 6000];
-            let len = server.recv(&mut octets).unwrap();
+            let len = uninterrupted(|| server.recv(&mut octets)).unwrap();
             assert!(octets[..len] == payload, "{len} octets");
         }
     }
@@ -384,7 +392,7 @@ fn flows_go_on_when_their_queue_pair_is_disabled() {
         let server = udp_socket(&scene.world.outside, remote);
         let udp = Udp::new(guest_addr(remote, 41_000), remote, b"first");
         guest.transmit_by(1, &HEADER, &udp.frame(), 1);
-        let (_, from) = server.recv_from(&mut [0; 9]).unwrap();
+        let (_, from) = uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap();
         // As `ethtool -L eth0 combined 1` has it.
         guest.enable(RX1..TX1 + 1, false);
         flow.send(&mut guest, 0, 1000);
@@ -396,7 +404,10 @@ fn flows_go_on_when_their_queue_pair_is_disabled() {
             (udp.payload == b"answer").then_some(())
         });
         guest.transmit_by(0, &HEADER, &udp.frame(), 1);
-        assert_eq!(server.recv_from(&mut [0; 9]).unwrap(), (5, from));
+        assert_eq!(
+            uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap(),
+            (5, from)
+        );
         // And back: what is new can be anywhere, what there was stays.
         guest.enable(RX1..TX1 + 1, true);
         flow.send(&mut guest, 1, 1000);
@@ -430,7 +441,7 @@ fn queues_that_were_stopped_start_again_and_flows_with_them() {
         flow.arrive(&mut guest, 1000);
         drop(guest);
         // The peer hears of it, and nothing is left.
-        assert!(flow.server.read(&mut [0]).is_err());
+        assert!(uninterrupted(|| flow.server.read(&mut [0])).is_err());
         scene.translator.expect_fd_count(idle);
     }
     scene.translator.assert_alive();
@@ -488,7 +499,7 @@ fn memory_may_go_while_a_thread_is_busy_with_it() {
         // What is mapped anew lies elsewhere; what was mapped before is gone by the answer.
         guest.share_table(&regions);
         for _ in 0..20 {
-            assert_eq!(server.recv(&mut [0; 2000]).unwrap(), 1400);
+            assert_eq!(uninterrupted(|| server.recv(&mut [0; 2000])).unwrap(), 1400);
         }
         let mut left = 20;
         assert!(wait_until(LONG, || {

@@ -23,7 +23,7 @@ use nix::{
     unistd::ftruncate,
 };
 
-use super::LONG;
+use super::{LONG, uninterrupted};
 
 mod bridge;
 pub mod cut;
@@ -260,7 +260,7 @@ impl FrontEnd {
     /// Whether the other side closes the connection in time.
     pub fn closes(&self) -> bool {
         let mut octet = [0];
-        match (&self.socket).read(&mut octet) {
+        match uninterrupted(|| (&self.socket).read(&mut octet)) {
             Ok(0) => true,
             Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
             Ok(_) => false,

@@ -125,6 +125,8 @@ pub(crate) struct Load<'a> {
     pub(crate) translator: u32,
     pub(crate) congestion: &'a str,
     pub(crate) flows: usize,
+    /// Bits per second that all flows of a bulk workload send together, if not as many as go.
+    pub(crate) pace: Option<f64>,
     pub(crate) held: usize,
     pub(crate) warm_up: Duration,
     pub(crate) time: Duration,
@@ -170,9 +172,12 @@ impl Load<'_> {
             pairs.push(if up { (guest, server) } else { (server, guest) });
         }
         let arrived = AtomicU64::new(0);
+        let pause = self.pace.map_or(Duration::ZERO, |pace| {
+            Duration::from_secs_f64((8 * BULK * self.flows) as f64 / pace)
+        });
         let measured = thread::scope(|scope| {
             for (from, to) in &pairs {
-                scope.spawn(|| send_bulk(from));
+                scope.spawn(|| send_bulk(from, pause));
                 scope.spawn(|| receive_bulk(to, &arrived));
             }
             let measured = self.measure(&arrived);
@@ -515,9 +520,14 @@ fn patient(stream: &TcpStream) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))
 }
 
-fn send_bulk(mut to: &TcpStream) {
+/// One write each `pause`; after a late one, those that are due at once.
+fn send_bulk(mut to: &TcpStream, pause: Duration) {
     let data = vec![0x5a; BULK];
-    while to.write_all(&data).is_ok() {}
+    let mut due = Instant::now();
+    while to.write_all(&data).is_ok() {
+        due += pause;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
 }
 
 fn receive_bulk(mut from: &TcpStream, arrived: &AtomicU64) {

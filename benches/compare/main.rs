@@ -27,6 +27,7 @@ mod world;
 use std::{
     error::Error,
     fs,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -75,6 +76,10 @@ struct Arguments {
     /// Connections of the bulk workloads
     #[arg(long, default_value_t = 1)]
     flows: usize,
+    /// Mbit/s that `down` and `up` send, all flows together, instead of as many as go: the price of the same work (the floor,
+    /// which sends as it can, is left out)
+    #[arg(long)]
+    pace: Option<NonZeroU32>,
     /// Connections of the `hold` workload
     #[arg(long, default_value_t = 5000)]
     held: usize,
@@ -215,6 +220,7 @@ fn load<'a>(
         translator,
         congestion: &arguments.congestion,
         flows: arguments.flows,
+        pace: arguments.pace.map(|mbit| f64::from(mbit.get()) * 1e6),
         held: arguments.held,
         warm_up: Duration::from_secs_f64(arguments.warm_up),
         time: Duration::from_secs_f64(arguments.seconds),
@@ -258,7 +264,7 @@ fn one(
 }
 
 fn floor_for(arguments: &Arguments, world: &World, workload: Workload, mtu: u32) -> Option<Sample> {
-    if arguments.no_floor {
+    if arguments.no_floor || arguments.pace.is_some() {
         return None;
     }
     let result = match workload {
@@ -355,10 +361,13 @@ fn facts(arguments: &Arguments, world: &World) -> Vec<(String, String)> {
         (
             "measured",
             format!(
-                "{} passes of {} s, {} flows, {} held, {} queue pairs",
+                "{} passes of {} s, {} flows{}, {} held, {} queue pairs",
                 arguments.pairs,
                 arguments.seconds,
                 arguments.flows,
+                arguments
+                    .pace
+                    .map_or_else(String::new, |mbit| format!(" of {mbit} Mbit/s in all")),
                 arguments.held,
                 arguments.queues
             ),

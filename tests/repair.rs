@@ -22,8 +22,11 @@ use std::{
 
 use lab::{Host, LONG, QUIET, janitor, programs::copy_program, uninterrupted, wait_until};
 use nix::{
-    sys::socket::{getsockopt, sockopt::TcpRepair},
-    unistd::Uid,
+    sys::{
+        signal::{Signal, kill},
+        socket::{getsockopt, sockopt::TcpRepair},
+    },
+    unistd::{Pid, Uid},
 };
 use passt_rs::sys::repair::send_with;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -216,6 +219,31 @@ fn a_socket_that_appears_in_a_folder_is_found() {
     assert_eq!(end(helper), (0, String::new()));
     // One that is there already is not waited for.
     let helper = start(&[folder.to_str().unwrap()]);
+    drop(passt.accept());
+    assert_eq!(end(helper), (0, String::new()));
+}
+
+/// The kernel keeps so many events of a folder for whoever does not read them, and then none.
+#[test]
+fn a_socket_that_appears_among_too_many_events_is_found() {
+    if !root() {
+        return;
+    }
+    let folder = folder("overflow");
+    let helper = start(&[folder.to_str().unwrap()]);
+    thread::sleep(QUIET);
+    let signal = |signal| kill(Pid::from_raw(helper.id().cast_signed()), signal).unwrap();
+    signal(Signal::SIGSTOP);
+    let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let (one, other) = (folder.join("one"), folder.join("other"));
+    fs::write(&one, "").unwrap();
+    for _ in 0..=most.trim().parse::<u32>().unwrap() / 2 {
+        fs::rename(&one, &other).unwrap();
+        fs::rename(&other, &one).unwrap();
+    }
+    let listener = UnixListener::bind(folder.join("vm.socket.repair")).unwrap();
+    signal(Signal::SIGCONT);
+    let passt = Passt { folder, listener };
     drop(passt.accept());
     assert_eq!(end(helper), (0, String::new()));
 }

@@ -109,10 +109,7 @@ fn appearing(folder: &Path) -> Result<UnixStream, String> {
     watcher
         .add_watch(folder, events)
         .map_err(|error| failed(error.into()))?;
-    let there = fs::read_dir(folder).map_err(failed)?.flatten();
-    let mut doors: Vec<PathBuf> = there
-        .filter_map(|entry| candidate(folder, &entry.file_name()))
-        .collect();
+    let mut doors = candidates(folder).map_err(failed)?;
     let mut knocks = KNOCKS;
     loop {
         let open = doors.iter().find_map(|path| UnixStream::connect(path).ok());
@@ -139,6 +136,11 @@ fn appearing(folder: &Path) -> Result<UnixStream, String> {
             if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                 return Err(failed(io::ErrorKind::NotFound.into()));
             }
+            if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                // What came after those that were kept shows in the folder only.
+                knocks = KNOCKS;
+                doors = candidates(folder).map_err(failed)?;
+            }
             if let Some(path) = event.name.and_then(|name| candidate(folder, &name)) {
                 knocks = KNOCKS;
                 if !doors.contains(&path) {
@@ -147,6 +149,14 @@ fn appearing(folder: &Path) -> Result<UnixStream, String> {
             }
         }
     }
+}
+
+/// The paths in `folder` that a socket for us may have.
+fn candidates(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let there = fs::read_dir(folder)?.flatten();
+    Ok(there
+        .filter_map(|entry| candidate(folder, &entry.file_name()))
+        .collect())
 }
 
 /// The path of a name that a socket for us may have, if there is one.

@@ -169,7 +169,7 @@ fn a_thousand_small_flows_are_served_beside_a_hog() {
                     carried.fetch_add(octets as u64, Ordering::Relaxed);
                 }
             });
-            let _ended = Ended(stop);
+            let running = Running(stop);
             let going = || carried.load(Ordering::Relaxed) >= 64 << 20;
             assert!(wait_until(LONG, going), "the hog does not get going");
             let pause = scope.spawn(|| longest_pause(stop));
@@ -177,7 +177,7 @@ fn a_thousand_small_flows_are_served_beside_a_hog() {
             let mut trips: Vec<_> = (0..rounds).flat_map(|_| round(&small, pace)).collect();
             let octets = carried.load(Ordering::Relaxed) - before;
             let rate = octets as f64 * 8e-9 / began.elapsed().as_secs_f64();
-            stop.store(true, Ordering::Relaxed);
+            drop(running);
             trips.sort();
             (trips, rate, pause.join().unwrap())
         });
@@ -195,10 +195,10 @@ fn a_thousand_small_flows_are_served_beside_a_hog() {
     }
 }
 
-/// Lets the threads of a scope end when a test fails within it.
-struct Ended<'a>(&'a AtomicBool);
+/// Lets the threads of a scope run for as long as it lives: a test that fails within it ends.
+struct Running<'a>(&'a AtomicBool);
 
-impl Drop for Ended<'_> {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }

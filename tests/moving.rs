@@ -432,11 +432,8 @@ fn half_closed_connections_stay_half_closed() {
     let (ours, theirs) = connection(&nodes, 0);
     (&theirs).write_all(b"last words").unwrap();
     theirs.shutdown(std::net::Shutdown::Write).unwrap();
-    assert!(wait_until(LONG, || uninterrupted(
-        || ours.peek(&mut [0; 16])
-    )
-    .unwrap()
-        == 10));
+    let all = || uninterrupted(|| ours.peek(&mut [0; 16])).unwrap() == 10;
+    assert!(wait_until(LONG, all));
     let (new, carried, _old) = migrate(&nodes, ours);
     assert!(carried.ended && !carried.shut);
     assert_eq!(read(&new, 10), b"last words");

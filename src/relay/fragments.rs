@@ -1,5 +1,7 @@
 //! Fragments, both ways: parts of the guest's packets become whole packets, and what is too large for the link becomes parts.
 
+use std::sync::atomic::Ordering;
+
 use super::{
     errors::{Fault, QUOTED},
     state::Relay,
@@ -47,11 +49,18 @@ impl Relay {
             id: 0,
             whole: true,
         };
-        self.fragment_id = self.fragment_id.wrapping_add(1);
         let upper = self.message.get(..len).unwrap_or_default();
-        let packet = (&ip, protocol, self.fragment_id);
         let mtu = usize::from(self.net.mtu);
-        if !send(&mut self.scratch, ends, packet, upper, mtu, outbox) {
+        let number = || self.fragment_ids.fetch_add(1, Ordering::Relaxed);
+        if !send(
+            &mut self.scratch,
+            ends,
+            (&ip, protocol),
+            upper,
+            mtu,
+            number,
+            outbox,
+        ) {
             self.drops.count(Why::LinkFull);
         }
     }
@@ -199,13 +208,14 @@ fn sums_up(ip: &Ip, protocol: u8, upper: &[u8]) -> bool {
 }
 
 /// Hands a packet to the guest: whole where the link takes it, else in parts. `upper` is all behind the IP header. `false` if
-/// the link had no room for some of it.
+/// the link had no room for some of it. `number` tells the parts from those of others.
 fn send(
     scratch: &mut Vec<u8>,
     ends: Ends,
-    (ip, protocol, id): (&Ip, u8, u32),
+    (ip, protocol): (&Ip, u8),
     upper: &[u8],
     mtu: usize,
+    number: impl FnOnce() -> u32,
     outbox: &mut Outbox,
 ) -> bool {
     let mut sent = true;
@@ -226,7 +236,7 @@ fn send(
             whole: false,
             ..*ip
         };
-        fragment::split(scratch, ends, (&ip, protocol, id), upper, mtu, put);
+        fragment::split(scratch, ends, (&ip, protocol, number()), upper, mtu, put);
     }
     sent
 }

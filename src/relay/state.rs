@@ -5,6 +5,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     num::NonZeroU64,
+    sync::{Arc, atomic::AtomicU32},
 };
 
 use super::{
@@ -113,8 +114,8 @@ pub struct Relay {
     pub(super) groups: Groups,
     pub(super) reassembly: Reassembly,
     pub(super) backlog: Backlog,
-    /// Tells packets apart that we fragment.
-    pub(super) fragment_id: u32,
+    /// Tells packets apart that we fragment; one count for all relays of the guest, as it cannot know which one a packet is of.
+    pub(super) fragment_ids: Arc<AtomicU32>,
     /// The flow found last: frames of one flow come in rows.
     pub(super) last: Option<(Key, Id)>,
     /// Flows that had something for the guest when the link was full, first come first.
@@ -204,7 +205,7 @@ impl Relay {
             groups: Groups::new(),
             reassembly: Reassembly::new(),
             backlog: Backlog::new(),
-            fragment_id: 0,
+            fragment_ids: Arc::new(AtomicU32::new(RandomState::new().hash_one(()) as u32)),
             last: None,
             starved: VecDeque::with_capacity(longest_line(limits.flows)),
             postponed: VecDeque::with_capacity(limits.flows),
@@ -263,9 +264,11 @@ impl Relay {
         &self.drops
     }
 
-    /// Takes numbers of connections and flow labels as another relay of the guest does: a flow may go from one to the other.
+    /// Takes numbers of connections, of packets and flow labels as another relay of the guest does: a flow may go from one to
+    /// the other.
     pub fn number_as(&mut self, other: &Self) {
         self.secret = other.secret.clone();
+        self.fragment_ids = Arc::clone(&other.fragment_ids);
     }
 
     /// Where numbers of a connection begin: at a keyed hash of its ends, and sequence numbers a clock of four microseconds

@@ -95,7 +95,7 @@ impl Joiner {
 }
 
 /// Reads a fragment: its header with its part of the payload, identification, offset, and whether more follow.
-fn read(frame: &[u8]) -> Option<(Ip, u32, usize, bool)> {
+pub fn read(frame: &[u8]) -> Option<(Ip, u32, usize, bool)> {
     let number = |octets: &[u8]| octets.iter().fold(0, |n, &octet| n << 8 | u32::from(octet));
     match frame[12..14] {
         [0x08, 0x00] => {

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     Scene, assert_works,
-    guest::{Udp, pattern},
+    guest::{Udp, both, fragment, guest_addr, pattern},
     lab::{
         LONG,
         front_end::{
@@ -19,8 +19,9 @@ use crate::{
         },
         servers::udp_socket,
         uninterrupted,
-        world::{INTERNET4, POD4},
+        world::{INTERNET4, INTERNET6, POD4},
     },
+    queues::{self, HEADER},
 };
 
 /// A driver that is left no checksum to compute.
@@ -126,5 +127,29 @@ fn datagrams_larger_than_all_buffers_are_dropped_and_the_next_arrives() {
             .translator
             .expect_log("larger than the guest's buffers: ");
         scene.translator.assert_alive();
+    }
+}
+
+/// Packets of one peer are told apart by their numbers alone, whoever has cut them.
+#[test]
+fn packets_that_two_threads_cut_have_different_numbers() {
+    let Some(scene) = queues::scene("2") else {
+        return;
+    };
+    let mut guest = scene.guest(Driver::twice(LINUX));
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let server = udp_socket(&scene.world.outside, remote);
+        let numbers = [0, 1].map(|pair| {
+            let local = guest_addr(remote, 41_000 + pair as u16);
+            let question = Udp::new(local, remote, b"how much?");
+            guest.transmit_by(pair, &HEADER, &question.frame(), 1);
+            let (_, from) = uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap();
+            server.send_to(&pattern(0, 4000), from).unwrap();
+            guest.expect("part", |arrival| {
+                let (ip, number, ..) = fragment::read(&arrival.frame)?;
+                (arrival.pair == pair && ip.src == remote.ip()).then_some(number)
+            })
+        });
+        assert_ne!(numbers[0], numbers[1]);
     }
 }

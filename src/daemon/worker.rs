@@ -99,9 +99,10 @@ impl Worker {
         }
     }
 
-    /// Whether a queue of this pair runs.
-    pub(super) const fn runs(&mut self) -> bool {
-        self.core.inbox.intake().is_some() || self.core.outbox.outlet().is_some()
+    /// Whether a queue of this pair runs, and is not disabled.
+    pub(super) fn runs(&mut self) -> bool {
+        let takes = self.core.inbox.intake().is_some() && !self.core.inbox.discards();
+        takes || self.core.outbox.outlet().is_some()
     }
 
     /// Where the queues of this pair live.

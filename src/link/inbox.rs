@@ -245,6 +245,11 @@ impl Inbox {
         whole
     }
 
+    /// Whether frames of the current burst are to go nowhere, as their queue is disabled.
+    pub fn discards(&self) -> bool {
+        self.intake.as_ref().is_some_and(Intake::discards)
+    }
+
     /// Frames in the current burst.
     pub fn frames(&self) -> usize {
         self.frames.len()

@@ -55,7 +55,7 @@ reasons! {
     Destination = "bad destination address",
     /// Port 0.
     PortZero = "port 0",
-    /// The family or protocol is switched off.
+    /// The family, the protocol or the guest's queue is switched off.
     Disabled = "switched off",
     /// A service has nothing to say to this request.
     Unanswered = "request without an answer",

@@ -103,8 +103,14 @@ impl Relay {
     /// How many were taken: where several relays serve a guest, another may have no room for the next one.
     pub fn from_guest(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) -> usize {
         let mut taken = 0;
+        let discards = inbox.discards();
         while let Some(frame) = inbox.frame(taken) {
-            let Some(done) = self.take_frame(frame, inbox, outbox, now) else {
+            let done = if discards {
+                Some(Err(Why::Disabled))
+            } else {
+                self.take_frame(frame, inbox, outbox, now)
+            };
+            let Some(done) = done else {
                 break;
             };
             if let Err(why) = done {

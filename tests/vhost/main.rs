@@ -11,6 +11,7 @@ mod abuse;
 mod chance;
 mod crowds;
 mod datagrams;
+mod disabled;
 mod following;
 mod guests;
 mod inbound;

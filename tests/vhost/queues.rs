@@ -37,8 +37,8 @@ use crate::{
 };
 
 /// The second pair's receive and transmit queue.
-const RX1: usize = RX + 2;
-const TX1: usize = TX + 2;
+pub const RX1: usize = RX + 2;
+pub const TX1: usize = TX + 2;
 
 pub const HEADER: [u8; 12] = [0; 12];
 
@@ -376,75 +376,6 @@ fn parts_of_a_datagram_may_come_by_several_queues() {
             assert!(octets[..len] == payload, "{len} octets");
         }
     }
-}
-
-#[test]
-fn flows_go_on_when_their_queue_pair_is_disabled() {
-    let Some(scene) = scene("2") else { return };
-    let mut guest = scene.guest(Driver::twice(LINUX));
-    let data = pattern(7, 20_000);
-    for (round, remote) in both(INTERNET4, INTERNET6, 7).into_iter().enumerate() {
-        // What those of the round before still have to say is not to be taken for theirs.
-        let port = 40_000 + round as u16;
-        let mut flow = Connection::new(&scene, &mut guest, 1, remote, port);
-        flow.send(&mut guest, 1, 1000);
-        assert_eq!(flow.arrive(&mut guest, 0), 1);
-        let server = udp_socket(&scene.world.outside, remote);
-        let udp = Udp::new(guest_addr(remote, 41_000), remote, b"first");
-        guest.transmit_by(1, &HEADER, &udp.frame(), 1);
-        let (_, from) = uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap();
-        // As `ethtool -L eth0 combined 1` has it.
-        guest.enable(RX1..TX1 + 1, false);
-        flow.send(&mut guest, 0, 1000);
-        assert_eq!(flow.arrive(&mut guest, 1000), 0);
-        assert_eq!(flow.fetch(&mut guest, 0, &data), 0);
-        server.send_to(b"answer", from).unwrap();
-        guest.expect("datagram", |arrival| {
-            let udp = Udp::of_frame(&arrival.frame)?;
-            (udp.payload == b"answer").then_some(())
-        });
-        guest.transmit_by(0, &HEADER, &udp.frame(), 1);
-        assert_eq!(
-            uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap(),
-            (5, from)
-        );
-        // And back: what is new can be anywhere, what there was stays.
-        guest.enable(RX1..TX1 + 1, true);
-        flow.send(&mut guest, 1, 1000);
-        assert_eq!(flow.arrive(&mut guest, 2000), 0);
-        let remote = SocketAddr::new(remote.ip(), 100 + round as u16);
-        let mut flow = Connection::new(&scene, &mut guest, 1, remote, port + 2000);
-        assert_eq!(flow.fetch(&mut guest, 1, &data), 1);
-    }
-}
-
-#[test]
-fn queues_that_were_stopped_start_again_and_flows_with_them() {
-    let Some(mut scene) = scene("2") else { return };
-    let idle = scene.translator.idle_fd_count();
-    for _ in 0..3 {
-        let mut guest = scene.guest(Driver::twice(LINUX));
-        let mut flow = Connection::new(&scene, &mut guest, 1, (INTERNET4, 7).into(), 40_000);
-        flow.send(&mut guest, 1, 1000);
-        flow.arrive(&mut guest, 0);
-        // A reboot: firmware comes first, and has one pair.
-        guest.stop_rings();
-        guest.reset_driver();
-        guest.share_memory();
-        guest.start_rings(0, 0);
-        guest.enable(RX1..TX1 + 1, false);
-        assert_works(&mut guest);
-        guest.enable(RX1..TX1 + 1, true);
-        guest.transmit_by(1, &HEADER, &arp_request(), 1);
-        guest.expect("ARP reply", is_arp_reply);
-        flow.send(&mut guest, 1, 1000);
-        flow.arrive(&mut guest, 1000);
-        drop(guest);
-        // The peer hears of it, and nothing is left.
-        assert!(uninterrupted(|| flow.server.read(&mut [0])).is_err());
-        scene.translator.expect_fd_count(idle);
-    }
-    scene.translator.assert_alive();
 }
 
 /// As with one pair, the connection ends with a line, and the next one is served.

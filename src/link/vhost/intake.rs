@@ -70,16 +70,24 @@ pub struct Intake {
     heads: Vec<u16>,
     /// Octets of the header before each frame.
     header: usize,
+    discards: bool,
 }
 
 impl Intake {
-    pub fn new(ring: Ring, header: usize) -> Self {
+    /// Of a queue that is disabled, where its frames are to go nowhere.
+    pub fn new(ring: Ring, header: usize, discards: bool) -> Self {
         Self {
             ring,
             pieces: Vec::with_capacity(2 * PIECES),
             heads: Vec::with_capacity(FRAMES),
             header,
+            discards,
         }
+    }
+
+    /// Whether its frames are to go nowhere.
+    pub const fn discards(&self) -> bool {
+        self.discards
     }
 
     /// Ends it, and gives its ring back.

@@ -81,6 +81,17 @@ pub enum Served {
     Left,
 }
 
+/// What a front-end that knows of it has said of a queue (vhost-user, "Ring states").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Enabled {
+    /// Not since it was stopped, or the guest is paused: what the driver has sent waits until it is.
+    #[default]
+    NotYet,
+    Yes,
+    /// No more, though the guest goes on with others: what the driver still sends is taken, and goes nowhere.
+    NoMore,
+}
+
 #[derive(Debug, Default)]
 struct Queue {
     size: u16,
@@ -89,7 +100,7 @@ struct Queue {
     log: Option<u64>,
     /// The entry of the available ring that comes next.
     next: u16,
-    enabled: bool,
+    enabled: Enabled,
     kick: Option<Arc<OwnedFd>>,
     /// While it runs, its ring has it.
     call: Option<OwnedFd>,
@@ -297,7 +308,7 @@ impl Session {
             Request::ResetOwner | Request::ResetDevice => {
                 for index in 0..self.queues.len() {
                     self.reset(index, halves);
-                    self.queue(index as u32, message.request)?.enabled = false;
+                    self.queue(index as u32, message.request)?.enabled = Enabled::NotYet;
                 }
                 self.features = 0;
                 self.status = 0;
@@ -358,7 +369,9 @@ impl Session {
         let (index, value) = message.state()?;
         let wrong = Refused::Value(request);
         self.queue(index, request)?;
-        self.stop(index as usize, halves);
+        let ran = self.stop(index as usize, halves);
+        let first = self.queues.get(TRANSMIT).map(|queue| queue.enabled);
+        let goes_on = index > TRANSMIT as u32 && first == Some(Enabled::Yes);
         let queue = self.queue(index, request)?;
         match request {
             Request::SetVringNum => {
@@ -368,7 +381,13 @@ impl Session {
                     .ok_or(wrong)?;
             }
             Request::SetVringBase => queue.next = u16::try_from(value).map_err(|_| wrong)?,
-            _ => queue.enabled = value != 0,
+            _ => {
+                queue.enabled = match value {
+                    0 if ran && goes_on => Enabled::NoMore,
+                    0 => Enabled::NotYet,
+                    _ => Enabled::Yes,
+                };
+            }
         }
         self.start(index as usize, halves)
     }
@@ -448,6 +467,9 @@ impl Session {
         self.stop(index, halves);
         if let Some(queue) = self.queues.get_mut(index) {
             queue.call = None;
+            if queue.enabled == Enabled::NoMore {
+                queue.enabled = Enabled::NotYet;
+            }
             if let Some(kick) = queue.kick.take() {
                 self.watches.push(Watch::Close(kick, index));
             }
@@ -482,9 +504,15 @@ impl Session {
         let Some((descriptors, available, used)) = queue.addresses else {
             return Ok(());
         };
+        let enabled = if has(bits::PROTOCOL_FEATURES) {
+            queue.enabled
+        } else {
+            Enabled::Yes
+        };
+        let discards = enabled == Enabled::NoMore && index % 2 == TRANSMIT;
         let runs = queue.kick.is_some()
             && queue.size > 0
-            && (queue.enabled || !has(bits::PROTOCOL_FEATURES))
+            && (enabled == Enabled::Yes || discards)
             && self.memory.regions() > 0;
         if !runs {
             return Ok(());
@@ -508,7 +536,7 @@ impl Session {
             vnet::LEN_LEGACY
         };
         if index % 2 == TRANSMIT {
-            *halves.intake = Some(Intake::new(ring, header));
+            *halves.intake = Some(Intake::new(ring, header, discards));
         } else {
             let abilities = Abilities {
                 header,

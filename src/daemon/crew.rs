@@ -39,6 +39,8 @@ const PACE_MOST: Span = Span::millis(1600);
 pub(super) struct Crew {
     members: Vec<Member>,
     words: Option<Receiver<Word>>,
+    /// What a worker's thread has ended by.
+    ended: Option<io::Error>,
     /// The first reactor's part, while no worker has anything to serve.
     share: Option<Share>,
     /// When flows whose queue does not run are taken over.
@@ -94,6 +96,7 @@ impl Crew {
         Ok(Self {
             members,
             words: Some(words),
+            ended: None,
             share,
             absorb_at: None,
             follow_at: None,
@@ -134,6 +137,9 @@ impl Crew {
     /// What a worker's thread has ended by.
     pub(super) fn hear(&mut self, first: &mut Core) -> io::Result<Option<String>> {
         let mut stopped = None;
+        if let Some(error) = self.ended.take() {
+            return Err(error);
+        }
         for word in self.words.iter().flat_map(Receiver::try_iter) {
             match word {
                 Word::Ready => {}
@@ -265,6 +271,14 @@ impl Crew {
             worker.core.relay.guest_left();
             worker.core.register();
             worker.core.outbox.attach_queue(false);
+        }
+        // What is said of this guest and its queues by now is not to be taken for the next one's.
+        for word in self.words.iter().flat_map(Receiver::try_iter) {
+            match word {
+                Word::Drift => self.follow_at = Some(self.rest_until),
+                Word::Ended(error) => self.ended = Some(error),
+                Word::Ready | Word::News(_) | Word::Stopped(_) => {}
+            }
         }
         self.arrange(first, workers, now);
     }

@@ -412,6 +412,24 @@ fn a_driver_that_breaks_the_second_pair_begins_anew() {
     }
 }
 
+/// The thread of its second pair and the end of its connection tell of it at the same time.
+#[test]
+fn nobody_answers_for_the_driver_before() {
+    let Some(scene) = scene("2") else { return };
+    let mut guest = scene.guest(Driver::twice(LINUX));
+    for _ in 0..20 {
+        assert_works(&mut guest);
+        scene.translator.stand_still();
+        guest.jump(TX1, 2000);
+        guest.kick(TX1);
+        drop(guest);
+        let next = scene.translator.connect();
+        scene.translator.signal(Signal::SIGCONT);
+        guest = FrontEnd::start(next, Driver::twice(LINUX));
+    }
+    assert_works(&mut guest);
+}
+
 #[test]
 fn memory_may_go_while_a_thread_is_busy_with_it() {
     let Some(mut scene) = scene("2") else { return };

@@ -215,6 +215,7 @@ fn what_a_socket_was_told_the_next_is_told() {
         // And what every socket of ours is told.
         assert!(options.tcp_nodelay().unwrap());
         assert!(options.out_of_band_inline().unwrap());
+        assert_eq!(options.tcp_notsent_lowat().unwrap(), u32::MAX);
         exchange(&ours, &theirs);
         nodes.move_address(&nodes.target, &nodes.source);
     }

@@ -15,7 +15,10 @@ use nix::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{group::keep_to_members, socket::is_of_port};
+use super::{
+    group::keep_to_members,
+    socket::{is_of_port, prepare_tcp},
+};
 use crate::{
     config::Rule,
     net::Protocol,
@@ -420,6 +423,7 @@ fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
     socket.set_reuse_address(tcp)?;
     socket.bind(&SockAddr::from(address(addr, port, scope)))?;
     if tcp {
+        prepare_tcp(&socket)?;
         socket.listen(BACKLOG)?;
     } else {
         // Now that the port is ours: each client gets a socket of its own there.
@@ -507,12 +511,12 @@ pub fn syn_retries() -> SynRetries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::PortMap;
+    use crate::{host::socket::accept, net::PortMap};
+    use socket2::SockRef;
+    use std::net::TcpStream;
 
-    /// Policies of other kinds refuse ports too, and nothing about low ports helps there.
-    #[test]
-    fn low_ports_are_told_of_where_the_port_is_low() {
-        let rule = |port| Rule {
+    fn rule(port: u16) -> Rule {
+        Rule {
             protocol: Protocol::Tcp,
             addr: None,
             interface: None,
@@ -522,7 +526,29 @@ mod tests {
             target: None,
             best_effort: false,
             option: format!("-t {port}"),
+        }
+    }
+
+    #[test]
+    fn accepted_connections_have_what_the_listening_socket_was_told() {
+        let how = How {
+            port: 0,
+            scope: 0,
+            freebind: false,
         };
+        let at = At::One(Ipv4Addr::LOCALHOST.into());
+        let listener = open(&rule(0), at, how).unwrap();
+        let port = listener.local_addr().unwrap().as_socket().unwrap();
+        let _peer = TcpStream::connect(port).unwrap();
+        let (socket, _) = accept(&listener).unwrap();
+        let options = SockRef::from(&socket);
+        assert!(options.out_of_band_inline().unwrap());
+        assert_eq!(options.tcp_notsent_lowat().unwrap(), u32::MAX);
+    }
+
+    /// Policies of other kinds refuse ports too, and nothing about low ports helps there.
+    #[test]
+    fn low_ports_are_told_of_where_the_port_is_low() {
         let refused = io::Error::from_raw_os_error(libc::EACCES);
         assert_eq!(
             refusal(&rule(8080), 8080, 1024, &refused),

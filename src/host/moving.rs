@@ -302,7 +302,7 @@ pub fn restore(socket: &OwnedFd, carried: &Carried) -> io::Result<()> {
     repair::set_window(fd, carried.window)?;
     repair::choose(fd, Queue::None)?;
     options.set_tcp_nodelay(true)?;
-    options.set_out_of_band_inline(true)?;
+    socket::prepare_tcp(socket)?;
     tell(socket, carried.peer.is_ipv6(), &carried.options)?;
     listen(socket);
     Ok(())

@@ -121,8 +121,7 @@ pub fn tcp(peer: Peer, outbound: &Outbound, manner: Manner) -> io::Result<(Owned
     if manner.tos != 0 {
         sockopt::set_tos(socket.as_fd(), v6, manner.tos)?;
     }
-    // Urgent data stays in the stream; the guest's URG is not reproduced.
-    socket.set_out_of_band_inline(true)?;
+    prepare_tcp(&socket)?;
     // There are no routers on the way to oneself.
     if !local {
         sockopt::set_ttl(socket.as_fd(), v6, manner.ttl)?;
@@ -157,7 +156,7 @@ fn is_local(peer: Peer) -> bool {
     peer.endpoint.addr.is_loopback()
 }
 
-/// Takes the next connection that waits at a listening socket, with its peer.
+/// Takes the next connection that waits at a listening socket, which [`prepare_tcp`] has seen, with its peer.
 ///
 /// # Errors
 /// Those of accept(2); `WouldBlock` when none waits.
@@ -165,8 +164,19 @@ pub fn accept(listener: &impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
     let (socket, peer) = SockRef::from(listener).accept()?;
     let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
     socket.set_nonblocking(true)?;
-    socket.set_out_of_band_inline(true)?;
     Ok((socket.into(), canonical(peer)))
+}
+
+/// Has a TCP socket take and give what flows rely on. Connections have it from the socket they are accepted at.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn prepare_tcp(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    // Urgent data stays in the stream; the guest's URG is not reproduced.
+    socket.set_out_of_band_inline(true)?;
+    // A window promises room, which net.ipv4.tcp_notsent_lowat would have the kernel refuse to fill.
+    socket.set_tcp_notsent_lowat(u32::MAX)
 }
 
 /// Opens a UDP socket for what `peer` sent to one of our ports: bound to that very address, so that what goes back comes from

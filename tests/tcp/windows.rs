@@ -175,6 +175,26 @@ fn a_guest_may_send_a_whole_segment_as_soon_as_all_before_are_read() {
     }
 }
 
+/// `net.ipv4.tcp_notsent_lowat` has sockets take no more than that though they have room: windows tell of room.
+#[test]
+fn a_host_that_wants_little_unsent_takes_what_was_promised() {
+    let Some((scene, listeners)) = furnish() else {
+        return;
+    };
+    scene.world.pod.sysctl("ipv4/tcp_notsent_lowat", "16384");
+    let mut streams: Vec<_> = listeners
+        .iter()
+        .zip(40_000..)
+        .map(|(listener, port)| Stream::open(&scene, listener, port, 1400))
+        .collect();
+    for lead in [0, 1000] {
+        fill(&scene, &mut streams, lead);
+        streams.iter_mut().for_each(Stream::read_all);
+        expect_open(&scene, &mut streams, "little unsent");
+    }
+    streams.iter_mut().for_each(|stream| stream.peer.rst());
+}
+
 /// Silly windows (RFC 9293, section 3.8.6.2): what is announced is worth a segment, and comes before all is read.
 #[test]
 fn a_window_opens_well_while_little_after_little_is_read() {

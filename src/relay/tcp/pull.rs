@@ -69,7 +69,11 @@ impl Relay {
             }
             match self.pull_once(id, sendable.min(left), outbox, now) {
                 Look::Octets(octets) => left = left.saturating_sub(octets),
-                Look::End | Look::Nothing if self.has_failed(id) => return self.reset(id, outbox),
+                Look::End if self.has_failed(id) => return self.reset(id, outbox),
+                // Who is in line may have had no room to look.
+                Look::Nothing if self.has_failed(id) && !self.is_starved(id) => {
+                    return self.reset(id, outbox);
+                }
                 Look::End => match self.flows.get_mut(id) {
                     Some(Flow::Tcp(flow)) if flow.conn.wants_host() => flow.conn.ended(),
                     _ => break,
@@ -246,9 +250,13 @@ impl Relay {
         Look::Octets(octets)
     }
 
-    /// Whether a write to the socket failed, and all it held is read.
+    /// Whether a write to the socket failed.
     fn has_failed(&self, id: Id) -> bool {
-        matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.failed && !flow.state.starved)
+        matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.failed)
+    }
+
+    fn is_starved(&self, id: Id) -> bool {
+        matches!(self.flows.get(id), Some(Flow::Tcp(flow)) if flow.state.starved)
     }
 
     fn starved(&mut self, id: Id) -> Look {
@@ -376,7 +384,11 @@ fn nothing(flow: &mut TcpFlow) -> Look {
 mod tests {
     use super::super::super::fixture;
     use super::*;
-    use std::io::Read;
+    use socket2::SockRef;
+    use std::{
+        io::{Read, Write},
+        time::Duration,
+    };
 
     /// Where a frame has its flags.
     const FLAGS: usize = 47;
@@ -414,6 +426,32 @@ mod tests {
         let frames = guest.frames(outbox);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0][FLAGS] & 0x04, 0x04);
+    }
+
+    /// A stream that looks complete is worse than one that is reset (RFC 9293, section 3.10.7.4).
+    #[test]
+    fn a_reset_that_a_write_has_met_is_no_end_of_the_stream_for_who_stands_in_line() {
+        let (mut outbox, guest) = fixture::link();
+        let mut relay = fixture::relay(16);
+        let (id, mut peer) = fixture::connection(&mut relay, NOW);
+        peer.write_all(b"octets").unwrap();
+        SockRef::from(&peer)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(peer);
+        let Some(Flow::Tcp(flow)) = relay.flows.get_mut(id) else {
+            panic!("no connection");
+        };
+        // The kernel tells once.
+        SockRef::from(&flow.socket).send(b"lost").unwrap_err();
+        (flow.state.failed, flow.state.ended, flow.state.readable) = (true, true, true);
+        relay.starve(id);
+        relay.pull(id, &mut outbox, NOW);
+        relay.resume(&mut outbox, NOW);
+        assert!(relay.flows.get(id).is_none());
+        let frames = guest.frames(outbox);
+        let flags: Vec<u8> = frames.iter().map(|frame| frame[FLAGS] & 7).collect();
+        assert_eq!(flags, [0, 4]);
     }
 
     /// A machine that is stopped takes nothing, and goes on later.

@@ -24,7 +24,7 @@ pub enum Text {
 pub struct Receiver {
     /// The next octet expected; those before are taken, or will be with the current burst.
     pub nxt: Seq,
-    /// The right edge we promised. Never moves left.
+    /// The right edge we promised. Never moves left, unless the promise was broken.
     edge: Seq,
     /// The right edge as the guest understood it: windows are told in units, so it may lie some octets beyond. What comes up
     /// to here is taken, but never promised again: rounding must not let the edge creep.
@@ -111,9 +111,11 @@ impl Receiver {
         self.nxt += octets;
     }
 
-    /// Gives back the last octets taken: nobody could hold them.
+    /// Gives back the last octets taken, as nobody could hold them, and with them what more was promised: a guest with a
+    /// window would try ever more seldom, one without asks, and is told.
     pub fn give_back(&mut self, octets: u32) {
         self.nxt = self.nxt - octets;
+        (self.edge, self.shown) = (self.nxt, self.nxt);
     }
 
     /// Octets of a segment behind a gap that lie inside the window.
@@ -167,7 +169,7 @@ impl Receiver {
     /// The window to announce with the next segment, given the octets the host can take beyond `nxt`. Unscaled for a SYN.
     ///
     /// The edge moves in useful steps only (RFC 9293, section 3.8.6.2.2), or if a guest that waits to send a whole segment then
-    /// may; and never back.
+    /// may; and not back.
     pub fn announce(&mut self, free: u32, flags: Flags) -> u16 {
         let scaled = self.scale > 0 && !flags.has(Flags::SYN);
         let scale = if scaled { self.scale } else { 0 };

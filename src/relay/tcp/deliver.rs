@@ -75,7 +75,9 @@ impl Relay {
             return;
         };
         let over = flow.is_over();
-        if ack && flow.conn.ack_due() {
+        if ack && flow.state.owes_ack {
+            self.acknowledge(id, outbox, now);
+        } else if ack && flow.conn.ack_due() {
             if self.postponed.len() < self.limits.flows && flow.conn.ack_may_wait(now) {
                 self.postponed.push_back((id, now));
             } else {
@@ -135,6 +137,8 @@ impl Relay {
                 if refused > 0 {
                     let rest: usize = slots.map(|slot| slot.len()).sum();
                     flow.conn.give_back((refused + rest) as u32);
+                    // Though nothing may be left to acknowledge: the guest has to hear of its window.
+                    flow.state.owes_ack = true;
                     self.drops.count(Why::PromiseBroken);
                     break;
                 }
@@ -371,4 +375,100 @@ fn passes(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{fixture, request::Ready};
+    use super::*;
+    use crate::wire::{frame::Ip, tcp::Flags};
+    use socket2::SockRef;
+    use std::{io::Read, net::TcpStream};
+
+    const NOW: Now = Now(1_000_000);
+
+    /// What the guest may send.
+    const WINDOW: usize = 30_000;
+
+    /// A segment of the guest's comes, alone in its burst.
+    fn take(relay: &mut Relay, outbox: &mut Outbox, from: u32, octets: usize) {
+        let mut inbox = Inbox::holding();
+        inbox.hold(&vec![7; 54 + octets]);
+        let frame = inbox.frame(0).unwrap().whole;
+        let flags = Flags::ACK | Flags::PSH;
+        let mut segment = fixture::segment(fixture::IRS + 1 + from, fixture::ISS + 1, flags);
+        segment.payload = 54..54 + octets;
+        let ip = Ip {
+            src: fixture::GUEST.into(),
+            dst: fixture::REMOTE.into(),
+            ttl: 64,
+            tos: 0,
+            id: 0,
+            whole: true,
+        };
+        (segment.src_port, segment.dst_port) = (80, 53);
+        let _ = relay.tcp_segment(&ip, &segment, frame, &inbox, outbox, NOW);
+        relay.end_touched(&inbox, outbox, NOW);
+        relay.resume(outbox, NOW);
+    }
+
+    /// Fills a connection whose peer does not read.
+    fn fill(socket: &impl AsFd) {
+        let socket = SockRef::from(socket);
+        socket.set_send_buffer_size(1).unwrap();
+        while socket.send(&[0; 4096]).is_ok() {}
+    }
+
+    /// Regression: the guest would ask ever more seldom, and nobody would tell it.
+    #[test]
+    fn a_promise_that_cannot_be_kept_is_taken_back_and_given_again() {
+        let (mut outbox, mut guest) = fixture::link();
+        let mut relay = fixture::relay(16);
+        let (id, mut peer) = fixture::connection(&mut relay, NOW);
+        relay.acknowledge(id, &mut outbox, NOW);
+        let Some(Flow::Tcp(flow)) = relay.flows.get_mut(id) else {
+            panic!("no connection");
+        };
+        fill(&flow.socket);
+        flow.space = None;
+        take(&mut relay, &mut outbox, 0, WINDOW);
+        assert_eq!(relay.drops().of(Why::PromiseBroken), 1);
+        take(&mut relay, &mut outbox, 0, WINDOW);
+        if let Some(Flow::Tcp(flow)) = relay.flows.get_mut(id) {
+            let socket = SockRef::from(&flow.socket);
+            socket.set_send_buffer_size(1 << 17).unwrap();
+        }
+        empty(&mut peer);
+        let ready = Ready {
+            readable: false,
+            writable: true,
+            ended: false,
+            error: false,
+            urgent: false,
+        };
+        relay.from_host(id, ready, &mut outbox, NOW);
+        guest.read_all(&mut outbox);
+        let told: Vec<_> = guest
+            .frames(outbox)
+            .iter()
+            .map(|frame| read(frame))
+            .collect();
+        assert!(
+            matches!(told[..], [(0, 1..), (4096, 0), (4096, 0), (4096, 1..)]),
+            "{told:?}"
+        );
+    }
+
+    /// The peer reads all there is.
+    fn empty(peer: &mut TcpStream) {
+        peer.set_nonblocking(true).unwrap();
+        while peer.read(&mut [0; 65_536]).is_ok_and(|octets| octets > 0) {}
+    }
+
+    /// Octets acknowledged, and the window.
+    fn read(frame: &[u8]) -> (u32, u16) {
+        let number = u32::from_be_bytes(frame[42..46].try_into().unwrap());
+        let window = u16::from_be_bytes([frame[48], frame[49]]);
+        (number.wrapping_sub(fixture::IRS.0 + 1), window)
+    }
 }

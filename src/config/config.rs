@@ -239,8 +239,19 @@ pub struct Outbound {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DnsServers {
     FromHost,
-    /// `--dns none` gives the empty list.
+    /// `--dns none` gives the empty list. One that names servers of one family leaves the other to the host.
     Given(Vec<IpAddr>),
+}
+
+impl DnsServers {
+    /// Those of the family whose addresses `of` returns; none if they are the host's.
+    pub fn given<A>(&self, of: impl Fn(IpAddr) -> Option<A>) -> Option<Vec<A>> {
+        let Self::Given(servers) = self else {
+            return None;
+        };
+        let family: Vec<A> = servers.iter().copied().filter_map(of).collect();
+        (servers.is_empty() || !family.is_empty()).then_some(family)
+    }
 }
 
 /// The search domains announced to the guest.

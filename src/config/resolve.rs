@@ -370,10 +370,7 @@ fn nameservers<A: Address>(
     servers: &[A],
     guest: Option<A>,
 ) -> Nameservers<A> {
-    let given: Option<Vec<A>> = match &config.dns_servers {
-        DnsServers::FromHost => None,
-        DnsServers::Given(servers) => Some(servers.iter().copied().filter_map(A::of).collect()),
-    };
+    let given = config.dns_servers.given(A::of);
     let or_localhost = |server: A| match server.is_unspecified() {
         true => A::LOCALHOST,
         false => server,

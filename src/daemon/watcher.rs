@@ -5,6 +5,7 @@ use std::{
     ffi::CStr,
     fs::{self, OpenOptions},
     io,
+    net::IpAddr,
     os::{
         fd::{AsFd, AsRawFd},
         unix::fs::FileExt,
@@ -23,7 +24,7 @@ use nix::{
 
 use super::{background, sandbox::Sandbox};
 use crate::{
-    config::{Config, DnsServers, SearchList},
+    config::{Config, SearchList},
     host::{
         resolv,
         resolv_watch::{self, Reader, Watcher},
@@ -78,12 +79,15 @@ fn rename_arguments() -> io::Result<()> {
 }
 
 fn wanted(config: &Config) -> bool {
-    let host4 = config.v4 && config.dns_forward4.is_some() && config.dns_host4.is_none();
-    let host6 = config.v6 && config.dns_forward6.is_some() && config.dns_host6.is_none();
-    config.dns_servers == DnsServers::FromHost
-        || config.search == SearchList::FromHost
-        || host4
-        || host6
+    let from_host = |is_family: fn(&IpAddr) -> bool| {
+        let of = |addr| Some(addr).filter(is_family);
+        config.dns_servers.given(of).is_none()
+    };
+    let host4 = config.dns_forward4.is_some() && config.dns_host4.is_none();
+    let host6 = config.dns_forward6.is_some() && config.dns_host6.is_none();
+    config.search == SearchList::FromHost
+        || config.v4 && (host4 || from_host(IpAddr::is_ipv4))
+        || config.v6 && (host6 || from_host(IpAddr::is_ipv6))
 }
 
 fn run(watcher: &Watcher, config: &Config) -> io::Result<()> {
@@ -116,4 +120,32 @@ fn run(watcher: &Watcher, config: &Config) -> io::Result<()> {
         .map_err(io::Error::other)?;
     watcher.watch(path, mounts.as_ref());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DnsServers;
+
+    #[test]
+    fn the_resolver_is_followed_for_families_without_nameservers_of_their_own() {
+        let given = |servers: &[&str]| Config {
+            search: SearchList::Given(Vec::new()),
+            dns_servers: DnsServers::Given(servers.iter().map(|s| s.parse().unwrap()).collect()),
+            ..Config::default()
+        };
+        assert!(wanted(&Config::default()));
+        assert!(!wanted(&given(&[])));
+        assert!(!wanted(&given(&["9.9.9.9", "2001:db8::53"])));
+        for server in ["9.9.9.9", "2001:db8::53"] {
+            let both = given(&[server]);
+            assert!(wanted(&both), "{server}");
+            let alone = Config {
+                v4: server.contains('.'),
+                v6: server.contains(':'),
+                ..both
+            };
+            assert!(!wanted(&alone), "{server}");
+        }
+    }
 }

@@ -65,6 +65,33 @@ fn the_print_out_leaves_out_what_is_off() {
     );
 }
 
+/// Whatever was cleared before.
+#[test]
+fn a_nameserver_of_one_family_leaves_the_other_to_the_host() {
+    let mut facts = Facts::default();
+    facts.resolver.servers4.push("192.0.2.53".parse().unwrap());
+    facts
+        .resolver
+        .servers6
+        .push("2001:db8::53".parse().unwrap());
+    for (line, wanted) in [
+        ("-D 9.9.9.9", &["9.9.9.9", "2001:db8::53"][..]),
+        ("-D ::5", &["192.0.2.53", "::5"]),
+        ("-D none -D ::5", &["192.0.2.53", "::5"]),
+        ("-D 9.9.9.9 -D none", &[]),
+    ] {
+        let config = words(line);
+        let resolved = resolve(&config, &facts).unwrap();
+        let page = cli::summary(&resolved, &config, None);
+        let told: Vec<&str> = page
+            .split("DNS:\n")
+            .skip(1)
+            .filter_map(|rest| rest.lines().next().map(str::trim))
+            .collect();
+        assert_eq!(told, wanted, "{line}: {page}");
+    }
+}
+
 #[test]
 fn the_print_out_lists_what_is_forwarded() {
     let page = |line: &str| {

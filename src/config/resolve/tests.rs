@@ -468,6 +468,25 @@ fn no_nameservers_on_request_is_nothing_to_warn_of() {
     assert!(resolved.net.v4.unwrap().dns.is_empty());
 }
 
+/// Of the family without nameservers given, the host's are told.
+#[test]
+fn given_nameservers_replace_those_of_their_family() {
+    let host = Host::lan().server("192.0.2.53").server("2001:db8::53");
+    for (given, wanted4, wanted6) in [
+        (&["9.9.9.9"][..], "9.9.9.9", "2001:db8::53"),
+        (&["2001:db8::5353"], "192.0.2.53", "2001:db8::5353"),
+        (&["2001:db8::5353", "9.9.9.9"], "9.9.9.9", "2001:db8::5353"),
+    ] {
+        let config = Config {
+            dns_servers: DnsServers::Given(given.iter().map(|server| ip(server)).collect()),
+            ..plain()
+        };
+        assert_eq!(host.v4(&config).dns, [ip::<Ipv4Addr>(wanted4)], "{given:?}");
+        assert_eq!(host.v6(&config).dns, [ip::<Ipv6Addr>(wanted6)], "{given:?}");
+        assert_eq!(host.resolve(&config).warnings, [""; 0], "{given:?}");
+    }
+}
+
 #[test]
 fn the_mtu_has_a_default_and_zero_keeps_it_secret() {
     let with = |mtu| {

@@ -2,16 +2,15 @@
 //! file instead of that. No destination's trouble is ours: what cannot be written is lost.
 
 use std::{
-    io::{self, Write},
-    os::{fd::AsFd, unix::net::UnixDatagram},
+    io,
+    os::unix::net::UnixDatagram,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::log_file::{LogFile, Stamp};
+use super::log_file::{LogFile, Stamp, say};
 use crate::config::{Config, Verbosity};
 
 /// Where the system log listens (syslog(3)).
@@ -91,7 +90,7 @@ impl Log for Destinations {
                 LevelFilter::Debug | LevelFilter::Trace => Stamp(self.start.elapsed()).to_string(),
                 _ => String::new(),
             };
-            say(format!("{stamp}{message}\n").as_bytes());
+            say(io::stderr(), format!("{stamp}{message}\n").as_bytes());
         }
         if let Some(syslog) = &self.syslog {
             syslog.send(record.level(), &message);
@@ -102,19 +101,6 @@ impl Log for Destinations {
     }
 
     fn flush(&self) {}
-}
-
-/// Writes a message to standard error, unless that would wait for a reader who does not read: a pipe that is writable takes
-/// PIPE_BUF octets at once (pipe(7)).
-fn say(message: &[u8]) {
-    for piece in message.chunks(libc::PIPE_BUF) {
-        let stderr = io::stderr();
-        let mut writable = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        if poll(&mut writable, PollTimeout::ZERO) == Ok(0) {
-            return;
-        }
-        let _ = io::stderr().write_all(piece);
-    }
 }
 
 const fn label(level: Level) -> &'static str {

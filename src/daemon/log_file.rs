@@ -1,15 +1,21 @@
-//! A log file of bounded size: when it is full, the oldest third or so makes room.
+//! A log file of bounded size: when it is full, the oldest third or so makes room. Or a FIFO, a terminal and the like, which
+//! has no size.
 
 use std::{
     env, fmt,
     fs::{File, OpenOptions},
-    io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    io::{self, Write},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
     path::Path,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::sys::reason;
 
@@ -23,6 +29,8 @@ const MESSAGE_MAX: usize = 8_192;
 #[derive(Debug)]
 pub(super) struct LogFile {
     file: File,
+    /// Whether it is a regular file, in which one can go back.
+    regular: bool,
     /// How the first line begins.
     title: String,
     /// The number of the process that stays, as the caller sees it.
@@ -58,6 +66,7 @@ impl LogFile {
                 )
             })?;
         Ok(Self {
+            regular: file.metadata().is_ok_and(|data| data.is_file()),
             file,
             title: title(),
             pid: AtomicU32::new(0),
@@ -70,10 +79,13 @@ impl LogFile {
     }
 
     /// Writes the header: who we are, now that the process has the number it keeps, which is `pid`. What was said before
-    /// moves below it. A full disk is no error, the log stays empty then.
+    /// moves below it, if it can. A full disk is no error, the log stays empty then.
     pub(super) fn begin(&self, pid: u32) {
         self.pid.store(pid, Ordering::Relaxed);
         let header = format!("{} ({pid})\n", self.title);
+        if !self.regular {
+            return say(&self.file, header.as_bytes());
+        }
         let mut text = header.clone().into_bytes();
         let mut early = vec![0; self.len.load(Ordering::Relaxed) as usize];
         if self.file.read_exact_at(&mut early, 0).is_ok() {
@@ -98,6 +110,10 @@ impl LogFile {
     }
 
     fn append_line(&self, stamp: Stamp, line: &[u8]) -> io::Result<()> {
+        if !self.regular {
+            say(&self.file, line);
+            return Ok(());
+        }
         let mut len = self.len.load(Ordering::Relaxed);
         if len + line.len() as u64 > self.limit {
             len = self.cut(stamp, len)?;
@@ -166,6 +182,18 @@ fn octets(text: &str) -> u64 {
     text.len() as u64
 }
 
+/// Writes a message, unless that would wait for a reader who does not read: a pipe that is writable takes PIPE_BUF octets at
+/// once (pipe(7)).
+pub(super) fn say(mut to: impl Write + AsFd, message: &[u8]) {
+    for piece in message.chunks(libc::PIPE_BUF) {
+        let mut writable = [PollFd::new(to.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut writable, PollTimeout::ZERO) == Ok(0) {
+            return;
+        }
+        let _ = to.write_all(piece);
+    }
+}
+
 /// Time since the start, in seconds and tenths of milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stamp(pub(super) Duration);
@@ -184,7 +212,9 @@ impl fmt::Display for Stamp {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process};
+    use std::{fs, io::Read, os::unix::fs::PermissionsExt, path::PathBuf, process};
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
 
     use super::*;
 
@@ -331,6 +361,35 @@ mod tests {
             assert!(line.ends_with(word), "{line}");
         }
         assert_eq!(lines.len(), 3);
+    }
+
+    /// What was said before the header is gone by then. Nobody waits for a reader who stops.
+    #[test]
+    fn a_fifo_takes_header_and_lines_and_holds_nobody_up() {
+        let scratch = Scratch::new("fifo");
+        mkfifo(&scratch.0, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        let mut open = OpenOptions::new();
+        open.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut reader = open.open(&scratch.0).unwrap();
+        let log = LogFile::open(&scratch.0, 50_000, Instant::now()).unwrap();
+        log.append("WARNING: ", "first");
+        log.begin(17);
+        log.append("info:    ", "second");
+        let mut text = vec![0; 10_000];
+        let read = reader.read(&mut text).unwrap();
+        let text = String::from_utf8_lossy(&text[..read]).into_owned();
+        let [first, header, second] = &text.lines().collect::<Vec<_>>()[..] else {
+            panic!("{text}");
+        };
+        assert!(first.ends_with(": WARNING: first"), "{first}");
+        assert!(
+            header.starts_with("passt ") && header.ends_with(" (17)"),
+            "{header}"
+        );
+        assert!(second.ends_with(": info:    second"), "{second}");
+        for _ in 0..1_000 {
+            log.append("", &"x".repeat(1_000));
+        }
     }
 
     /// Regression C51.

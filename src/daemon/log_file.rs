@@ -4,7 +4,7 @@
 use std::{
     env, fmt,
     fs::{File, OpenOptions},
-    io::{self, Write},
+    io::{self, Seek, SeekFrom, Write},
     os::{
         fd::AsFd,
         unix::fs::{FileExt, OpenOptionsExt},
@@ -40,7 +40,6 @@ pub(super) struct LogFile {
     limit: u64,
     /// Octets of the first line, 0 until there is one.
     header: AtomicU64,
-    len: AtomicU64,
     /// Held while one thread writes: lines stay whole and sorted.
     busy: AtomicBool,
 }
@@ -73,7 +72,6 @@ impl LogFile {
             start,
             limit,
             header: AtomicU64::new(0),
-            len: AtomicU64::new(0),
             busy: AtomicBool::new(false),
         })
     }
@@ -87,13 +85,12 @@ impl LogFile {
             return say(&self.file, header.as_bytes());
         }
         let mut text = header.clone().into_bytes();
-        let mut early = vec![0; self.len.load(Ordering::Relaxed) as usize];
+        let mut early = vec![0; self.end().unwrap_or(0) as usize];
         if self.file.read_exact_at(&mut early, 0).is_ok() {
             text.append(&mut early);
         }
         if self.file.write_all_at(&text, 0).is_ok() {
             self.header.store(octets(&header), Ordering::Relaxed);
-            self.len.store(text.len() as u64, Ordering::Relaxed);
         }
     }
 
@@ -114,18 +111,21 @@ impl LogFile {
             say(&self.file, line);
             return Ok(());
         }
-        let mut len = self.len.load(Ordering::Relaxed);
+        let mut len = self.end()?;
         if len + line.len() as u64 > self.limit {
             len = self.cut(stamp, len)?;
-            self.len.store(len, Ordering::Relaxed);
         }
         if let Err(error) = self.file.write_all_at(line, len) {
             // No half lines.
             self.file.set_len(len)?;
             return Err(error);
         }
-        self.len.store(len + line.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Where the file ends now: others may write to it, or empty it. By lseek(2), which the sandbox allows.
+    fn end(&self) -> io::Result<u64> {
+        (&self.file).seek(SeekFrom::End(0))
     }
 
     /// Moves the newest lines to the front, below a new header, and returns the new length.
@@ -134,7 +134,8 @@ impl LogFile {
         let cut_at = stamp.bare();
         let header = format!("{} ({pid}) - log truncated at {cut_at}\n", self.title);
         let old_header = self.header.load(Ordering::Relaxed);
-        let mut from = self.next_line(old_header + self.limit * CUT_PERCENT / 100, len)?;
+        let excess = len.saturating_sub(self.limit) + self.limit * CUT_PERCENT / 100;
+        let mut from = self.next_line(old_header + excess, len)?;
         let mut to = octets(&header);
         let mut block = [0; 8_192];
         while from < len {
@@ -390,6 +391,52 @@ mod tests {
         for _ in 0..1_000 {
             log.append("", &"x".repeat(1_000));
         }
+    }
+
+    /// By logrotate(8) with copytruncate, or by hand.
+    #[test]
+    fn a_file_that_somebody_emptied_goes_on_from_its_start() {
+        let scratch = Scratch::new("emptied");
+        let log = scratch.log(50_000);
+        log.append("info:    ", "before");
+        File::options()
+            .write(true)
+            .open(&scratch.0)
+            .and_then(|file| file.set_len(0))
+            .unwrap();
+        log.append("info:    ", "after");
+        let [line] = &scratch.lines()[..] else {
+            panic!("{:?}", scratch.lines());
+        };
+        assert!(
+            line.ends_with(": info:    after") && !line.contains('\0'),
+            "{line:?}"
+        );
+    }
+
+    #[test]
+    fn two_processes_may_share_a_file() {
+        let scratch = Scratch::new("shared");
+        let limit = 50_000;
+        let [one, other] = [10 * limit, limit].map(|limit| scratch.log(limit));
+        for n in 0..10 {
+            one.append("", &format!("one {n}"));
+            other.append("", &format!("other {n}"));
+        }
+        let lines = scratch.lines();
+        for n in 0..10 {
+            for name in ["one", "other"] {
+                let end = format!(": {name} {n}");
+                assert!(lines.iter().any(|line| line.ends_with(&end)), "{end}");
+            }
+        }
+        // Whoever has the smaller limit keeps to it, however much there is.
+        for _ in 0..1_000 {
+            one.append("", &"x".repeat(100));
+        }
+        other.append("", "last");
+        assert!(fs::metadata(&scratch.0).unwrap().len() <= limit);
+        assert!(scratch.lines().last().unwrap().ends_with(": last"));
     }
 
     /// Regression C51.

@@ -61,11 +61,13 @@ fn keep(
     (resolved.net.mac, resolved.net.mtu) = (kept.mac, kept.mtu);
     if let (Some(v4), Some(old), Some(new)) = (&mut resolved.net.v4, &kept.v4, &fresh.net.v4) {
         v4.ours = old.ours;
-        v4.host = if fresh.template4.is_some() {
-            new.host
+        if fresh.template4.is_some() {
+            v4.host = new.host;
         } else {
-            old.host
-        };
+            v4.host = old.host;
+            // A kept address makes an interface without any look like one to borrow from.
+            (v4.interface, v4.routes) = (0, Vec::new());
+        }
     }
     if let (Some(v6), Some(old), Some(new)) = (&mut resolved.net.v6, &kept.v6, &fresh.net.v6) {
         v6.ours = old.ours;
@@ -76,7 +78,7 @@ fn keep(
             search: no_more(&kept.dns.search, &old.withdrawn.search, search),
         };
     }
-    // Kept addresses make an interface without any look like one to borrow from.
+    // So does it here.
     resolved.template4.clone_from(&fresh.template4);
     resolved.template6.clone_from(&fresh.template6);
     Ok(resolved)
@@ -240,6 +242,35 @@ mod tests {
         assert_eq!((v4.addr, v4.host), (old4.addr, old4.host));
         let again = renew(&config, &eth0(), Some(&without.net)).unwrap();
         assert_eq!(again.net, old.net);
+    }
+
+    #[test]
+    fn nothing_changes_for_a_guest_while_nothing_changes_on_the_host() {
+        let onlink = Route {
+            interface: 2,
+            dst: ip("10.0.0.0"),
+            prefix: 8,
+            via: Some(ip("169.254.2.9")),
+            weight: 1,
+            metric: 0,
+        };
+        let mut only6 = host("eth0", 2, &["2001:db8::5"], &["fe80::1"]);
+        only6.routes.push(onlink);
+        let only4 = host("eth0", 2, &["10.0.0.5"], &["10.0.0.1"]);
+        let neither = host("eth0", 2, &[], &["10.0.0.1", "fe80::1"]);
+        for facts in [only6, only4, neither, eth0()] {
+            for interface in [None, Some("eth0".to_owned())] {
+                let config = Config {
+                    interface,
+                    ..Config::default()
+                };
+                let old = resolve(&config, &facts).unwrap();
+                let new = renew(&config, &facts, Some(&old.net)).unwrap();
+                assert_eq!(new.net, old.net);
+                assert_eq!(new.template4, old.template4);
+                assert_eq!(new.template6, old.template6);
+            }
+        }
     }
 
     /// WireGuard, PPP: the default route leads to the link itself.

@@ -3,18 +3,24 @@
 
 use std::{
     io,
-    os::unix::net::UnixDatagram,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    os::{fd::AsFd, unix::net::UnixDatagram},
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::log_file::{LogFile, Stamp, say};
 use crate::config::{Config, Verbosity};
 
 /// Where the system log listens (syslog(3)).
 const SYSLOG: &str = "/dev/log";
+
+/// How long a start may wait for a system log with a full queue, in all: the print-out alone has more lines than the ten
+/// that fit where nobody asked for more.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Facility "daemon" (RFC 3164, section 4.1.1), in the place of the severity's upper bits.
 const FACILITY: u8 = 3 << 3;
@@ -51,7 +57,9 @@ pub fn init(config: &Config) -> Result<&'static Destinations, String> {
         start,
         level,
         stderr: AtomicBool::new(true),
-        syslog: wants_syslog.then(Syslog::open).flatten(),
+        syslog: wants_syslog
+            .then(|| Syslog::open(Path::new(SYSLOG), PATIENCE))
+            .flatten(),
         file,
     }));
     log::set_logger(destinations).map_err(|error| error.to_string())?;
@@ -71,6 +79,13 @@ impl Destinations {
     /// Leaves standard error alone from now on: it is about to become /dev/null.
     pub fn leave_stderr(&self) {
         self.stderr.store(false, Ordering::Relaxed);
+    }
+
+    /// From now on there is a guest to serve, and nothing waits for the system log.
+    pub fn wait_no_more(&self) {
+        if let Some(syslog) = &self.syslog {
+            syslog.patience.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -112,29 +127,64 @@ const fn label(level: Level) -> &'static str {
     }
 }
 
-/// The system log. Not by libc's client, which would wait for a daemon that is slow.
+/// The system log. Not by libc's client, which would wait for ever for a daemon that is slow.
 #[derive(Debug)]
-struct Syslog(UnixDatagram);
+struct Syslog {
+    socket: UnixDatagram,
+    path: &'static Path,
+    /// Microseconds that may still be waited.
+    patience: AtomicU64,
+}
 
 impl Syslog {
-    fn open() -> Option<Self> {
+    fn open(path: &'static Path, patience: Duration) -> Option<Self> {
         let socket = UnixDatagram::unbound().ok()?;
         socket.set_nonblocking(true).ok()?;
         // A log daemon that is absent may come later; every message tries again.
-        let _ = socket.connect(SYSLOG);
-        Some(Self(socket))
+        let _ = socket.connect(path);
+        Some(Self {
+            socket,
+            path,
+            patience: AtomicU64::new(micros(patience)),
+        })
     }
 
     fn send(&self, level: Level, message: &str) {
         for line in message.lines().filter(|line| !line.is_empty()) {
             let datagram = datagram(level, line);
-            let sent = self.0.send(datagram.as_bytes());
+            let sent = self.deliver(datagram.as_bytes());
             let gone = sent.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock);
-            if gone && self.0.connect(SYSLOG).is_ok() {
-                let _ = self.0.send(datagram.as_bytes());
+            if gone && self.socket.connect(self.path).is_ok() {
+                let _ = self.deliver(datagram.as_bytes());
             }
         }
     }
+
+    fn deliver(&self, datagram: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.socket.send(datagram) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.room() => {}
+                sent => return sent,
+            }
+        }
+    }
+
+    /// Waits for room as long as there is patience: whether there seems to be some.
+    fn room(&self) -> bool {
+        let patience = Duration::from_micros(self.patience.load(Ordering::Relaxed));
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
+        let start = Instant::now();
+        let mut writable = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+        let ready = !patience.is_zero() && poll(&mut writable, timeout).is_ok_and(|n| n > 0);
+        // Each time some: room that others take first is waited for no longer.
+        let left = patience.saturating_sub(start.elapsed().max(Duration::from_micros(1)));
+        self.patience.store(micros(left), Ordering::Relaxed);
+        ready
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn datagram(level: Level, line: &str) -> String {
@@ -150,7 +200,54 @@ fn datagram(level: Level, line: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{env, fs, process, thread};
+
     use super::*;
+
+    /// More than any queue of datagrams holds.
+    const MANY: usize = 5_000;
+
+    /// A system log with nobody reading yet, and our end.
+    fn syslog(name: &str, patience: Duration) -> (UnixDatagram, Syslog) {
+        let path = env::temp_dir().join(format!("passt-syslog-{name}-{}", process::id()));
+        let path: &'static Path = Box::leak(path.into_boxed_path());
+        let reader = UnixDatagram::bind(path).unwrap();
+        let ours = Syslog::open(path, patience).unwrap();
+        fs::remove_file(path).unwrap();
+        (reader, ours)
+    }
+
+    /// Numbered lines.
+    fn send_many(syslog: &Syslog) {
+        for n in 0..MANY {
+            syslog.send(Level::Info, &n.to_string());
+        }
+    }
+
+    #[test]
+    fn a_start_waits_for_a_system_log_with_a_full_queue() {
+        let long = Duration::from_secs(60);
+        let (reader, ours) = syslog("waits", long);
+        reader.set_read_timeout(Some(long)).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| send_many(&ours));
+            let mut line = [0; 100];
+            for n in 0..MANY {
+                let length = reader.recv(&mut line).unwrap();
+                let wanted = format!("<30>passt: {n}");
+                assert_eq!(String::from_utf8_lossy(&line[..length]), wanted);
+            }
+        });
+    }
+
+    #[test]
+    fn a_system_log_that_nobody_reads_is_not_waited_for_longer_than_that() {
+        for patience in [Duration::ZERO, Duration::from_millis(20)] {
+            let (_reader, ours) = syslog("ignored", patience);
+            send_many(&ours);
+            assert_eq!(ours.patience.load(Ordering::Relaxed), 0);
+        }
+    }
 
     #[test]
     fn syslog_datagrams_name_facility_severity_and_program() {

@@ -368,6 +368,7 @@ impl Prepared {
     /// # Errors
     /// One line: the event loop broke down.
     pub fn serve(self) -> Result<Ending, String> {
+        self.log.wait_no_more();
         if let Some(ready) = self.ready {
             self.log.leave_stderr();
             failed("Failed to detach", ready.tell())?;

@@ -10,7 +10,7 @@ use nix::unistd::{Group, User};
 
 use crate::{
     config::{HEARD_MOST, INTERFACE_MAX, Identity, QUEUES_MAX, RepairPath, SOCKET_PATH_MAX},
-    net::{Class, Mac, Span, class, is_link_local6},
+    net::{Class, Mac, Span, class, is_link_local6, unbracketed},
 };
 
 /// The largest MTU whose frames fit 65,535 octets: with an Ethernet header of 14.
@@ -127,7 +127,7 @@ pub(super) fn guest_address(text: &str) -> Result<(IpAddr, Option<u8>), String> 
     let (bare, prefix) = text
         .split_once('/')
         .map_or((text, None), |(a, p)| (a, Some(p)));
-    let addr = bare
+    let addr = unbracketed(bare)
         .parse()
         .ok()
         .filter(|&addr| is_usable(addr) && !matches!(addr, IpAddr::V6(v6) if is_link_local6(v6)))
@@ -149,8 +149,9 @@ pub(super) fn netmask(text: &str) -> Result<u8, String> {
             .then(|| u8::try_from(ones).ok())
             .flatten()
     };
+    let bits = || u8::try_from(number(text)?).ok();
     text.parse()
-        .map_or_else(|_| small(text), dotted)
+        .map_or_else(|_| bits(), dotted)
         .filter(|&prefix| prefix <= 32)
         .ok_or_else(|| format!("Invalid prefix length: {text}"))
 }
@@ -291,11 +292,8 @@ pub(super) fn identity(text: &str) -> Result<Identity, String> {
 
 /// A numeric user or group; all ones is the system calls' "leave as it is".
 fn id(text: &str) -> Option<u32> {
-    let plain = text.bytes().all(|b| b.is_ascii_digit());
-    plain
-        .then(|| text.parse().ok())
-        .flatten()
-        .filter(|&id| id != u32::MAX)
+    let id = u32::try_from(number(text)?).ok();
+    id.filter(|&id| id != u32::MAX)
 }
 
 #[cfg(test)]

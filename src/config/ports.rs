@@ -14,7 +14,7 @@
 use std::{net::IpAddr, ops::RangeInclusive};
 
 use super::forward::Rule;
-use crate::net::{Class, PortMap, PortSet, Protocol, class};
+use crate::net::{Class, PortMap, PortSet, Protocol, class, unbracketed};
 
 /// First and last port.
 type Ports = RangeInclusive<u16>;
@@ -348,11 +348,6 @@ fn guest(text: &str) -> Option<IpAddr> {
     let addr: IpAddr = unbracketed(text).parse().ok()?;
     let usable = matches!(class(addr), Class::Global | Class::LinkLocal);
     (usable && addr.to_canonical() == addr).then_some(addr)
-}
-
-fn unbracketed(text: &str) -> &str {
-    let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
-    inner.unwrap_or(text)
 }
 
 fn ports(text: &str) -> Option<Ports> {

@@ -125,6 +125,12 @@ pub const fn is_link_local6(addr: Ipv6Addr) -> bool {
     addr.segments()[0] & 0xffc0 == 0xfe80
 }
 
+/// An address as written down, without the brackets that keep its colons apart from others (RFC 3986, section 3.2.2).
+pub fn unbracketed(text: &str) -> &str {
+    let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    inner.unwrap_or(text)
+}
+
 /// The netmask of a prefix length of IPv4; more than 32 bits are 32.
 pub fn mask4(prefix: u8) -> u32 {
     u32::MAX

@@ -7,7 +7,7 @@ mod ports;
 mod seq;
 mod time;
 
-pub use addr::{Class, Endpoint, Mac, Protocol, class, is_link_local6, mask4};
+pub use addr::{Class, Endpoint, Mac, Protocol, class, is_link_local6, mask4, unbracketed};
 pub use drop::{Drops, Why};
 pub use ports::{PortMap, PortSet};
 pub use seq::Seq;

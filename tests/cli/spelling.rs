@@ -29,6 +29,31 @@ fn options_are_spelled_as_getopt_long_allows() {
 }
 
 #[test]
+fn values_are_spelled_as_the_original_reads_them() {
+    for (line, plain) in [
+        ("-a [fd00::1]", "-a fd00::1"),
+        ("-a [10.9.9.8]/24", "-a 10.9.9.8/24"),
+        // An address's own length is always decimal.
+        ("-a 10.9.9.8/024", "-a 10.9.9.8/24"),
+        ("-n 0x18", "-n 24"),
+        ("-n 030", "-n 24"),
+        ("--runas 0x10", "--runas 16"),
+        ("--runas 107:020", "--runas 107:16"),
+    ] {
+        assert_eq!(words(line), words(plain), "{line}");
+    }
+    for (line, said) in [
+        ("-a [fd00::1", "Invalid guest address: [fd00::1"),
+        ("-a [fd00::1/64]", "Invalid guest address: [fd00::1/64]"),
+        ("-n 08", "Invalid prefix length: 08"),
+        ("--runas 5:0x", "Invalid --runas option: 5:0x"),
+    ] {
+        let args: Vec<&str> = line.split(' ').collect();
+        assert_eq!(failure(&args), said);
+    }
+}
+
+#[test]
 fn unknown_options_are_named_as_getopt_long_names_them() {
     for (args, text) in [
         (&["--bogus"][..], "unrecognized option '--bogus'"),

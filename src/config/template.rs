@@ -105,17 +105,12 @@ impl<'a> Template<'a> {
         })
     }
 
-    /// The address with the longest prefix, among those that are not deprecated and reach beyond the link.
+    /// The address with the longest prefix, among those that are not deprecated and reach beyond the link. With IPv4, scope
+    /// is no more than what somebody said: if no address is said to, another will do, but none of loopback or zeroconf.
     fn address(&self) -> Option<&'a Address> {
-        let candidates = self.addresses().filter(|a| a.global && !a.deprecated);
-        // The first of several: max_by_key would return the last.
-        candidates.reduce(|best, next| {
-            if next.prefix > best.prefix {
-                next
-            } else {
-                best
-            }
-        })
+        let lasting = || self.addresses().filter(|a| !a.deprecated);
+        let of_link = |a: &&Address| a.addr.is_ipv4() && class(a.addr) == Class::Global;
+        longest(lasting().filter(|a| a.global)).or_else(|| longest(lasting().filter(of_link)))
     }
 
     fn addresses(&self) -> impl Iterator<Item = &'a Address> + use<'a> {
@@ -171,6 +166,18 @@ impl<'a> Template<'a> {
         }
         found
     }
+}
+
+/// The address with the longest prefix.
+fn longest<'a>(addresses: impl Iterator<Item = &'a Address>) -> Option<&'a Address> {
+    // The first of several: max_by_key would return the last.
+    addresses.reduce(|best, next| {
+        if next.prefix > best.prefix {
+            next
+        } else {
+            best
+        }
+    })
 }
 
 /// The family's routes that do not lead to the loopback interface.

@@ -52,6 +52,12 @@ impl Host {
         self
     }
 
+    /// The address is said to be good on its link only.
+    fn of_link(mut self) -> Self {
+        self.0.addresses.last_mut().unwrap().global = false;
+        self
+    }
+
     fn route(mut self, interface: &str, dst: &str, via: &str) -> Self {
         let (dst, prefix) = dst.split_once('/').unwrap();
         let interface = self.index(interface);
@@ -220,6 +226,37 @@ fn the_longest_prefix_that_is_not_deprecated_is_taken() {
         .addr("eth0", "2001:db8::2/64")
         .route("eth0", "::/0", "fe80::1");
     assert_eq!(old.v6(&plain()).addr, Some(ip("2001:db8::2")));
+}
+
+/// Routers translate such addresses as any others. With IPv6, scope is a matter of the address itself.
+#[test]
+fn an_ipv4_address_of_link_scope_is_lent_where_there_is_no_wider_one() {
+    let host = || {
+        Host::new()
+            .link("eth0")
+            .addr("eth0", "10.1.2.77/24")
+            .of_link()
+            .addr("eth0", "fd00::2/64")
+            .of_link()
+            .route("eth0", "0.0.0.0/0", "10.1.2.1")
+            .route("eth0", "::/0", "fe80::1")
+    };
+    let resolved = host().resolve(&plain());
+    let v4 = resolved.net.v4.unwrap();
+    assert_eq!((v4.addr, v4.prefix), (ip("10.1.2.77"), 24));
+    assert_eq!(v4.router, Some(ip("10.1.2.1")));
+    assert_eq!(resolved.net.v6.unwrap().addr, None);
+    let wider = host().addr("eth0", "10.1.0.5/16");
+    assert_eq!(wider.v4(&plain()).addr, ip::<Ipv4Addr>("10.1.0.5"));
+    // Nobody beyond the link answers these (RFC 3927, section 2.7).
+    let zeroconf = host().link("eth1").addr("eth1", "169.254.7.8/16").of_link();
+    for name in ["lo", "eth1"] {
+        let forced = Config {
+            interface: Some(name.to_owned()),
+            ..plain()
+        };
+        assert_eq!(zeroconf.v4(&forced).addr, LOCAL_GUEST4, "{name}");
+    }
 }
 
 /// Regression C30.

@@ -5,21 +5,21 @@ mod guest;
 mod lab;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
 
 use guest::{
-    Icmp, Peer, Scene, Udp, Wire,
+    Icmp, Peer, Scene, Udp, Wire, both,
     dhcp::{ACK, Dhcp, REQUEST},
     guest_addr,
 };
 use lab::{
     LONG, Setup, Translator, World,
-    servers::{UdpEcho, accept, tcp_listener},
-    wait_until,
-    world::{INTERNET4, INTERNET6, POD4},
+    servers::{UdpEcho, accept, tcp_listener, udp_socket},
+    uninterrupted, wait_until,
+    world::{INTERNET4, INTERNET6, POD4, POD6},
 };
 use nix::sys::signal::Signal;
 
@@ -396,4 +396,133 @@ fn one_off_ends_soon_after_its_client() {
     let took = start.elapsed();
     println!("ended {took:?} after its client");
     assert!(took < Duration::from_secs(5));
+}
+
+/// The pod's addresses after [`renumber`].
+const NEW4: Ipv4Addr = Ipv4Addr::new(10, 233, 70, 60);
+const NEW6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0x233, 0x70, 0, 0, 0, 0, 0x60);
+
+/// Gives the pod other addresses, as a new lease and a new prefix do.
+fn renumber(world: &World) {
+    world.pod.ip("addr del 10.233.70.50/24 dev eth0
+         addr del fd10:233:70::50/64 dev eth0
+         addr add 10.233.70.60/24 dev eth0
+         addr add fd10:233:70::60/64 dev eth0 nodad
+         route add default via 10.233.70.1 dev eth0");
+}
+
+/// Has the pod's interface be another one of the same name and addresses.
+fn replace_interface(world: &World) {
+    world.pod.ip(&format!(
+        "link del eth0
+         link add eth0 mtu 1500 type veth peer name pod0 mtu 1500 netns {}",
+        world.outside.path()
+    ));
+    world.outside.ip("addr add 10.233.70.1/24 dev pod0
+         addr add fd10:233:70::1/64 dev pod0 nodad
+         addr add fe80::1/64 dev pod0 nodad
+         link set pod0 up");
+    world.pod.ip("link set eth0 up
+         addr add 10.233.70.50/24 dev eth0
+         addr add fd10:233:70::50/64 dev eth0 nodad
+         route add default via 10.233.70.1 dev eth0
+         route add default via fe80::1 dev eth0");
+}
+
+/// Datagrams of one port and echo requests of one identifier are answered.
+fn assert_heard(wire: &Wire, text: &[u8]) {
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let local = guest_addr(remote, 5000);
+        let question = Udp::new(local, remote, text).frame();
+        wire.ask("echo", &question, |frame| {
+            Udp::of_frame(frame).filter(|udp| udp.dst == local && udp.payload == text)
+        });
+        let ping = Icmp::echo_request(local.ip(), remote.ip(), 5000, 1, text);
+        wire.ask("echo reply", &ping.frame(), |frame| {
+            let reply = Icmp::of_frame(frame).filter(Icmp::is_echo_reply)?;
+            (reply.dst == local.ip() && reply.body.ends_with(text)).then_some(())
+        });
+    }
+}
+
+/// Clients outside ask at the pod's addresses, and are answered from there.
+fn assert_answers(wire: &Wire, clients: &[UdpSocket; 2], pod: [SocketAddr; 2], text: &[u8]) {
+    for (client, to) in clients.iter().zip(pod) {
+        let pause = Duration::from_secs(1);
+        client.set_read_timeout(Some(pause)).unwrap();
+        let answered = wait_until(LONG, || {
+            client.send_to(text, to).unwrap();
+            let soon = Instant::now() + pause;
+            let frames =
+                std::iter::from_fn(|| wire.recv(soon.saturating_duration_since(Instant::now())));
+            let mut questions = frames.filter_map(|frame| Udp::of_frame(&frame));
+            let Some(question) = questions.find(|udp| udp.payload == text) else {
+                return false;
+            };
+            wire.send(&Udp::new(question.dst, question.src, text).frame());
+            let mut bytes = [0; 16];
+            let answer = uninterrupted(|| client.recv_from(&mut bytes));
+            answer.is_ok_and(|(len, from)| &bytes[..len] == text && from == to)
+        });
+        assert!(answered, "{to}");
+    }
+}
+
+/// Clients that outside has in both families, and a guest that is known to be there.
+fn clients(world: &World, wire: &Wire) -> [UdpSocket; 2] {
+    for remote in both(INTERNET4, INTERNET6, 9) {
+        wire.send(&Udp::new(guest_addr(remote, 6000), remote, b"here").frame());
+    }
+    both(INTERNET4, INTERNET6, 0).map(|from| udp_socket(&world.outside, from))
+}
+
+/// A guest that sends from one port for ever does not know that the host's address is another now.
+#[test]
+fn flows_of_datagrams_go_on_from_the_hosts_new_addresses() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &[]);
+    let wire = Wire::new(translator.connect());
+    let _echoes = both(INTERNET4, INTERNET6, 7).map(|addr| UdpEcho::start(&world.outside, addr));
+    assert_heard(&wire, b"before");
+    renumber(&world);
+    assert_heard(&wire, b"after");
+    translator.assert_alive();
+}
+
+#[test]
+fn flows_of_datagrams_go_on_by_another_interface_of_the_same_name() {
+    let Some(world) = World::pod() else { return };
+    let bound = ["--outbound-if4", "eth0", "--outbound-if6", "eth0"];
+    let mut translator = Translator::start(&world.pod, &bound);
+    let wire = Wire::new(translator.connect());
+    let _echoes = both(INTERNET4, INTERNET6, 7).map(|addr| UdpEcho::start(&world.outside, addr));
+    assert_heard(&wire, b"before");
+    replace_interface(&world);
+    assert_heard(&wire, b"after");
+    translator.assert_alive();
+}
+
+#[test]
+fn a_client_is_answered_from_the_hosts_new_address_when_it_asks_there() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &["-u", "5001"]);
+    let wire = Wire::new(translator.connect());
+    let clients = clients(&world, &wire);
+    assert_answers(&wire, &clients, both(POD4, POD6, 5001), b"before");
+    renumber(&world);
+    assert_answers(&wire, &clients, both(NEW4, NEW6, 5001), b"after");
+    translator.assert_alive();
+}
+
+#[test]
+fn a_client_is_answered_by_another_interface_of_the_same_name() {
+    let Some(world) = World::pod() else { return };
+    let mut translator = Translator::start(&world.pod, &["-u", "%eth0/5001"]);
+    let wire = Wire::new(translator.connect());
+    let clients = clients(&world, &wire);
+    let pod = both(POD4, POD6, 5001);
+    assert_answers(&wire, &clients, pod, b"before");
+    replace_interface(&world);
+    assert_answers(&wire, &clients, pod, b"after");
+    translator.assert_alive();
 }

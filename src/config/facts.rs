@@ -1,8 +1,11 @@
 //! What the host is now, as plain values; `host::facts` reads them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
-use crate::net::Mac;
+use crate::net::{Mac, is_link_local6};
 
 /// A snapshot of the host's network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +45,52 @@ pub struct Address {
     pub deprecated: bool,
     /// Whether the scope is wider than the link's.
     pub global: bool,
+}
+
+/// What sockets of the host may have for their own end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    interfaces: HashSet<u32>,
+    /// Addresses, each with its interface if it means something there only, else 0.
+    addresses: HashSet<(IpAddr, u32)>,
+}
+
+impl Places {
+    pub fn of(facts: &Facts) -> Self {
+        let place = |address: &Address| match address.addr {
+            IpAddr::V6(v6) if is_link_local6(v6) => (address.addr, address.interface),
+            addr => (addr, 0),
+        };
+        Self {
+            interfaces: facts.interfaces.iter().map(|i| i.index).collect(),
+            addresses: facts.addresses.iter().map(place).collect(),
+        }
+    }
+
+    /// Those of these that there are not any more.
+    pub fn gone(&self, now: &Self) -> Self {
+        Self {
+            interfaces: &self.interfaces - &now.interfaces,
+            addresses: &self.addresses - &now.addresses,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.interfaces.is_empty() && self.addresses.is_empty()
+    }
+
+    pub fn has_interfaces(&self) -> bool {
+        !self.interfaces.is_empty()
+    }
+
+    /// Whether this own end of a socket has one of the addresses.
+    pub fn has(&self, local: SocketAddr) -> bool {
+        let scope = match local {
+            SocketAddr::V4(_) => 0,
+            SocketAddr::V6(v6) => v6.scope_id(),
+        };
+        self.addresses.contains(&(local.ip(), scope))
+    }
 }
 
 /// One next hop of a route; a multipath route is several of these with the same destination.

@@ -24,7 +24,7 @@ pub use config::{
     Outbound, QUEUES_DEFAULT, QUEUES_MAX, RepairPath, SOCKET_PATH_MAX, SearchList, Serve,
     Verbosity,
 };
-pub use facts::{Address, Facts, Interface, Resolver, Route};
+pub use facts::{Address, Facts, Interface, Places, Resolver, Route};
 pub use forward::Rule;
 pub use net::{
     Dns, HEARD_MOST, LEAST_MTU4, LEAST_MTU6, Multicast, Net, Net4, Net6, PREFIX6, Withdrawn,

@@ -8,7 +8,7 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
-    config::{Config, Interface, Net, Resolved, Resolver, renew},
+    config::{Config, Facts, Interface, Net, Places, Resolved, Resolver, renew},
     host::{
         facts,
         monitor::Monitor,
@@ -39,6 +39,9 @@ pub struct Changes {
     rest: Now,
     /// The interfaces there were when the tables were read last.
     interfaces: Vec<Interface>,
+    /// What sockets could be bound to then, and what of that was found gone since it was last asked for.
+    places: Places,
+    gone: Places,
     /// What was said last of a failure.
     failure: Option<String>,
 }
@@ -60,6 +63,8 @@ impl Changes {
             due: Some(Now(0)),
             rest: Now(0),
             interfaces: Vec::new(),
+            places: Places::default(),
+            gone: Places::default(),
             failure: None,
         }
     }
@@ -71,6 +76,17 @@ impl Changes {
             .iter()
             .find(|interface| interface.is_called(name))?;
         Some(found.index)
+    }
+
+    /// What sockets could be bound to before the last look and cannot any more.
+    pub fn gone(&mut self) -> Places {
+        std::mem::take(&mut self.gone)
+    }
+
+    fn note(&mut self, facts: &Facts) {
+        self.interfaces.clone_from(&facts.interfaces);
+        let before = std::mem::replace(&mut self.places, Places::of(facts));
+        self.gone = before.gone(&self.places);
     }
 
     pub fn monitor(&self) -> Option<RawFd> {
@@ -128,7 +144,7 @@ impl Changes {
         let unread = read.is_err();
         let renewed = read.and_then(|mut facts| {
             facts.resolver.clone_from(&self.resolver);
-            self.interfaces.clone_from(&facts.interfaces);
+            self.note(&facts);
             renew(&self.config, &facts, kept.then_some(net))
         });
         let took = Span::from(processor_time().saturating_sub(start));

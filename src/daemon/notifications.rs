@@ -4,7 +4,7 @@ use log::Level;
 use nix::sys::signal::Signal;
 
 use super::{event::Counts, reactor::Reactor};
-use crate::{net::Now, relay::Report};
+use crate::{config::Places, net::Now, relay::Report};
 
 impl Reactor {
     /// Takes the signals that came; `true` for one that ends us.
@@ -31,6 +31,8 @@ impl Reactor {
         self.core
             .relay
             .follow_interfaces(|name| changes.index_of(name));
+        let gone = changes.gone();
+        self.leave(&gone);
         let Some(resolved) = resolved else {
             return;
         };
@@ -52,6 +54,19 @@ impl Reactor {
         self.core.relay.renew_groups(now);
         // RFC 4861, section 6.2.4: what changed is told at once.
         self.core.relay.advertise(&mut self.core.outbox);
+    }
+
+    /// Has flows end whose sockets are bound to what is gone.
+    fn leave(&mut self, gone: &Places) {
+        if gone.is_empty() {
+            return;
+        }
+        self.core.relay.leave(gone);
+        let mut workers = self.crew.call(&self.core.wakers);
+        for worker in &mut workers {
+            worker.core.relay.leave(gone);
+        }
+        self.crew.dismiss(workers);
     }
 
     /// Tells the relay what the kernel tells of neighbours.

@@ -235,6 +235,12 @@ pub fn device(socket: &impl AsFd, peer: IpAddr) -> Option<String> {
     String::from_utf8(SockRef::from(socket).device().ok()??).ok()
 }
 
+/// Whether the interface a socket is bound to is gone; another of its name is not the one.
+pub fn has_lost_interface(socket: &impl AsFd) -> bool {
+    let failed = SockRef::from(socket).device().err();
+    failed.and_then(|error| error.raw_os_error()) == Some(libc::ENODEV)
+}
+
 /// Binds a socket to the interface it was bound to elsewhere. Where there is none of this name the routes decide.
 pub fn bind_again(socket: &impl AsFd, interface: Option<&str>) {
     if let Some(name) = interface {
@@ -244,8 +250,13 @@ pub fn bind_again(socket: &impl AsFd, interface: Option<&str>) {
 
 /// The two ends of a connected socket.
 pub fn ends(socket: &impl AsFd) -> Option<(SocketAddr, SocketAddr)> {
+    Some((local(socket)?, peer(socket)?))
+}
+
+/// Our end of a socket, which one of echo requests has too.
+pub fn local(socket: &impl AsFd) -> Option<SocketAddr> {
     let local = SockRef::from(socket).local_addr().ok()?.as_socket()?;
-    Some((canonical(local), peer(socket)?))
+    Some(canonical(local))
 }
 
 /// The peer a socket is connected to.

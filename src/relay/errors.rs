@@ -58,7 +58,7 @@ impl Fault {
     /// What a failed send says, if that is an ICMP error (the codes Linux makes these errors of).
     pub fn of_send(v4: bool, error: &io::Error) -> Option<Self> {
         let (code4, code6) = match error.raw_os_error()? {
-            libc::ENETUNREACH | libc::ENETDOWN => (0, 0),
+            libc::ENETUNREACH | libc::ENETDOWN | libc::ENODEV => (0, 0),
             libc::EHOSTUNREACH | libc::EHOSTDOWN => (1, 3),
             libc::EACCES | libc::EPERM => (13, 1),
             _ => return None,

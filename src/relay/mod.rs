@@ -70,6 +70,8 @@ mod takeover;
 
 mod following;
 
+mod leaving;
+
 pub use limit::RateLimit;
 pub use report::Report;
 pub use request::{Ready, Request};

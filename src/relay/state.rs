@@ -343,7 +343,8 @@ impl Relay {
         self.met
     }
 
-    /// From now on guest and flows are told this. Flows there are keep their sockets.
+    /// From now on guest and flows are told this. Flows there are keep their sockets, but for those of datagrams with another
+    /// target now.
     pub fn set_net(&mut self, net: Net) {
         let addr4 = net.v4.as_ref().map(|v4| v4.addr);
         let addr6 = net.v6.as_ref().and_then(|v6| v6.addr);
@@ -353,7 +354,8 @@ impl Relay {
         } else {
             (self.guest.addr4, self.guest.addr6) = (addr4, addr6);
         }
-        self.net = net;
+        let before = std::mem::replace(&mut self.net, net);
+        self.leave_targets(&before);
     }
 
     /// Whether what begins anything is to wait for its turn.

@@ -186,18 +186,19 @@ impl Relay {
         })
     }
 
-    /// This key, or one like it that no other peer's flow has and that can be this relay's. It counts on the slot, if there is
-    /// one, until it has been looked at.
+    /// This key, or one like it that no flow has which is not `theirs`, and that can be this relay's. It counts on the slot, if
+    /// there is one, until it has been looked at.
     ///
     /// # Errors
     /// [`Why::Alike`] where too many peers look the same.
     pub(super) fn free_key(
         &self,
         first: Key,
-        peer: SocketAddr,
+        theirs: impl Fn(&UdpFlow) -> bool,
     ) -> Result<(Key, Option<ClaimSlot>), Why> {
         let port = first.remote.port;
-        // Two peers behind one address, as all of the host's loopback is: another port tells them apart.
+        // Two peers behind one address, as all of the host's loopback is, or one that asks at two addresses of the host:
+        // another port tells them apart.
         let others = (1..TRIES).map(|n| port.wrapping_add(n.wrapping_mul(977)) | 0x8000);
         std::iter::once(port)
             .chain(others)
@@ -205,20 +206,15 @@ impl Relay {
                 remote: Endpoint::new(first.remote.addr, port),
                 ..first
             })
-            .filter(|key| self.flows.find(key).is_none() || self.is_peer(key, peer))
+            .filter(|key| {
+                let known = self.flows.find(key).and_then(|id| self.flows.get(id));
+                known.is_none_or(|flow| matches!(flow, Flow::Udp(flow) if theirs(flow)))
+            })
             .find_map(|key| match &self.share {
                 None => Some((key, None)),
                 Some(share) => share.claim(&key).map(|slot| (key, slot)),
             })
             .ok_or(Why::Alike)
-    }
-
-    /// Whether a UDP flow is that of this peer.
-    fn is_peer(&self, key: &Key, peer: SocketAddr) -> bool {
-        match self.flows.find(key).and_then(|id| self.flows.get(id)) {
-            Some(Flow::Udp(flow)) => socket::peer(&flow.socket) == Some(peer),
-            Some(Flow::Tcp(_) | Flow::Echo(_) | Flow::Group(_)) | None => false,
-        }
     }
 
     /// A datagram that no flow's own socket took; its payload is in `message`.
@@ -255,7 +251,7 @@ impl Relay {
             .ok_or(Why::NoGuest)?;
         let first = self.peer_key(Protocol::Udp, Endpoint::new(addr, forward.guest), peer)?;
         // The guest's ends of these ports are the first relay's, without slots.
-        let (key, _) = self.free_key(first, peer)?;
+        let (key, _) = self.free_key(first, |flow| is_of(flow, arrival))?;
         if let Some(id) = self.flows.find(&key) {
             return Ok((id, false));
         }
@@ -435,6 +431,14 @@ impl Relay {
         let len = udp_to_guest::datagram(&mut self.message, key, &self.scratch);
         self.udp_packet(key, len, marks, outbox);
     }
+}
+
+/// Whether a datagram is of this flow's peer, and came where the flow's answers leave from.
+fn is_of(flow: &UdpFlow, arrival: Arrival) -> bool {
+    socket::ends(&flow.socket).is_some_and(|(local, peer)| {
+        let came_there = |to: SocketAddr| to.ip().is_unspecified() || to.ip() == local.ip();
+        peer == arrival.from && arrival.to.is_none_or(came_there)
+    })
 }
 
 /// Whether the next datagram in a flow's socket may be another's.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     thread,
     time::Duration,
 };
@@ -105,6 +105,41 @@ fn every_client_gets_its_own_answers() {
                 (&bytes[..len], from),
                 (&[round, n][..], (POD4, 5000).into())
             );
+        }
+    }
+}
+
+/// A resolver's client, say, that believes nobody else (RFC 1122, section 4.1.3.5).
+#[test]
+fn a_client_that_asks_at_two_addresses_is_answered_from_each() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    scene.world.pod.ip("addr add 10.233.70.51/24 dev eth0
+         addr add fd10:233:70::51/64 dev eth0 nodad");
+    crate::discovery::announce(&scene.wire);
+    let second6 = Ipv6Addr::new(0xfd10, 0x233, 0x70, 0, 0, 0, 0, 0x51);
+    let pairs =
+        both(POD4, POD6, 5000)
+            .into_iter()
+            .zip(both([10, 233, 70, 51].into(), second6, 5000));
+    for ((first, second), from) in pairs.zip(both(INTERNET4, INTERNET6, 0)) {
+        let client = udp_socket(&scene.world.outside, from);
+        for round in 0..3 {
+            let mut questions = Vec::new();
+            for (n, to) in [first, second].into_iter().enumerate() {
+                client.send_to(&[round, n as u8], to).unwrap();
+                questions.push(scene.wire.expect("question", Udp::of_frame));
+            }
+            for question in questions {
+                let answer = Udp::new(question.dst, question.src, &question.payload);
+                scene.wire.send(&answer.frame());
+            }
+            for (n, to) in [first, second].into_iter().enumerate() {
+                let mut bytes = [0; 8];
+                let (len, from) = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
+                assert_eq!((&bytes[..len], from), (&[round, n as u8][..], to));
+            }
         }
     }
 }

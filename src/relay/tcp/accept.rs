@@ -53,7 +53,7 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        let (key, slot) = self.free_key(first, peer)?;
+        let (key, slot) = self.free_key(first, |_| false)?;
         let done = self.tcp_toward_guest(socket, peer, key, outbox, now);
         self.looked_at(slot);
         done

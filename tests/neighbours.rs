@@ -20,7 +20,7 @@ use lab::{
     servers::{TcpServer, UdpEcho},
     traffic::ping,
     wait_until,
-    world::{GATEWAY4, INTERNET4, POD4},
+    world::{GATEWAY4, INTERNET4, INTERNET6, POD4},
 };
 
 const NEIGHBOUR4: Ipv4Addr = Ipv4Addr::new(10, 233, 70, 7);
@@ -149,6 +149,42 @@ fn a_neighbour_is_at_its_own_address_as_soon_as_the_host_knows_it_and_as_long() 
         scene.world.pod.ip(&format!("neigh del {addr} dev eth0"));
         let forgotten = || found(&scene.wire, addr) == OUR_MAC;
         assert!(wait_until(LONG, forgotten), "{addr}");
+    }
+}
+
+/// Its own address elsewhere is one that a host gives up (RFC 5227, section 2.4).
+#[test]
+fn a_guest_is_not_told_that_its_own_addresses_are_elsewhere() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let own = [
+        "10.233.70.76",
+        "fd10:233:70::76",
+        "10.233.70.77",
+        "fd10:233:70::77",
+    ];
+    let own: [IpAddr; 4] = own.map(|addr| addr.parse().unwrap());
+    for addr in own {
+        let remote = if addr.is_ipv4() {
+            INTERNET4.into()
+        } else {
+            INTERNET6.into()
+        };
+        let ping = Icmp::echo_request(addr, remote, 7, 1, b"here");
+        scene.wire.ask("echo reply", &ping.frame(), |frame| {
+            Icmp::of_frame(frame).filter(|reply| reply.is_echo_reply() && reply.dst == addr)
+        });
+    }
+    for addr in own {
+        let mac = text(OTHER);
+        let neighbour = format!("neigh replace {addr} lladdr {mac} dev eth0 nud permanent");
+        scene.world.pod.ip(&neighbour);
+    }
+    know(&scene, MAC, "permanent");
+    let mut others = both().to_vec();
+    while !others.is_empty() {
+        let (addr, ..) = scene.wire.expect("announcement", told);
+        assert!(!own.contains(&addr), "{addr}");
+        others.retain(|&other| other != addr);
     }
 }
 

@@ -96,6 +96,14 @@ impl Guest {
         self.mac != Mac::BROADCAST && self.heard.contains(&Some(addr))
     }
 
+    /// Whether this is one of the addresses at which the guest is to be reached.
+    pub fn has(&self, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(v4) => self.addr4 == Some(v4),
+            IpAddr::V6(v6) => self.addr6 == Some(v6) || self.link_local6 == Some(v6),
+        }
+    }
+
     /// The address at which the guest is to be reached by `peer`.
     pub fn address_for(&self, peer: IpAddr) -> Option<IpAddr> {
         match (class(peer), peer) {

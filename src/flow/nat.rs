@@ -116,16 +116,13 @@ pub fn inbound_source(net: &Net, peer: IpAddr, guest: &Guest) -> Option<IpAddr> 
         {
             family.map_guest_addr
         }
-        Class::LinkLocal | Class::Global if family.assigned == Some(peer) || has(guest, peer) => {
+        Class::LinkLocal | Class::Global if family.assigned == Some(peer) || guest.has(peer) => {
             None
         }
         Class::LinkLocal | Class::Global => Some(peer),
     };
     // The guest would take a packet from its own address for a forgery.
-    Some(
-        kept.filter(|&addr| !has(guest, addr))
-            .unwrap_or(family.ours),
-    )
+    Some(kept.filter(|&addr| !guest.has(addr)).unwrap_or(family.ours))
 }
 
 /// The address under which the guest sees the sender of an ICMP error about a flow to `target`, which it knows as `asked`.
@@ -208,14 +205,6 @@ impl Family {
                 scope: v6.scope,
             }),
         }
-    }
-}
-
-/// Whether the guest was seen with this address.
-fn has(guest: &Guest, addr: IpAddr) -> bool {
-    match addr {
-        IpAddr::V4(v4) => guest.addr4 == Some(v4),
-        IpAddr::V6(v6) => guest.addr6 == Some(v6) || guest.link_local6 == Some(v6),
     }
 }
 

@@ -82,7 +82,7 @@ impl Neighbours {
     }
 }
 
-/// Whether this is a neighbour on the template interface, at an address that neither the guest nor we have.
+/// Whether this is a neighbour on the template interface, at an address that neither the guest was given nor we have.
 fn concerns(net: &Net, told: &Neighbour) -> bool {
     told.interface == interface(net, told.addr)
         && matches!(class(told.addr), Class::Global | Class::LinkLocal)

@@ -13,7 +13,10 @@ use crate::{
 impl Relay {
     /// The host's kernel says something of a neighbour.
     pub fn neighbour(&mut self, told: &Neighbour, outbox: &mut Outbox) {
+        // The guest would give up an address of its own; where it has left one, it asks.
+        let own = self.guest.has(told.addr) || self.guest.is_at(told.addr);
         if self.neighbours.note(&self.net, told)
+            && !own
             && let Some(mac) = told.mac
         {
             self.announce(told.addr, mac, told.router, outbox);

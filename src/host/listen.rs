@@ -344,7 +344,13 @@ impl Ports {
                 .find(|(_, rule)| rule.addr == wanted)
                 .map(|(place, _)| place)
         };
-        of(Some(to.ip())).or_else(|| of(None))
+        let any = match to {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        of(Some(to.ip()))
+            .or_else(|| of(Some(any)))
+            .or_else(|| of(None))
     }
 
     /// Notes that a port waits for its turn; `false` if it does already.
@@ -515,10 +521,10 @@ mod tests {
     use socket2::SockRef;
     use std::net::TcpStream;
 
-    fn rule(port: u16) -> Rule {
+    fn rule(protocol: Protocol, addr: Option<IpAddr>, port: u16) -> Rule {
         Rule {
-            protocol: Protocol::Tcp,
-            addr: None,
+            protocol,
+            addr,
             interface: None,
             first: port,
             last: port,
@@ -537,7 +543,7 @@ mod tests {
             freebind: false,
         };
         let at = At::One(Ipv4Addr::LOCALHOST.into());
-        let listener = open(&rule(0), at, how).unwrap();
+        let listener = open(&rule(Protocol::Tcp, None, 0), at, how).unwrap();
         let port = listener.local_addr().unwrap().as_socket().unwrap();
         let _peer = TcpStream::connect(port).unwrap();
         let (socket, _) = accept(&listener).unwrap();
@@ -549,6 +555,7 @@ mod tests {
     /// Policies of other kinds refuse ports too, and nothing about low ports helps there.
     #[test]
     fn low_ports_are_told_of_where_the_port_is_low() {
+        let rule = |port| rule(Protocol::Tcp, None, port);
         let refused = io::Error::from_raw_os_error(libc::EACCES);
         assert_eq!(
             refusal(&rule(8080), 8080, 1024, &refused),
@@ -558,5 +565,30 @@ mod tests {
         assert!(low.ends_with(
             "ports below 1024 take CAP_NET_BIND_SERVICE, or sysctl net.ipv4.ip_unprivileged_port_start=1023"
         ));
+    }
+
+    #[test]
+    fn a_port_of_all_addresses_of_a_family_takes_datagrams_for_each() {
+        let any = [
+            Ipv4Addr::UNSPECIFIED.into(),
+            Ipv6Addr::UNSPECIFIED.into(),
+            Ipv4Addr::LOCALHOST.into(),
+        ];
+        let port = |rule| Port {
+            socket: None,
+            port: 4000,
+            rule,
+            queued: false,
+        };
+        let mut ports = Ports {
+            rules: any.map(|addr| rule(Protocol::Udp, Some(addr), 4000)).into(),
+            ports: (0..3).map(port).collect(),
+            ..Ports::default()
+        };
+        ports.udp = ports.udp_places();
+        let place = |addr: IpAddr| ports.udp_place((addr, 4000).into(), false);
+        assert_eq!(place([192, 0, 2, 1].into()), Some(0));
+        assert_eq!(place(Ipv6Addr::LOCALHOST.into()), Some(1));
+        assert_eq!(place(Ipv4Addr::LOCALHOST.into()), Some(2));
     }
 }

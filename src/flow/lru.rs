@@ -3,48 +3,45 @@
 /// A list through slots, the least recently used first. All operations take the same, short time.
 #[derive(Debug)]
 pub struct Lru {
-    /// For each slot its neighbours, as a slot and one, 0 for none; zeroed memory, backed on use.
+    /// For each slot; zeroed memory, backed on use.
     links: Vec<Link>,
-    /// The ends: least and most recently used.
-    oldest: u32,
-    newest: u32,
+    ends: Ends,
 }
 
+/// A slot's neighbours in the one list it may be in, as a slot and one, 0 for none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Link {
+pub struct Link {
     older: u32,
     newer: u32,
 }
 
-impl Lru {
-    /// For slots below `capacity`.
-    pub fn new(capacity: usize) -> Self {
-        Self {
-            links: vec![Link::default(); capacity],
-            oldest: 0,
-            newest: 0,
-        }
-    }
+/// The ends of a list: least and most recently used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ends {
+    oldest: u32,
+    newest: u32,
+}
 
-    /// Notes that a slot was used just now.
-    pub fn touch(&mut self, slot: u32) {
+impl Ends {
+    /// Puts a slot behind all others.
+    pub fn touch(&mut self, links: &mut [Link], slot: u32) {
         let name = slot + 1;
-        if self.newest == name || slot as usize >= self.links.len() {
+        if self.newest == name || slot as usize >= links.len() {
             return;
         }
-        self.remove(slot);
+        self.remove(links, slot);
         let last = std::mem::replace(&mut self.newest, name);
-        self.links[slot as usize].older = last;
+        links[slot as usize].older = last;
         match last.checked_sub(1) {
-            Some(last) => self.links[last as usize].newer = name,
+            Some(last) => links[last as usize].newer = name,
             None => self.oldest = name,
         }
     }
 
-    /// Forgets a slot, if it is known.
-    pub fn remove(&mut self, slot: u32) {
+    /// Takes out a slot, if it is in the list; it is in no other.
+    pub fn remove(&mut self, links: &mut [Link], slot: u32) {
         let name = slot + 1;
-        let Some(link) = self.links.get_mut(slot as usize).map(std::mem::take) else {
+        let Some(link) = links.get_mut(slot as usize).map(std::mem::take) else {
             return;
         };
         let known = link != Link::default() || self.oldest == name;
@@ -52,13 +49,37 @@ impl Lru {
             return;
         }
         match link.older.checked_sub(1) {
-            Some(older) => self.links[older as usize].newer = link.newer,
+            Some(older) => links[older as usize].newer = link.newer,
             None => self.oldest = link.newer,
         }
         match link.newer.checked_sub(1) {
-            Some(newer) => self.links[newer as usize].older = link.older,
+            Some(newer) => links[newer as usize].older = link.older,
             None => self.newest = link.older,
         }
+    }
+
+    pub const fn oldest(&self) -> Option<u32> {
+        self.oldest.checked_sub(1)
+    }
+}
+
+impl Lru {
+    /// For slots below `capacity`.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            links: vec![Link::default(); capacity],
+            ends: Ends::default(),
+        }
+    }
+
+    /// Notes that a slot was used just now.
+    pub fn touch(&mut self, slot: u32) {
+        self.ends.touch(&mut self.links, slot);
+    }
+
+    /// Forgets a slot, if it is known.
+    pub fn remove(&mut self, slot: u32) {
+        self.ends.remove(&mut self.links, slot);
     }
 
     /// The slot used next after this one.
@@ -68,7 +89,7 @@ impl Lru {
 
     /// The slot that was not used for longest.
     pub const fn oldest(&self) -> Option<u32> {
-        self.oldest.checked_sub(1)
+        self.ends.oldest()
     }
 }
 

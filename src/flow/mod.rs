@@ -11,6 +11,7 @@ mod lru;
 mod drift;
 
 mod census;
+mod visitors;
 
 mod nat;
 mod neighbours;
@@ -34,4 +35,5 @@ pub use quota::Quota;
 pub use spare::{Lent, Spare};
 pub use table::Table;
 pub use turnover::Turnover;
+pub use visitors::Visitors;
 pub use wheel::Wheel;

@@ -49,11 +49,11 @@ impl Flow {
         }
     }
 
-    /// Whether its socket is bound to the guest's own port, and whether it holds more than is usual.
-    pub const fn socket_kind(&self) -> (bool, bool) {
+    /// Which port its socket is bound to, where that counts, and whether it holds more than is usual.
+    pub const fn socket_kind(&self) -> (Bound, bool) {
         match self {
             Self::Udp(flow) => (flow.bound, flow.roomy),
-            Self::Tcp(_) | Self::Echo(_) | Self::Group(_) => (false, false),
+            Self::Tcp(_) | Self::Echo(_) | Self::Group(_) => (Bound::Elsewhere, false),
         }
     }
 
@@ -260,10 +260,20 @@ pub struct UdpFlow {
     pub waits: bool,
     /// The socket holds more than is usual.
     pub roomy: bool,
-    /// The socket is bound to the guest's port.
-    pub bound: bool,
+    pub bound: Bound,
     /// Its socket may bring what others sent, as it was bound before it was connected: it heard everybody.
     pub fresh: Option<Fresh>,
+}
+
+/// The port a UDP flow's socket shares with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// The guest's.
+    Guest,
+    /// This one of the host, which is forwarded.
+    Forwarded(u16),
+    /// None that counts: it is of the kernel's choice, or as it was where the guest was before.
+    Elsewhere,
 }
 
 /// How long a socket that has heard everybody may bring what others sent.
@@ -405,7 +415,7 @@ impl UdpFlow {
             starved: false,
             waits: false,
             roomy: false,
-            bound: false,
+            bound: Bound::Elsewhere,
             fresh: None,
         }
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    flow::{Flow, Fresh, UdpFlow},
+    flow::{Bound, Flow, Fresh, UdpFlow},
     request::Request,
     state::{FAILURES, Relay, STRAYS, is_shortage},
     udp_to_guest,
@@ -255,6 +255,7 @@ impl Relay {
         if let Some(id) = self.flows.find(&key) {
             return Ok((id, false));
         }
+        self.admit_visitor(forward.host, key.remote.addr, now)?;
         self.admit_peer(key.remote.addr)?;
         let any = || match peer {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -272,6 +273,7 @@ impl Relay {
         let flow = UdpFlow {
             seen: (0, 1),
             waits: !known,
+            bound: Bound::Forwarded(forward.host),
             fresh: Some(Fresh::since(now)),
             ..UdpFlow::new(socket, now)
         };
@@ -346,7 +348,7 @@ impl Relay {
                 Ok(mut arrival) => {
                     // Whatever is beside a forwarded port is bound to the very address.
                     arrival.to = Some(ends.0);
-                    let interfaces = !flow.bound;
+                    let interfaces = flow.bound != Bound::Guest;
                     let place = place.or_else(|| self.ports.udp_place(ends.0, interfaces));
                     let new = self.take_stray(place, arrival, outbox, now);
                     if new.is_some() {

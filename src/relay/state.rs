@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Turnover, Wheel},
+    flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Turnover, Visitors, Wheel},
     host::{listen::Ports, socket::Features},
     link::Passed,
     net::{Drops, Mac, Now, Protocol, Seq, Span, Why},
@@ -102,8 +102,10 @@ pub struct Relay {
     pub(super) census: Census,
     pub(super) turnover: Turnover,
     pub(super) limits: Limits,
-    /// How many datagram flows have sockets bound to each port.
+    /// How many datagram flows have sockets bound to each port, as the guest is.
     pub(super) sharing: Box<[u16]>,
+    /// Those that have sockets at forwarded ports.
+    pub(super) visitors: Visitors,
     /// How many of them have sockets that hold more than is usual.
     pub(super) roomy: usize,
     pub(super) wheel: Wheel,
@@ -196,6 +198,7 @@ impl Relay {
             turnover: Turnover::default(),
             limits,
             sharing: vec![0; 1 << 16].into_boxed_slice(),
+            visitors: Visitors::new(limits.flows),
             roomy: 0,
             wheel: Wheel::new(limits.flows),
             pool: Pool::new(limits.spill / SPILL_BLOCK, SPILL_BLOCK),

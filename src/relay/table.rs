@@ -4,7 +4,7 @@
 use std::{io, net::IpAddr, os::fd::AsRawFd};
 
 use super::{
-    flow::{Flow, TcpFlow},
+    flow::{Bound, Flow, TcpFlow},
     request::Request,
     share::Share,
     state::{Relay, is_shortage, longest_line},
@@ -13,13 +13,19 @@ use crate::{
     config::Net,
     flow::{Id, Key},
     host::socket,
-    net::{Now, Why},
+    net::{Now, Span, Why},
     proto::tcp::Phase,
     sys::reason,
 };
 
 /// Flows looked at for one that a new one from outside may replace.
 const REPLACED: usize = 64;
+
+/// Flows from outside that one forwarded UDP port has at most: each has a socket there, and the kernel goes through all of them
+/// to bind another. Of so many one is looked for that may end, after so long a silence.
+const VISITORS: usize = 4096;
+const VISITORS_SEEN: usize = 16;
+const VISITOR_IDLE: Span = Span::millis(250);
 
 impl Relay {
     /// Finds a flow by its key.
@@ -73,8 +79,10 @@ impl Relay {
                 log::debug!("flow {}: {:?} {key}", id.slot, key.protocol);
                 self.census.enter(id.slot, peer);
                 self.roomy += usize::from(roomy);
-                if bound && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port)) {
-                    *sharing += 1;
+                match bound {
+                    Bound::Guest => self.count_sharing(&key, |count| count + 1),
+                    Bound::Forwarded(port) => self.visitors.enter(port, id.slot),
+                    Bound::Elsewhere => {}
                 }
                 self.requests.push(if connects {
                     Request::Watch(raw, id)
@@ -313,11 +321,10 @@ impl Relay {
         }
         let (bound, roomy) = flow.socket_kind();
         self.roomy = self.roomy.saturating_sub(usize::from(roomy));
-        if bound
-            && let Some(key) = key
-            && let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port))
-        {
-            *sharing = sharing.saturating_sub(1);
+        match (bound, key) {
+            (Bound::Guest, Some(key)) => self.count_sharing(&key, |count| count.saturating_sub(1)),
+            (Bound::Forwarded(port), _) => self.visitors.leave(port, id.slot),
+            (Bound::Guest, None) | (Bound::Elsewhere, _) => {}
         }
         self.wheel.disarm(id.slot);
         if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
@@ -327,6 +334,42 @@ impl Relay {
             }
         }
         Some(flow)
+    }
+
+    /// Counts flows whose sockets are bound to the guest's port.
+    fn count_sharing(&mut self, key: &Key, count: impl Fn(u16) -> u16) {
+        if let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port)) {
+            *sharing = count(*sharing);
+        }
+    }
+
+    /// Lets a peer begin another flow at a forwarded UDP port. Where that has as many as it may, one of them ends that nothing
+    /// was heard of for a while: this peer's, if it has one, and else anybody's.
+    ///
+    /// # Errors
+    /// [`Why::Share`] where there is none of those looked at.
+    pub(super) fn admit_visitor(&mut self, port: u16, peer: IpAddr, now: Now) -> Result<(), Why> {
+        if self.visitors.len(port) < VISITORS {
+            return Ok(());
+        }
+        let mut idlest = None;
+        for _ in 0..VISITORS_SEEN {
+            let Some(slot) = self.visitors.take_turn(port) else {
+                break;
+            };
+            if let Some(id) = self.flows.at(slot)
+                && let (Some(key), Some(Flow::Udp(flow))) = (self.flows.key(id), self.flows.get(id))
+                && now.since(flow.last) >= VISITOR_IDLE
+            {
+                let rank = (key.remote.addr != peer, flow.last);
+                if idlest.is_none_or(|(other, _)| rank < other) {
+                    idlest = Some((rank, id));
+                }
+            }
+        }
+        let (_, id) = idlest.ok_or(Why::Share)?;
+        self.makes_room(id);
+        Ok(())
     }
 
     /// Puts a flow in line for room on the link.

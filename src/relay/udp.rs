@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd};
 
 use super::{
     errors::{Fault, QUOTED, Quote},
-    flow::{Flow, Fresh, Packet, UdpFlow},
+    flow::{Bound, Flow, Fresh, Packet, UdpFlow},
     request::Ready,
     state::Relay,
 };
@@ -72,7 +72,11 @@ impl Relay {
             socket::receive_segments(&socket);
         }
         let flow = UdpFlow {
-            bound,
+            bound: if bound {
+                Bound::Guest
+            } else {
+                Bound::Elsewhere
+            },
             fresh: bound.then(|| Fresh::since(now)),
             ..UdpFlow::new(socket, now)
         };

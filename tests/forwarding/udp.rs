@@ -7,15 +7,16 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::{
     guest::{Guest, Icmp, Scene, Udp, both, frame::assert_quotes, pattern},
     kernel_guest::KernelGuest,
     lab::{
-        Translator, World,
+        LONG, Translator, World,
         servers::{UdpEcho, udp_socket},
-        uninterrupted,
+        uninterrupted, wait_until,
         world::{BLACKHOLE4, BLACKHOLE6, GATEWAY4, INTERNET4, INTERNET6, POD4, POD6},
     },
     tcp::introduce,
@@ -142,6 +143,51 @@ fn a_client_that_asks_at_two_addresses_is_answered_from_each() {
             }
         }
     }
+}
+
+/// The kernel goes through all sockets of a port to bind another.
+#[test]
+fn a_port_has_so_many_clients_at_most_and_new_ones_take_the_places_of_the_idle() {
+    const MOST: u16 = 4096;
+    const FIRST: u16 = 10_000;
+    let hard = getrlimit(Resource::RLIMIT_NOFILE).unwrap().1;
+    if hard < 8192 {
+        println!("skipped: {hard} descriptors are not enough");
+        return;
+    }
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    let ask = |port: u16| {
+        let client = udp_socket(&scene.world.outside, (INTERNET4, port));
+        client.send_to(&port.to_be_bytes(), (POD4, 5000)).unwrap();
+        client
+    };
+    let udp_flows = || {
+        let flows = scene.translator.flows();
+        let (before, _) = flows.split_once(" UDP").unwrap();
+        let (_, count) = before.rsplit_once(' ').unwrap();
+        count.parse::<u16>().unwrap()
+    };
+    // Not more at a time than the port's socket holds.
+    for n in 0..MOST / 64 {
+        let clients: Vec<_> = (0..64).map(|m| ask(FIRST + 64 * n + m)).collect();
+        for _ in &clients {
+            scene.wire.expect("datagram", Udp::of_frame);
+        }
+    }
+    for port in FIRST + MOST..FIRST + MOST + 200 {
+        let heard = wait_until(LONG, || {
+            let _client = ask(port);
+            let patience = Duration::from_millis(300);
+            let frames = std::iter::from_fn(|| scene.wire.recv(patience));
+            let mut datagrams = frames.filter_map(|frame| Udp::of_frame(&frame));
+            datagrams.any(|udp| udp.payload == port.to_be_bytes())
+        });
+        assert!(heard, "port {port}");
+    }
+    assert!(udp_flows() <= MOST);
 }
 
 #[test]

@@ -49,7 +49,6 @@ impl Relay {
                 Some(Flow::Echo(_) | Flow::Group(_)) | None => continue,
             };
             if tired {
-                self.count(Why::NoGuest);
                 self.remove(id);
                 continue;
             }
@@ -152,6 +151,62 @@ impl Relay {
         while let Some(at) = self.waiting.of(id) {
             let (chain, _) = self.waiting.take(at);
             self.pool.release(chain);
+            self.count(Why::NoGuest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        fixture,
+        flow::UdpFlow,
+        state::{Limits, SPILL_BLOCK},
+    };
+    use super::*;
+    use crate::{host::socket::Features, net::Protocol, service};
+    use std::os::unix::net::UnixDatagram;
+
+    /// A relay with datagrams for a guest that is not found, of two flows, one of which has more than are held.
+    fn waiting() -> (Relay, [Id; 2]) {
+        let limits = Limits {
+            spill: 64 * SPILL_BLOCK,
+            ..Limits::few(16)
+        };
+        let mut relay = Relay::new(service::fixture::net(), Features::none(), limits);
+        let flows = [3, HELD_FLOW + 1].map(|count| {
+            let flow = UdpFlow {
+                waits: true,
+                ..UdpFlow::new(UnixDatagram::unbound().unwrap().into(), Now(0))
+            };
+            let key = fixture::key(Protocol::Udp, count as u16);
+            let id = relay.insert(key, Flow::Udp(flow)).unwrap();
+            relay.wait_for_guest(id, Now(0));
+            for _ in 0..count {
+                relay.hold(id, 100, Marks::default());
+            }
+            id
+        });
+        (relay, flows)
+    }
+
+    #[test]
+    fn each_datagram_that_waited_in_vain_is_counted() {
+        let (mut relay, _) = waiting();
+        let (mut outbox, _guest) = fixture::link();
+        assert_eq!(relay.drops().of(Why::NoGuest), 1);
+        let late = Now(0) + PATIENCE;
+        relay.ask_for_guest(&mut outbox, late, late);
+        assert!(relay.flows.is_empty());
+        assert_eq!(relay.drops().of(Why::NoGuest), 3 + HELD_FLOW as u64 + 1);
+    }
+
+    #[test]
+    fn those_of_a_flow_that_makes_way_are_counted_too() {
+        let (mut relay, [few, _]) = waiting();
+        relay.remove(few);
+        assert_eq!(relay.drops().of(Why::NoGuest), 1 + 3);
+        relay.guest_left();
+        assert_eq!(relay.drops().of(Why::NoGuest), 1 + 3 + HELD_FLOW as u64);
     }
 }

@@ -155,8 +155,11 @@ impl Relay {
         self.frame(&read, frame, held, outbox, now)
     }
 
-    /// Parts that wait no more count on nothing.
+    /// Parts that wait no more count on nothing, and those of packets that made room are counted.
     pub(super) fn forget_parts(&mut self) {
+        for _ in 0..std::mem::take(&mut self.reassembly.displaced) {
+            self.count(Why::Fragment);
+        }
         for slot in self.reassembly.over.drain(..) {
             if let Some(share) = &self.share {
                 share.looked_at(slot);
@@ -239,4 +242,54 @@ fn send(
         fragment::split(scratch, ends, (&ip, protocol, number()), upper, mtu, put);
     }
     sent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        fixture,
+        state::{Limits, SPILL_BLOCK},
+    };
+    use super::*;
+    use crate::{host::socket::Features, service};
+
+    #[test]
+    fn a_packet_in_parts_that_makes_room_is_counted() {
+        const PACKETS: u32 = 64;
+        let limits = Limits {
+            spill: 128 * SPILL_BLOCK,
+            ..Limits::few(16)
+        };
+        let mut relay = Relay::new(service::fixture::net(), Features::none(), limits);
+        let (mut outbox, _guest) = fixture::link();
+        let mut inbox = Inbox::holding();
+        let ip = Ip {
+            src: fixture::GUEST.into(),
+            dst: fixture::REMOTE.into(),
+            ttl: 64,
+            tos: 0,
+            id: 0,
+            whole: false,
+        };
+        let ends = Ends {
+            src: Mac([2, 0, 0, 0, 0, 1]),
+            dst: relay.net().mac,
+        };
+        for id in 0..PACKETS + 3 {
+            let part = Part {
+                id,
+                offset: 0,
+                more: true,
+            };
+            let mut frame = Vec::new();
+            fragment::ethernet(&mut frame, ends, &ip);
+            fragment::header(&mut frame, &ip, UDP, Some(part), 8);
+            frame.extend_from_slice(&[0; 8]);
+            inbox.hold(&frame);
+            relay.from_guest(&inbox, &mut outbox, Now(1));
+            let counted = (id + 1).saturating_sub(PACKETS);
+            assert_eq!(relay.drops().of(Why::Fragment), counted.into());
+        }
+        assert_eq!(relay.drops().seen().count(), 1);
+    }
 }

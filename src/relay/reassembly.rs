@@ -31,6 +31,8 @@ pub struct Reassembly {
     packets: VecDeque<Partial>,
     /// What parts counted on that wait no more, for the relay to release.
     pub over: Vec<ClaimSlot>,
+    /// Packets that made room for others, for the relay to count.
+    pub displaced: usize,
     /// A packet that became whole, as a frame.
     pub held: Option<Inbox>,
     /// How long a packet may wait for its last part, by family.
@@ -60,6 +62,7 @@ impl Reassembly {
         Self {
             packets: VecDeque::with_capacity(PACKETS),
             over: Vec::with_capacity(PACKETS),
+            displaced: 0,
             held: Some(Inbox::holding()),
             // RFC 791, section 3.2, as Linux has it; RFC 8200, section 4.5.
             patience: (Span::secs(30), Span::secs(60)),
@@ -103,6 +106,7 @@ impl Reassembly {
                     && let Some(oldest) = self.packets.pop_front()
                 {
                     self.release(oldest, pool);
+                    self.displaced += 1;
                 }
                 let (v4, v6) = self.patience;
                 let patience = if ip.src.is_ipv4() { v4 } else { v6 };

@@ -50,9 +50,15 @@ impl Migration {
 
     /// The migration is decided: helpers are told by the end of their connections.
     pub(super) fn over(&mut self) {
-        if self.helper.take().is_some()
-            && let Some(repair) = &self.repair
-        {
+        if self.helper.is_some() {
+            self.dismiss();
+        }
+    }
+
+    /// The same, whether one was needed or not.
+    pub(super) fn dismiss(&mut self) {
+        self.helper = None;
+        if let Some(repair) = &self.repair {
             Helper::dismiss(repair);
         }
     }

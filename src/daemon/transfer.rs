@@ -55,10 +55,11 @@ impl Reactor {
             .map_err(|error| format!("The guest's state cannot be read: {}", reason(&error)))?;
         let now = self.now();
         // A guest without its flows is better than none.
-        if let Err(why) = self.core.relay.settle(&state, self.migration.helper(), now) {
+        let migration = &mut self.migration;
+        if let Err(why) = self.core.relay.settle(&state, || migration.helper(), now) {
             log::warn!("{why}");
         }
-        self.migration.over();
+        self.migration.dismiss();
         self.core.register();
         self.tell_crew();
         if let Some(changes) = &mut self.changes {
@@ -76,7 +77,8 @@ impl Reactor {
         if self.core.relay.is_leaving() && runs {
             let now = self.now();
             log::info!("Guest stays");
-            self.core.relay.stay(self.migration.helper(), now);
+            let migration = &mut self.migration;
+            self.core.relay.stay(|| migration.helper(), now);
             self.migration.over();
             self.core.register();
         }

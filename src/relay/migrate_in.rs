@@ -63,14 +63,14 @@ impl Lost {
 }
 
 impl Relay {
-    /// Goes on with what moved here with a guest.
+    /// Goes on with what moved here with a guest. A helper is asked for if one is needed.
     ///
     /// # Errors
     /// One line: the state is refused. The guest is served as if it had no flows.
-    pub fn settle(
+    pub fn settle<'a>(
         &mut self,
         state: &[u8],
-        helper: Option<&Helper>,
+        helper: impl FnOnce() -> Option<&'a Helper>,
         now: Now,
     ) -> Result<(), String> {
         let state = State::decode(state)
@@ -82,6 +82,8 @@ impl Relay {
         for udp in &state.udp {
             self.settle_udp(udp, now);
         }
+        let needed = state.tcp.iter().any(takes_helper);
+        let helper = if needed { helper() } else { None };
         self.settle_connections(state.tcp, helper, &mut lost, now);
         lost.warn(all);
         log::info!(
@@ -294,7 +296,39 @@ fn socket_for(tcp: &Tcp, helper: Option<&Helper>) -> Result<OwnedFd, String> {
     opened.map_err(|error: io::Error| reason(&error))
 }
 
+/// Whether a connection can go on with a helper, and without one cannot.
+fn takes_helper(tcp: &Tcp) -> bool {
+    matches!(&tcp.host, HostSide::Open(carried) if !is_local(carried))
+}
+
 /// Whether a connection never left the host.
 fn is_local(carried: &Carried) -> bool {
     carried.peer.ip().is_loopback() || carried.peer.ip() == carried.local.ip()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+    use crate::net::Protocol;
+    use std::{cell::Cell, net::UdpSocket};
+
+    /// A helper that is not there yet is waited for, while the guest stands still.
+    #[test]
+    fn a_guest_without_connections_arrives_without_a_helper() {
+        let mut source = fixture::relay(16);
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect("127.0.0.1:9").unwrap();
+        let flow = Flow::Udp(UdpFlow::new(socket.into(), Now(0)));
+        source.insert(fixture::key(Protocol::Udp, 7), flow).unwrap();
+        let (_, _theirs) = fixture::connection(&mut source, Now(0));
+        let state = source.depart(None, Now(1));
+        let (mut target, asked) = (fixture::relay(16), Cell::new(false));
+        let helper = || {
+            asked.set(true);
+            None
+        };
+        target.settle(&state, helper, Now(1)).unwrap();
+        assert!(!asked.get());
+    }
 }

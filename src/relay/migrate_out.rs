@@ -92,13 +92,15 @@ impl Relay {
         self.away.on_the_way
     }
 
-    /// The guest stays after all: connections go on from where they were. Those that cannot are reset.
-    pub fn stay(&mut self, helper: Option<&Helper>, now: Now) {
+    /// The guest stays after all: connections go on from where they were, for which a helper is asked for. Those that cannot
+    /// are reset.
+    pub fn stay<'a>(&mut self, helper: impl FnOnce() -> Option<&'a Helper>, now: Now) {
         if !std::mem::take(&mut self.away.on_the_way) {
             return;
         }
         let flows = std::mem::take(&mut self.away.flows);
         let sockets = self.sockets(&flows);
+        let helper = if flows.is_empty() { None } else { helper() };
         // Those that stay silent are to answer nobody until they are reset.
         if helper.is_some() {
             self.listen(&flows);

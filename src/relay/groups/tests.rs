@@ -153,7 +153,7 @@ fn a_guest_that_moved_here_is_asked_for_its_groups_unless_they_are_off() {
         let mut net = relay().net().clone();
         net.serve.multicast = multicast;
         let mut target = fixture::relay_of(net, 256);
-        target.settle(&state, None, Now(1)).unwrap();
+        target.settle(&state, || None, Now(1)).unwrap();
         target.expire(&mut outbox, Now(1) + SETTLE, Now(1) + SETTLE);
         let frames = guest.frames(outbox);
         let is_query = |frame: &Vec<u8>| frame[12..14] == [8, 0] && frame[23] == 2;

@@ -20,6 +20,8 @@ pub struct Guest {
     pinned6: bool,
     /// Addresses at which the client on the link was heard, latest first.
     heard: [Option<IpAddr>; HEARD],
+    /// How often it said something new.
+    news: u32,
 }
 
 impl Guest {
@@ -32,6 +34,7 @@ impl Guest {
             pinned4: false,
             pinned6: false,
             heard: [None; HEARD],
+            news: 0,
         }
     }
 
@@ -45,6 +48,7 @@ impl Guest {
         let new = !mac.is_multicast() && mac != Mac::ZERO && mac != self.mac;
         if new {
             self.mac = mac;
+            self.news = self.news.wrapping_add(1);
         }
         new
     }
@@ -64,7 +68,14 @@ impl Guest {
             (_, IpAddr::V6(v6)) if !self.pinned6 => self.addr6 = Some(v6),
             _ => {}
         }
-        at.is_none()
+        let new = at.is_none();
+        self.news = self.news.wrapping_add(new.into());
+        new
+    }
+
+    /// Another number each time the client on the link was heard at another address, or as another one.
+    pub const fn news(&self) -> u32 {
+        self.news
     }
 
     /// Learns what was seen elsewhere.

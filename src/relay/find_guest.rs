@@ -83,7 +83,8 @@ impl Relay {
 
     /// The guest was heard: what waited for that goes on.
     pub(super) fn release_waiting(&mut self, outbox: &mut Outbox, now: Now) {
-        if self.waiting.flows.is_empty() {
+        let news = std::mem::replace(&mut self.waiting.news, self.guest.news());
+        if self.waiting.flows.is_empty() || news == self.waiting.news {
             return;
         }
         let mut at = 0;
@@ -164,7 +165,11 @@ mod tests {
         state::{Limits, SPILL_BLOCK},
     };
     use super::*;
-    use crate::{host::socket::Features, net::Protocol, service};
+    use crate::{
+        host::socket::Features,
+        net::{Mac, Protocol},
+        service,
+    };
     use std::os::unix::net::UnixDatagram;
 
     /// A relay with datagrams for a guest that is not found, of two flows, one of which has more than are held.
@@ -208,5 +213,24 @@ mod tests {
         assert_eq!(relay.drops().of(Why::NoGuest), 1 + 3);
         relay.guest_left();
         assert_eq!(relay.drops().of(Why::NoGuest), 1 + 3 + HELD_FLOW as u64);
+    }
+
+    /// Thousands may wait, and a guest that is elsewhere sends as fast as it likes.
+    #[test]
+    fn who_waits_is_looked_at_when_the_guest_says_something_new() {
+        let (mut relay, [few, many]) = waiting();
+        let (mut outbox, _guest) = fixture::link();
+        relay.guest.saw_mac(Mac([2, 0, 0, 0, 0, 1]));
+        relay.guest.saw_addr([192, 0, 2, 99].into());
+        relay.release_waiting(&mut outbox, Now(1));
+        relay.remove(few);
+        for _ in 0..3 {
+            relay.guest.saw_addr([192, 0, 2, 99].into());
+            relay.release_waiting(&mut outbox, Now(2));
+            assert_eq!(relay.waiting.flows.len(), 2);
+        }
+        relay.guest.saw_addr(fixture::GUEST.into());
+        relay.release_waiting(&mut outbox, Now(3));
+        assert!(relay.waiting.flows.is_empty() && relay.waiting.of(many).is_none());
     }
 }

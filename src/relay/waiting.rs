@@ -11,6 +11,8 @@ use crate::{
 pub struct Waiting {
     /// Flows, with when they began to wait.
     pub flows: Vec<(Id, Now)>,
+    /// The guest's news when they were last looked at.
+    pub news: u32,
     /// When to ask for the guest next.
     pub ask: Option<Now>,
     /// Datagrams for flows, and how they came, first come first.

@@ -197,8 +197,8 @@ impl Relay {
         theirs: impl Fn(&UdpFlow) -> bool,
     ) -> Result<(Key, Option<ClaimSlot>), Why> {
         let port = first.remote.port;
-        // Two peers behind one address, as all of the host's loopback is, or one that asks at two addresses of the host:
-        // another port tells them apart.
+        // Two peers behind one address, as all of the host's loopback is, or one that asks at two addresses or ports of the
+        // host: another port tells them apart.
         let others = (1..TRIES).map(|n| port.wrapping_add(n.wrapping_mul(977)) | 0x8000);
         std::iter::once(port)
             .chain(others)
@@ -251,7 +251,7 @@ impl Relay {
             .ok_or(Why::NoGuest)?;
         let first = self.peer_key(Protocol::Udp, Endpoint::new(addr, forward.guest), peer)?;
         // The guest's ends of these ports are the first relay's, without slots.
-        let (key, _) = self.free_key(first, |flow| is_of(flow, arrival))?;
+        let (key, _) = self.free_key(first, |flow| is_of(flow, arrival, forward.host))?;
         if let Some(id) = self.flows.find(&key) {
             return Ok((id, false));
         }
@@ -435,11 +435,11 @@ impl Relay {
     }
 }
 
-/// Whether a datagram is of this flow's peer, and came where the flow's answers leave from.
-fn is_of(flow: &UdpFlow, arrival: Arrival) -> bool {
+/// Whether a datagram is of this flow's peer, and came to the address and port that the flow's answers leave from.
+fn is_of(flow: &UdpFlow, arrival: Arrival, port: u16) -> bool {
     socket::ends(&flow.socket).is_some_and(|(local, peer)| {
         let came_there = |to: SocketAddr| to.ip().is_unspecified() || to.ip() == local.ip();
-        peer == arrival.from && arrival.to.is_none_or(came_there)
+        (peer, local.port()) == (arrival.from, port) && arrival.to.is_none_or(came_there)
     })
 }
 

@@ -145,6 +145,33 @@ fn a_client_that_asks_at_two_addresses_is_answered_from_each() {
     }
 }
 
+/// A server that was first to send does so from its own port, which is not the one its clients know.
+#[test]
+fn a_client_is_answered_from_the_port_it_asks_at_though_the_guest_was_first() {
+    let Some(scene) = Scene::new(&["-u", "5000:6053"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&scene.world.outside, from);
+        let server = SocketAddr::new(to.ip(), 6053);
+        let first = Udp::new(server, client.local_addr().unwrap(), b"news");
+        scene.wire.send(&first.frame());
+        let mut bytes = [0; 8];
+        let heard = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
+        assert_eq!(heard, (4, server));
+        client.send_to(b"question", to).unwrap();
+        let question = scene.wire.expect("question", Udp::of_frame);
+        let answer = Udp::new(question.dst, question.src, b"answer");
+        scene.wire.send(&answer.frame());
+        let heard = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
+        assert_eq!(heard, (6, to));
+    }
+}
+
 /// The kernel goes through all sockets of a port to bind another.
 #[test]
 fn a_port_has_so_many_clients_at_most_and_new_ones_take_the_places_of_the_idle() {

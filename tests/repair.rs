@@ -254,20 +254,22 @@ fn a_socket_in_a_folder_may_be_listened_at_later() {
     if !root() {
         return;
     }
-    let folder = folder("later");
-    drop(UnixListener::bind(folder.join("old.socket.repair")).unwrap());
-    let early = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
-    let path = folder.join("vm.socket.repair");
-    early.bind(&SockAddr::unix(path).unwrap()).unwrap();
-    let helper = start(&[folder.to_str().unwrap()]);
-    thread::sleep(Duration::from_millis(100));
-    early.listen(1).unwrap();
-    let passt = Passt {
-        folder,
-        listener: OwnedFd::from(early).into(),
-    };
-    drop(passt.accept());
-    assert_eq!(end(helper), (0, String::new()));
+    for late in [100, 1500] {
+        let folder = folder("later");
+        drop(UnixListener::bind(folder.join("old.socket.repair")).unwrap());
+        let early = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        let path = folder.join("vm.socket.repair");
+        early.bind(&SockAddr::unix(path).unwrap()).unwrap();
+        let helper = start(&[folder.to_str().unwrap()]);
+        thread::sleep(Duration::from_millis(late));
+        early.listen(1).unwrap();
+        let passt = Passt {
+            folder,
+            listener: OwnedFd::from(early).into(),
+        };
+        drop(passt.accept());
+        assert_eq!(end(helper), (0, String::new()));
+    }
 }
 
 #[test]

@@ -32,6 +32,9 @@ const KNOCKS: u32 = 100;
 /// In ms.
 const BETWEEN_KNOCKS: u8 = 10;
 
+/// The same, in ms too, in a folder when that was in vain: whoever is slow is rare, and what was left behind stays.
+const BETWEEN_LATER_KNOCKS: u16 = 1000;
+
 /// What `--help` says.
 pub const HELP: &str = "Usage: passt-repair PATH
 
@@ -116,16 +119,15 @@ fn appearing(folder: &Path) -> Result<UnixStream, String> {
         if let Some(socket) = open {
             return Ok(socket);
         }
-        let patience = if doors.is_empty() {
-            PollTimeout::NONE
-        } else {
-            BETWEEN_KNOCKS.into()
+        let patience = match knocks {
+            _ if doors.is_empty() => PollTimeout::NONE,
+            0 => BETWEEN_LATER_KNOCKS.into(),
+            _ => BETWEEN_KNOCKS.into(),
         };
         if !wait(&watcher, patience)? {
             knocks = knocks.saturating_sub(1);
             if knocks == 0 {
-                // They were left behind by somebody who is gone.
-                doors.clear();
+                doors.retain(|path| path.exists());
             }
             continue;
         }

@@ -4,14 +4,19 @@
 mod guest;
 mod lab;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use guest::{
-    Scene, Udp, Wire,
-    frame::{ETHERTYPE_ARP, GUEST_MAC, OUR_MAC, ethernet, of_type},
+    Icmp, Peer, Scene, Tcp, Udp, Wire,
+    frame::{ACK, ETHERTYPE_ARP, GUEST_MAC, OUR_MAC, RST, SYN, ethernet, of_type},
     guest_addr,
 };
-use lab::{Setup, Translator, World, servers::UdpEcho, world::INTERNET4};
+use lab::{
+    Setup, Translator, World,
+    servers::{TcpServer, UdpEcho, udp_socket},
+    uninterrupted,
+    world::{INTERNET4, INTERNET6},
+};
 
 /// Regression C33: a tunnel has no link address to take a template from; ours is locally administered.
 #[test]
@@ -54,6 +59,38 @@ fn an_interface_answers_to_its_alternative_names() {
     wire.expect("echo", Udp::of_frame);
     let log = translator.log();
     assert!(!log.contains("No interface"), "{log}");
+}
+
+/// Where nothing is short, nobody makes way: neither for want of an address, nor of a port that one destination has left.
+#[test]
+fn flows_stay_where_others_find_no_address_or_port_of_the_host() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let (pod, outside) = (&scene.world.pod, &scene.world.outside);
+    let server = udp_socket(outside, (INTERNET4, 7));
+    let remote = server.local_addr().unwrap();
+    let local = guest_addr(remote, 5000);
+    scene.wire.send(&Udp::new(local, remote, b"hello").frame());
+    let (_, from) = uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap();
+    pod.sysctl("ipv4/ip_local_port_range", "61000 61000");
+    let _echo = TcpServer::echo(outside, (INTERNET4, 7));
+    let _open = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+    let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_001), remote, 7);
+    peer.send(SYN, &[]);
+    assert_eq!(peer.recv().flags, RST | ACK);
+    pod.sysctl("ipv6/conf/all/disable_ipv6", "1");
+    let remote6 = SocketAddr::from((INTERNET6, 7));
+    for port in 40_002..40_010 {
+        let syn = Tcp::new(guest_addr(remote6, port), remote6, SYN);
+        scene.wire.send(&syn.frame());
+        scene.wire.expect("unreachable", |frame| {
+            Icmp::of_frame(frame).filter(|icmp| icmp.kind == 1)
+        });
+    }
+    server.send_to(b"late", from).unwrap();
+    let late = scene.wire.expect("datagram", Udp::of_frame);
+    assert_eq!(late.payload, b"late");
+    let said = scene.translator.log().matches("Cannot open").count();
+    assert_eq!(said, 1, "{}", scene.translator.log());
 }
 
 /// Regression C15: less than IPv4 asks for is warned of, and served.

@@ -139,15 +139,12 @@ pub fn tcp(peer: Peer, outbound: &Outbound, manner: Manner) -> io::Result<(Owned
     };
     match connected {
         Ok(()) => Ok((socket.into(), true)),
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EINPROGRESS | libc::EALREADY)
-            ) =>
-        {
-            Ok((socket.into(), false))
-        }
-        Err(error) => Err(error),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINPROGRESS | libc::EALREADY) => Ok((socket.into(), false)),
+            // Want of a port towards this peer, or of any address: datagrams are never short of ports.
+            Some(libc::EADDRNOTAVAIL) => Err(udp(peer, outbound, 0, false).err().unwrap_or(error)),
+            _ => Err(error),
+        },
     }
 }
 

@@ -222,13 +222,15 @@ impl Relay {
         false
     }
 
-    /// Where an error means that the system is short of what flows need, says so and gives up a flow for the next one.
+    /// Where an error means that the system is short of what flows need, says so and gives up a flow for the next one: not for
+    /// want of a port, which is of one destination.
     pub(super) fn make_do(&mut self, error: &io::Error) {
-        if !is_shortage(error) {
+        let wants_port = error.raw_os_error() == Some(libc::EADDRNOTAVAIL);
+        if !wants_port && !is_shortage(error) {
             return;
         }
         // Sockets are closed at the end of a turn: giving up more before would not help.
-        if self.gave_up.replace(self.turn) != Some(self.turn) {
+        if !wants_port && self.gave_up.replace(self.turn) != Some(self.turn) {
             self.evict();
         }
         if self.warned_full.is_due(self.turn) {

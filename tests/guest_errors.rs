@@ -6,7 +6,7 @@ mod kernel_guest;
 mod lab;
 
 use std::{
-    io::{ErrorKind, Read},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
 };
 
@@ -15,12 +15,12 @@ use nix::sys::signal::Signal;
 use guest::{
     Icmp, Peer, Scene, Tcp, Udp, Wire, both,
     frame::{Ip, SYN},
-    guest_addr,
+    guest_addr, pattern,
 };
 use kernel_guest::KernelGuest;
 use lab::{
     Host, LONG, QUIET, Translator, World,
-    servers::udp_socket,
+    servers::{accept, tcp_listener, udp_socket},
     uninterrupted,
     world::{INTERNET4, INTERNET6, POD4, POD6},
 };
@@ -181,6 +181,51 @@ fn a_peer_of_a_closed_port_of_the_guest_hears_that_it_is_unreachable() {
         };
         assert!(lab::wait_until(LONG, told), "{remote}");
     }
+}
+
+/// A guest that is a router, as hosts of containers are, says what its link takes: its machines' connections go on.
+#[test]
+fn segments_too_large_for_a_link_behind_the_guest_come_again_in_smaller_ones() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for remote in both(INTERNET4, INTERNET6, 7) {
+        let listener = tcp_listener(&scene.world.outside, remote);
+        let mut peer = Peer::connect(&scene.wire, guest_addr(remote, 40_000), remote);
+        let mut server = accept(&listener);
+        let data = pattern(3, 20_000);
+        server.write_all(&data).unwrap();
+        let large = scene.wire.expect("segment", |frame| {
+            peer.mine(frame).filter(|segment| segment.len() > 1300)?;
+            Ip::of_frame(frame)
+        });
+        let (kind, code, mtu, headers) = match remote {
+            SocketAddr::V4(_) => (3, 4, 1200, 40),
+            SocketAddr::V6(_) => (2, 0, 1300, 60),
+        };
+        let quote = &large.packet()[..headers];
+        // Of what was never sent, and of one that says nothing: as if somebody had guessed.
+        let mut never = quote.to_vec();
+        never[headers - 16] ^= 0x55;
+        for (quote, mtu) in [(&never[..], mtu), (quote, 9000), (quote, mtu)] {
+            let mut error = Icmp::new(large.dst, large.src, kind, mtu, quote);
+            error.code = code;
+            scene.wire.send(&error.frame());
+        }
+        peer.expect("smaller segment", |segment| {
+            segment.seq == peer.rcv_nxt && segment.payload.len() == mtu as usize - headers
+        });
+        // Nothing larger comes any more.
+        let limit = mtu as usize - headers;
+        peer.ack();
+        let mut got = Vec::new();
+        while got.len() < data.len() {
+            let segment = peer.recv();
+            assert!(segment.payload.len() <= limit, "{}", segment.payload.len());
+            peer.take(&segment, &mut got);
+            peer.ack();
+        }
+        assert!(got == data);
+    }
+    assert!(lab::wait_until(LONG, || counted(&scene) == 6));
 }
 
 /// Errors about nothing, cut short, or about echo replies are counted, and that is all.

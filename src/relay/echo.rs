@@ -66,7 +66,8 @@ impl Relay {
             // What the guest sent before may belong to the flow that ends.
             self.send_run(inbox, outbox);
             let start = start.get(..len).unwrap_or_default();
-            self.guest_error(v4, message.kind, message.code, start);
+            let what = (message.kind, message.code);
+            self.guest_error(v4, what, start, outbox, now);
             return Ok(());
         }
         let request = if v4 { REQUEST4 } else { REQUEST6 };

@@ -438,6 +438,21 @@ impl Conn {
         }
     }
 
+    /// Behind the guest is a link for segments of so many octets, options counted, which the one at `seq` was too large for.
+    /// `true` if what is in flight goes again, in smaller ones (RFC 1191, section 6.3); what else an error is about, or asks
+    /// for, may be forged (RFC 5927, section 7.2).
+    pub fn narrow(&mut self, seq: Seq, octets: u16, disorder: Option<&mut Disorder>) -> bool {
+        let octets = octets.saturating_sub(self.terms.overhead()).max(1);
+        let open = matches!(self.phase, Phase::Open { .. });
+        let in_flight = !seq.before(self.send.una) && seq.before(self.send.nxt);
+        let smaller = open && in_flight && octets < self.send.mss;
+        if smaller {
+            self.send.mss = octets;
+            self.send.rewind(disorder, false);
+        }
+        smaller
+    }
+
     /// The host could not hold the last octets taken.
     pub fn give_back(&mut self, octets: u32) {
         if let Phase::Open {

@@ -514,7 +514,7 @@ impl Sender {
 
     /// Sends anew from `una`, but for what the guest holds: nothing of what was in flight is known any more to have left before
     /// something that arrived. A guest may have broken its word on what it holds: `all` goes again then.
-    fn rewind(&mut self, disorder: Option<&mut Disorder>, all: bool) {
+    pub fn rewind(&mut self, disorder: Option<&mut Disorder>, all: bool) {
         self.nxt = self.una;
         self.repaired = self.repaired.max(self.max);
         self.flight.clear();

@@ -247,6 +247,25 @@ fn octets_given_back_are_expected_again() {
     assert!(conn.shutdown_due());
 }
 
+#[test]
+fn segments_get_smaller_where_an_error_is_about_one_in_flight_and_says_so() {
+    let mut conn = open();
+    let una = conn.send.nxt;
+    conn.sent(5000, NOW);
+    let mss = conn.mss() as u16;
+    assert!(!conn.narrow(una - 1, 600, None));
+    assert!(!conn.narrow(una + 5000, 600, None));
+    assert!(!conn.narrow(una, mss + conn.options() as u16, None));
+    assert_eq!((conn.next(), conn.mss()), (una + 5000, mss.into()));
+    assert!(conn.narrow(una + 1460, 600, None));
+    assert_eq!(conn.next(), una);
+    assert_eq!(conn.mss() + conn.options(), 600);
+    // The other errors of the same burst.
+    assert!(!conn.narrow(una + 2920, 600, None));
+    conn.sent(5000, NOW);
+    assert!(!conn.narrow(una, 600, None));
+}
+
 /// Regressions T19 and T85.
 #[test]
 fn either_side_may_close_first_and_the_other_go_on() {

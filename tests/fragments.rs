@@ -4,7 +4,7 @@
 mod guest;
 mod lab;
 
-use std::{net::SocketAddr, os::fd::AsFd};
+use std::{collections::HashSet, net::SocketAddr, os::fd::AsFd};
 
 use guest::{
     Icmp, Scene, Udp, Wire, both,
@@ -116,6 +116,50 @@ fn datagrams_that_arrive_as_one_are_cut_one_by_one() {
             assert!(expect(&scene, addr).0 == *datagram, "datagram {n} changed");
         }
     }
+}
+
+/// The identification of an IPv4 packet that may be cut on its way; `None` if it must not be, as then it has none.
+fn number(frame: &[u8]) -> Option<u16> {
+    let id = u16::from_be_bytes([frame[18], frame[19]]);
+    let whole = frame[20] == 0x40;
+    assert!(!whole || id == 0, "a number of what stays whole: {id}");
+    (!whole).then_some(id)
+}
+
+/// Numbers of the next datagrams from `src`, of so many octets.
+fn numbers(scene: &Scene, src: SocketAddr, lengths: &[usize]) -> Vec<Option<u16>> {
+    let next = |len: &usize| {
+        let (id, payload) = scene.wire.expect("datagram", |frame| {
+            let datagram = Udp::of_frame(frame).filter(|datagram| datagram.src == src)?;
+            Some((number(frame), datagram.payload))
+        });
+        assert!(payload == pattern(0, *len), "{len} octets");
+        id
+    };
+    lengths.iter().map(next).collect()
+}
+
+fn all_differ(numbers: &[Option<u16>]) -> bool {
+    let set: HashSet<_> = numbers.iter().flatten().collect();
+    set.len() == numbers.len()
+}
+
+/// RFC 6864, section 4: the guest may have to pass it on by a link of 1500, and whether its sender forbade that we cannot know.
+#[test]
+fn answers_larger_than_usual_links_take_may_be_cut_on_their_way() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let addr = (INTERNET4, 9).into();
+    let server = udp_socket(&scene.world.outside, addr);
+    let local = guest_addr(addr, 50_000);
+    scene.wire.send(&Udp::new(local, addr, b"hello").frame());
+    let (_, client) = uninterrupted(|| server.recv_from(&mut [0; 16])).unwrap();
+    let lengths = [0, 1000, 1472, 1473, 3000, 3000, 65_000];
+    for len in lengths {
+        server.send_to(&pattern(0, len), client).unwrap();
+    }
+    let ids = numbers(&scene, addr, &lengths);
+    assert_eq!(ids[..3], [None; 3]);
+    assert!(all_differ(&ids[3..]), "{ids:?}");
 }
 
 #[test]
@@ -237,6 +281,26 @@ fn large_echoes_pass_a_link_of_1500_both_ways() {
         assert_eq!((reply.word, reply.body), (request.word, request.body));
         assert!(joiner.largest <= 1500);
     }
+}
+
+/// The same for echoes.
+#[test]
+fn echoes_larger_than_usual_links_take_may_be_cut_on_their_way() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = SocketAddr::from((INTERNET4, 0));
+    let local = guest_addr(remote, 0);
+    let ids = [1000, 3000, 3000].map(|len| {
+        let request = Icmp::echo_request(local.ip(), remote.ip(), 7, 1, &pattern(0, len));
+        for frame in parts(&request.ip(), 5, 1500) {
+            scene.wire.send(&frame);
+        }
+        scene.wire.expect("echo reply", |frame| {
+            Icmp::of_frame(frame).filter(Icmp::is_echo_reply)?;
+            Some(number(frame))
+        })
+    });
+    assert_eq!(ids[0], None);
+    assert!(all_differ(&ids[1..]), "{ids:?}");
 }
 
 /// What is too large for the host's path and must not be fragmented is told with the MTU that would do.

@@ -13,7 +13,7 @@ use std::{
 use kernel_guest::KernelGuest;
 use lab::{
     Host, LONG, Translator, World,
-    servers::UdpEcho,
+    servers::{UdpEcho, udp_socket},
     uninterrupted, wait_until,
     world::{INTERNET4, INTERNET6},
 };
@@ -129,4 +129,38 @@ fn who_forbids_fragments_learns_what_fits_and_that_passes() {
         socket.send(&LARGE[..fits]).unwrap();
         assert_eq!(uninterrupted(|| socket.recv(&mut [0; 8192])).unwrap(), fits);
     }
+}
+
+/// As containers are behind a guest whose own link is as wide as can be.
+#[test]
+fn a_large_answer_passes_a_guest_that_has_a_narrower_link_behind_it() {
+    let Some(world) = World::pod() else { return };
+    let translator = Translator::start(&world.pod, &[]);
+    let Some(guest) = KernelGuest::plug(&translator, 65_520) else {
+        return;
+    };
+    guest.number();
+    let inner = Host::new().unwrap();
+    guest.host().wire("inner", &inner, "eth0");
+    guest.host().ip("addr add 172.17.0.1/16 dev inner");
+    inner.ip("addr add 172.17.0.2/16 dev eth0
+         route add default via 172.17.0.1 dev eth0");
+    guest.host().forward();
+    guest.host().nft(
+        "table ip nat {
+            chain post {
+                type nat hook postrouting priority 100;
+                oifname eth0 masquerade
+            }
+        }",
+    );
+    let server = udp_socket(&world.outside, (INTERNET4, 9));
+    let socket = connected(&inner, server.local_addr().unwrap());
+    let answered = wait_until(LONG, || {
+        socket.send(b"how much?").unwrap();
+        let (_, client) = uninterrupted(|| server.recv_from(&mut [0; 16])).unwrap();
+        server.send_to(&LARGE, client).unwrap();
+        uninterrupted(|| socket.recv(&mut [0; 8192])).is_ok_and(|len| len == LARGE.len())
+    });
+    assert!(answered);
 }

@@ -1,6 +1,6 @@
 //! Fragments, both ways: parts of the guest's packets become whole packets, and what is too large for the link becomes parts.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{
     errors::{Fault, QUOTED},
@@ -17,7 +17,7 @@ use crate::{
     wire::{
         build::{Ends, MIN_FRAME, PACKET_MAX, UDP_SEGMENTS_MAX, ip_len},
         checksum::Sum,
-        fragment::{self, Part},
+        fragment::{self, Part, may_be_cut},
         frame::{Body, Fragment, Ip, classify},
         headers::TTL,
     },
@@ -51,7 +51,7 @@ impl Relay {
         };
         let upper = self.message.get(..len).unwrap_or_default();
         let mtu = usize::from(self.net.mtu);
-        let number = || self.fragment_ids.fetch_add(1, Ordering::Relaxed);
+        let number = || numbers(&self.fragment_ids, 1);
         if !send(
             &mut self.scratch,
             ends,
@@ -210,8 +210,13 @@ fn sums_up(ip: &Ip, protocol: u8, upper: &[u8]) -> bool {
     }
 }
 
+/// What tells so many packets from others: the first one's number, on from which they count.
+pub(super) fn numbers(ids: &AtomicU32, packets: usize) -> u32 {
+    ids.fetch_add(packets as u32, Ordering::Relaxed)
+}
+
 /// Hands a packet to the guest: whole where the link takes it, else in parts. `upper` is all behind the IP header. `false` if
-/// the link had no room for some of it. `number` tells the parts from those of others.
+/// the link had no room for some of it. `number` tells what is or may be cut from others.
 fn send(
     scratch: &mut Vec<u8>,
     ends: Ends,
@@ -227,10 +232,15 @@ fn send(
             || outbox.flush() == Flushed::Done && outbox.copy(frame).is_ok();
         sent
     };
-    if ip_len(ip.src.is_ipv4()) + upper.len() <= mtu {
+    let v4 = ip.src.is_ipv4();
+    let len = ip_len(v4) + upper.len();
+    let whole = !may_be_cut(v4, len);
+    if len <= mtu {
+        let id = if whole { ip.id } else { number() };
         scratch.clear();
         fragment::ethernet(scratch, ends, ip);
-        fragment::header(scratch, ip, protocol, None, upper.len());
+        let ip = Ip { id, whole, ..*ip };
+        fragment::header(scratch, &ip, protocol, None, upper.len());
         scratch.extend_from_slice(upper);
         scratch.resize(scratch.len().max(MIN_FRAME), 0);
         put(scratch);

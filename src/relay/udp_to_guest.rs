@@ -4,6 +4,7 @@ use std::{io, os::fd::AsFd};
 
 use super::{
     flow::Flow,
+    fragments::numbers,
     state::{FAILURES, Relay, is_shortage},
     udp::HEADER,
 };
@@ -18,6 +19,7 @@ use crate::{
     },
     wire::{
         checksum::Sum,
+        fragment::may_be_cut,
         headers::{TTL, Template},
     },
 };
@@ -142,9 +144,18 @@ impl Relay {
             .with_ttl(marks.ttl.unwrap_or(TTL))
             .with_tos(marks.tos.unwrap_or(0));
         let size = marks.segment.map_or(len, usize::from).max(1);
-        if size + template.udp_overhead() <= usize::from(self.net.mtu) {
-            return outbox.commit_one(rooms, at, len, size, |part, headers| {
-                template.udp(headers, part.len, part.sum)
+        let packet = size + template.udp_overhead();
+        if packet <= usize::from(self.net.mtu) {
+            // Who cuts what was received as one counts on from the first one's number.
+            let first = may_be_cut(key.remote.addr.is_ipv4(), packet)
+                .then(|| numbers(&self.fragment_ids, len.div_ceil(size)));
+            return outbox.commit_one(rooms, at, len, size, |part, headers| match first {
+                None => template.udp(headers, part.len, part.sum),
+                Some(first) => {
+                    let id = first.wrapping_add((part.at / size) as u32) as u16;
+                    let template = template.clone().with_id(id);
+                    template.udp(headers, part.len, part.sum)
+                }
             });
         }
         // Parts are written where the room lies, and would write over datagrams that are still to be cut.
@@ -222,6 +233,32 @@ mod tests {
         let parts = guest.frames(outbox).into_iter().filter(|f| f[23] == UDP);
         let octets = parts.map(|f| usize::from(u16::from_be_bytes([f[16], f[17]])) - 20);
         assert_eq!(octets.sum::<usize>(), HEADER + LEN);
+    }
+
+    #[test]
+    fn each_of_large_datagrams_received_as_one_has_its_own_number() {
+        const SIZE: usize = 2000;
+        let mut net = service::fixture::net();
+        net.mtu = 65_520;
+        let mut relay = fixture::relay_of(net, 16);
+        let key = fixture::key(Protocol::Udp, 7);
+        let template = relay.template(&key);
+        let (mut outbox, guest) = fixture::link();
+        let rooms = outbox.reserve_many(2).unwrap();
+        for at in 0..2 {
+            let mut received = Received::default();
+            (received.len, received.marks.segment) = (10 * SIZE - 1, Some(SIZE as u16));
+            relay.udp_deliver(&key, &template, &rooms, at, received, &mut outbox);
+        }
+        let frames = guest.frames(outbox);
+        let number = |frame: &Vec<u8>| u16::from_be_bytes([frame[18], frame[19]]);
+        let first = number(&frames[0]);
+        assert!(frames.iter().all(|frame| frame[20] == 0), "not to be cut");
+        assert!(
+            (0..20)
+                .map(|n| first.wrapping_add(n))
+                .eq(frames.iter().map(number))
+        );
     }
 
     /// Datagrams a little larger than the MTU take the most room of all that can be received as one.

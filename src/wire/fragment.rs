@@ -23,6 +23,16 @@ pub struct Part {
 /// The length of a fragment header of IPv6.
 const HEADER: usize = 8;
 
+/// The largest packet that usual links take, those of Ethernet (RFC 894).
+const USUAL_MTU: usize = 1500;
+
+/// Whether a packet of so many octets may be cut on its way, for which it needs an identification (RFC 6864, section 4): one
+/// that usual links do not take can hardly have come with "don't fragment" set, and the guest may have to pass it on by such
+/// a link. Of IPv6, nobody but the sender cuts any.
+pub const fn may_be_cut(v4: bool, len: usize) -> bool {
+    len > USUAL_MTU && v4
+}
+
 /// Appends the IP header of a packet with `len` octets of this protocol, or of this part of it. A length that does not
 /// fit is written as the largest that does.
 pub fn header(out: &mut Vec<u8>, ip: &Ip, protocol: u8, part: Option<Part>, len: usize) {
@@ -179,6 +189,12 @@ mod tests {
             };
             assert_eq!(read, ip);
         }
+    }
+
+    #[test]
+    fn only_what_usual_links_do_not_take_may_be_cut() {
+        assert!(may_be_cut(true, 1501) && !may_be_cut(true, 1500));
+        assert!(!may_be_cut(false, 65_535));
     }
 
     /// RFC 6946.

@@ -115,6 +115,17 @@ impl Template {
         self
     }
 
+    /// Lets a packet of IPv4 be cut on its way, where this tells it from others (RFC 6864, section 4).
+    #[must_use]
+    pub fn with_id(mut self, id: u16) -> Self {
+        if !self.v6 {
+            self.octets[ETHERNET_LEN + 4..ETHERNET_LEN + 6].copy_from_slice(&id.to_be_bytes());
+            self.octets[ETHERNET_LEN + 6] = 0;
+            self.sum_again();
+        }
+        self
+    }
+
     fn sum_again(&mut self) {
         self.header = Sum::new().bytes(&self.octets[ETHERNET_LEN..ETHERNET_LEN + IPV4_LEN]);
     }
@@ -285,6 +296,28 @@ mod tests {
                 (u32::from(v6) * 7, &b"hello"[..])
             );
             assert_valid(&frame);
+        }
+    }
+
+    #[test]
+    fn only_a_packet_with_an_identification_may_be_cut() {
+        for (v6, id, wanted) in [
+            (false, None, (true, 0)),
+            (false, Some(0x1234), (false, 0x1234)),
+            // Of IPv6 the flow label stays, and nobody cuts it.
+            (true, Some(0x1234), (true, 7)),
+        ] {
+            let template = match id {
+                Some(id) => template(v6).with_id(id),
+                None => template(v6),
+            };
+            let mut out = [0xaa; HEADERS_MAX];
+            let len = template.udp(&mut out, 0, Sum::new());
+            let Ok(Body::Udp(ip, _)) = classify(&out[..len], len).map(|f| f.body) else {
+                panic!("not UDP")
+            };
+            assert_eq!((ip.whole, ip.id), wanted);
+            assert_valid(&out[..len]);
         }
     }
 

@@ -1,6 +1,7 @@
 //! What driver and device leave to each other: checksums, and cutting what is too large for the link. Each on and off.
 
 use std::{
+    collections::HashSet,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     time::{Duration, Instant},
@@ -250,6 +251,46 @@ fn datagrams_of_one_size_come_as_one_to_those_who_cut_them() {
             assert_eq!(longest > MTU + 14, large, "{longest}");
         }
     }
+}
+
+/// RFC 6864, section 4: who cuts them may have to pass each on by a link that takes less.
+#[test]
+fn large_datagrams_that_come_as_one_are_told_apart_when_they_are_cut() {
+    const SIZE: usize = 2000;
+    const COUNT: usize = 20;
+    let Some(scene) = Scene::new(&[]) else { return };
+    scene.world.pod.ip("link set eth0 mtu 9000");
+    scene.world.outside.ip("link set pod0 mtu 9000");
+    let mut guest = scene.guest(Driver::new(LINUX));
+    let remote = (INTERNET4, 7).into();
+    let server = udp_socket(&scene.world.outside, remote);
+    let hello = Udp::new(guest_addr(remote, 40_000), remote, b"hello");
+    guest.transmit(&[0; 12], &hello.frame(), 1);
+    let (_, client) = uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap();
+    let data = pattern(0, COUNT * SIZE);
+    let begin = Instant::now();
+    let (mut together, mut ids, mut octets) = (0, Vec::new(), 0);
+    // A new flow's come one by one, until its socket is sure to hear its peer alone; two are to come as one.
+    while together < 2 && begin.elapsed() < LONG {
+        send_segmented(&server, client, &data, SIZE);
+        octets += data.len();
+        while octets > 0 {
+            guest.expect("datagrams", |arrival| {
+                let frames = cut::cut(arrival);
+                Udp::of_frame(&frames[0]).filter(|udp| udp.dst.port() == 40_000)?;
+                together += usize::from(frames.len() > 1);
+                octets -= frames.len() * SIZE;
+                assert!(frames.iter().all(|frame| frame[20] == 0), "not to be cut");
+                ids.extend(frames.iter().map(|f| u16::from_be_bytes([f[18], f[19]])));
+                Some(())
+            });
+        }
+    }
+    assert!(together >= 2, "one by one");
+    // Far fewer than there are numbers.
+    let last = &ids[ids.len().saturating_sub(10_000)..];
+    let different: HashSet<_> = last.iter().collect();
+    assert_eq!(different.len(), last.len());
 }
 
 /// Their checksum is computed here, as that of all short ones, so that the guest cannot be left to cut them.

@@ -55,6 +55,9 @@ pub fn cut(arrival: &Arrival) -> Vec<Vec<u8>> {
             } else {
                 let total = (one.len() - ETHERNET) as u16;
                 one[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&total.to_be_bytes());
+                let id = u16::from_be_bytes([one[ETHERNET + 4], one[ETHERNET + 5]]);
+                let id = id.wrapping_add(n as u16);
+                one[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&id.to_be_bytes());
                 one[ETHERNET + 10..ETHERNET + 12].fill(0);
                 let sum = !sum(&one[ETHERNET..start]);
                 one[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());

@@ -77,6 +77,23 @@ fn assert_forwarded(wire: &Wire, pairs: &[(IpAddr, IpAddr)]) {
     }
 }
 
+/// One socket of a resolver asks both, which are one to the host.
+#[test]
+fn each_answer_comes_from_the_address_that_was_asked() {
+    let host = INTERNET4.to_string();
+    let host6 = INTERNET6.to_string();
+    let args = [&FORWARD[..], &["--dns-host", &host, "--dns-host", &host6]].concat();
+    let Some(scene) = Scene::new(&args) else {
+        return;
+    };
+    for (forward, host) in OUTSIDE {
+        let _resolver = UdpEcho::start(&scene.world.outside, (host, 53));
+        for addr in [forward, host, forward, host, forward] {
+            assert_answers(&scene.wire, (addr, 53).into());
+        }
+    }
+}
+
 /// Regression U21.
 #[test]
 fn the_forwarding_address_is_the_resolver_asked_for_by_udp_and_tcp_at_both_ports() {

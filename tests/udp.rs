@@ -10,7 +10,7 @@ use guest::{
     Guest, Icmp, Scene, Udp, both,
     fragment::parts,
     frame::{Ip, assert_quotes},
-    guest_addr, pattern,
+    guest_addr, neighbour_of, pattern,
 };
 use lab::{
     QUIET, Translator, World,
@@ -99,6 +99,30 @@ fn one_port_talks_to_many_and_many_ports_to_one() {
     for port in 20_000..20_100 {
         let local = guest_addr(servers[0].addr(), port);
         assert_echo(&scene, local, servers[0].addr(), &port.to_be_bytes());
+    }
+}
+
+/// A guest that moves from one address to another and back, or two behind one link: the host has one port for both.
+#[test]
+fn two_addresses_that_ask_one_server_from_one_port_have_their_own_answers() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    for addr in both(INTERNET4, INTERNET6, 7) {
+        let server = UdpEcho::start(&scene.world.outside, addr);
+        let first = guest_addr(addr, 5000);
+        let second = neighbour_of(first);
+        for (n, local) in [first, second, first, first, second]
+            .into_iter()
+            .enumerate()
+        {
+            let question = Udp::new(local, addr, &[n as u8]);
+            scene.wire.send(&question.frame());
+            let answer = scene.wire.expect("answer", Udp::of_frame);
+            assert_eq!(answer, Udp::new(addr, local, &[n as u8]), "round {n}");
+        }
+        let clients = server.clients();
+        assert_eq!(clients[0], first);
+        assert_ne!(clients[1].port(), 5000);
+        assert_eq!(clients[2..], [clients[0], clients[0], clients[1]]);
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    flow::{Chain, Lent},
+    flow::{Chain, Id, Lent},
     host::socket::Manner,
     link::Slot,
     net::{Now, Seq, Span},
@@ -261,6 +261,8 @@ pub struct UdpFlow {
     /// The socket holds more than is usual.
     pub roomy: bool,
     pub bound: Bound,
+    /// Where its port and its peer are noted.
+    pub pair: Option<Id>,
     /// Its socket may bring what others sent, as it was bound before it was connected: it heard everybody.
     pub fresh: Option<Fresh>,
 }
@@ -270,7 +272,7 @@ pub struct UdpFlow {
 pub enum Bound {
     /// The guest's.
     Guest,
-    /// This one of the host, which is forwarded.
+    /// This one of the host, which is forwarded, with a client there.
     Forwarded(u16),
     /// None that counts: it is of the kernel's choice, or as it was where the guest was before.
     Elsewhere,
@@ -416,6 +418,7 @@ impl UdpFlow {
             waits: false,
             roomy: false,
             bound: Bound::Elsewhere,
+            pair: None,
             fresh: None,
         }
     }

@@ -32,6 +32,8 @@ mod state;
 #[cfg(test)]
 mod fixture;
 
+mod pairs;
+
 mod table;
 
 mod report;

@@ -104,6 +104,8 @@ pub struct Relay {
     pub(super) limits: Limits,
     /// How many datagram flows have sockets bound to each port, as the guest is.
     pub(super) sharing: Box<[u16]>,
+    /// By the pairs of a port of the host and a peer that they have.
+    pub(super) pairs: Table<Id>,
     /// Those that have sockets at forwarded ports.
     pub(super) visitors: Visitors,
     /// How many of them have sockets that hold more than is usual.
@@ -198,6 +200,7 @@ impl Relay {
             turnover: Turnover::default(),
             limits,
             sharing: vec![0; 1 << 16].into_boxed_slice(),
+            pairs: Table::new(limits.flows),
             visitors: Visitors::new(limits.flows),
             roomy: 0,
             wheel: Wheel::new(limits.flows),

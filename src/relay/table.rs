@@ -84,6 +84,7 @@ impl Relay {
                     Bound::Forwarded(port) => self.visitors.enter(port, id.slot),
                     Bound::Elsewhere => {}
                 }
+                self.enter_pair(id);
                 self.requests.push(if connects {
                     Request::Watch(raw, id)
                 } else {
@@ -328,6 +329,7 @@ impl Relay {
             (Bound::Forwarded(port), _) => self.visitors.leave(port, id.slot),
             (Bound::Guest, None) | (Bound::Elsewhere, _) => {}
         }
+        self.leave_pair(&mut flow);
         self.wheel.disarm(id.slot);
         if let Flow::Tcp(TcpFlow { spill, state, .. }) = &mut flow {
             self.pool.release(std::mem::take(spill));

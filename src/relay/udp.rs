@@ -1,7 +1,10 @@
 //! UDP, carried: each pair of endpoints has a connected socket of its own. [`udp_to_host`](super::udp_to_host) takes datagrams from
 //! the guest to the host, [`udp_to_guest`](super::udp_to_guest) the other way.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use super::{
     errors::{Fault, QUOTED, Quote},
@@ -13,7 +16,7 @@ use crate::{
     flow::{self, Id, Key},
     host::socket::{self, Peer},
     link::Outbox,
-    net::{Now, Protocol, Why},
+    net::{Endpoint, Now, Protocol, Why},
     sys::errqueue,
     wire::build::UDP_LEN,
 };
@@ -27,6 +30,9 @@ const ERRORS: usize = 16;
 /// Sockets bound to one port of the host: the kernel goes through all of them to bind another, so that a guest which talks to
 /// very many peers from one port would be slowed down, and everybody with it. What is more has a port of the kernel's choice.
 const SHARING: u16 = 1024;
+
+/// How often another port is asked for where the kernel has chosen one that another flow talks to the same peer from.
+const DRAWS: usize = 4;
 
 impl Relay {
     /// How many flows' sockets are bound to a port, as the guest is.
@@ -54,13 +60,10 @@ impl Relay {
             endpoint: target.addr,
             scope: target.scope,
         };
-        let bound = self.sharing(key.guest.port) < SHARING;
-        let port = if bound { key.guest.port } else { 0 };
-        let beside = bound && self.ports.takes_udp(port);
-        let opened = self.open_socket(&key, now, |net| {
-            socket::udp(peer, &net.outbound, port, beside)
-        });
-        let socket = match opened {
+        let bound = self.udp_bound(&key, peer.endpoint);
+        let is_bound = bound != Bound::Elsewhere;
+        let port = if is_bound { key.guest.port } else { 0 };
+        let socket = match self.udp_socket(&key, peer, port, now) {
             Ok(socket) => socket,
             Err(error) => {
                 self.make_do(&error);
@@ -68,22 +71,48 @@ impl Relay {
                 return Err(Why::Socket);
             }
         };
-        if !bound {
+        if !is_bound {
             socket::receive_segments(&socket);
         }
         let flow = UdpFlow {
-            bound: if bound {
-                Bound::Guest
-            } else {
-                Bound::Elsewhere
-            },
-            fresh: bound.then(|| Fresh::since(now)),
+            bound,
+            fresh: is_bound.then(|| Fresh::since(now)),
             ..UdpFlow::new(socket, now)
         };
         let timeout = self.udp_timeout(&flow);
         let id = self.insert(key, Flow::Udp(flow))?;
         self.wheel.arm(id.slot, now + timeout);
         Ok(id)
+    }
+
+    /// How the socket of a new flow is to be bound: at the guest's port, unless it would hear another flow's peer there.
+    fn udp_bound(&mut self, key: &Key, peer: Endpoint) -> Bound {
+        if self.sharing(key.guest.port) >= SHARING {
+            return Bound::Elsewhere;
+        }
+        match self.flow_between(key.guest.port, peer) {
+            None => Bound::Guest,
+            Some(twin) => self
+                .take_over_visitor(twin, key)
+                .unwrap_or(Bound::Elsewhere),
+        }
+    }
+
+    /// Opens the socket of a new flow, at this port unless it is 0.
+    fn udp_socket(&mut self, key: &Key, peer: Peer, port: u16, now: Now) -> io::Result<OwnedFd> {
+        let beside = port != 0 && self.ports.takes_udp(port);
+        let mut draws = 0..DRAWS;
+        loop {
+            let socket = self.open_socket(key, now, |net| {
+                socket::udp(peer, &net.outbound, port, beside)
+            })?;
+            // Ports that are shared are the kernel's to choose like others.
+            let own = socket::local(&socket).map_or(0, |local| local.port());
+            let is_free = own == port || self.flow_between(own, peer.endpoint).is_none();
+            if is_free || draws.next().is_none() {
+                return Ok(socket);
+            }
+        }
     }
 
     pub(super) fn udp_ready(&mut self, id: Id, ready: Ready, outbox: &mut Outbox, now: Now) {

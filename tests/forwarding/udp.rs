@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::{
-    guest::{Guest, Icmp, Scene, Udp, both, frame::assert_quotes, pattern},
+    guest::{Guest, Icmp, Scene, Udp, both, frame::assert_quotes, neighbour_of, pattern},
     kernel_guest::KernelGuest,
     lab::{
         LONG, Translator, World,
@@ -169,6 +169,60 @@ fn a_client_is_answered_from_the_port_it_asks_at_though_the_guest_was_first() {
         scene.wire.send(&answer.frame());
         let heard = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
         assert_eq!(heard, (6, to));
+    }
+}
+
+/// Clients know one port only, from whichever of its addresses the guest answers; the last is where it is.
+#[test]
+fn a_server_that_answers_from_another_address_is_heard_and_hears() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    for (server, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&scene.world.outside, from);
+        let mut is_at = server;
+        for speaks_from in [neighbour_of(server), server, neighbour_of(server)] {
+            client.send_to(b"question", server).unwrap();
+            let question = scene.wire.expect("question", Udp::of_frame);
+            assert_eq!(question, Udp::new(question.src, is_at, b"question"));
+            let answer = Udp::new(speaks_from, question.src, b"answer");
+            scene.wire.send(&answer.frame());
+            let mut bytes = [0; 8];
+            let heard = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
+            assert_eq!(heard, (6, server));
+            is_at = speaks_from;
+        }
+    }
+}
+
+/// What the guest has at the port that its clients know is not what they ask for.
+#[test]
+fn a_client_keeps_its_server_though_the_guest_talks_to_it_from_the_forwarded_ports_number() {
+    let Some(scene) = Scene::new(&["-u", "5000:6053"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&scene.world.outside, from);
+        let server = SocketAddr::new(to.ip(), 6053);
+        for _ in 0..2 {
+            client.send_to(b"question", to).unwrap();
+            let question = scene.wire.expect("question", Udp::of_frame);
+            assert_eq!(question, Udp::new(question.src, server, b"question"));
+            let other = Udp::new(to, question.src, b"news");
+            scene.wire.send(&other.frame());
+            let mut bytes = [0; 8];
+            let (len, heard) = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
+            assert_eq!(len, 4);
+            assert_ne!(heard.port(), to.port());
+        }
     }
 }
 

@@ -7,7 +7,7 @@
     clippy::expect_used
 )]
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::lab::{
     LONG, Translator, World, wait_until,
@@ -61,6 +61,15 @@ pub fn guest_addr(remote: impl Into<SocketAddr>, port: u16) -> SocketAddr {
         SocketAddr::V4(_) => (POD4, port).into(),
         SocketAddr::V6(_) => (POD6, port).into(),
     }
+}
+
+/// The next address, with the same port.
+pub fn neighbour_of(own: SocketAddr) -> SocketAddr {
+    let addr = match own.ip() {
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() + 1).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() + 1).into(),
+    };
+    SocketAddr::new(addr, own.port())
 }
 
 /// The same in both families.

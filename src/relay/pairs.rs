@@ -1,0 +1,73 @@
+//! Pairs of a port of the host and a peer. What the peer sends there comes to one socket, the newest, whatever others are
+//! connected alike: so each datagram flow of the guest's own has a pair that is no other's. Two may want the same: from two
+//! addresses of the guest, or to two addresses that are one to the host.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    flow::{Bound, Flow, UdpFlow},
+    state::Relay,
+};
+use crate::{
+    flow::{Id, Key},
+    host::socket,
+    net::{Endpoint, Protocol},
+};
+
+/// The name of a pair: the host's address counts as little as the interface.
+fn pair(port: u16, peer: Endpoint) -> Key {
+    Key {
+        protocol: Protocol::Udp,
+        guest: Endpoint::new(Ipv4Addr::UNSPECIFIED.into(), port),
+        remote: peer,
+    }
+}
+
+impl Relay {
+    /// The flow whose socket is at this port and connected to this peer.
+    pub(super) fn flow_between(&self, port: u16, peer: Endpoint) -> Option<Id> {
+        let id = *self.pairs.get(self.pairs.find(&pair(port, peer))?)?;
+        self.flows.get(id).map(|_| id)
+    }
+
+    /// The port that a client of the guest's knows it by, if it is with one that the guest talks from another of its addresses:
+    /// that flow is of the same two, and ends.
+    pub(super) fn take_over_visitor(&mut self, twin: Id, key: &Key) -> Option<Bound> {
+        let known = self.flows.key(twin)?;
+        let Flow::Udp(UdpFlow { bound, .. }) = self.flows.get(twin)? else {
+            return None;
+        };
+        let bound = *bound;
+        let same = (known.guest.port, known.remote) == (key.guest.port, key.remote);
+        if !same || !matches!(bound, Bound::Forwarded(_)) {
+            return None;
+        }
+        self.remove(twin);
+        Some(bound)
+    }
+
+    /// Notes the pair of a new flow.
+    pub(super) fn enter_pair(&mut self, id: Id) {
+        let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        let Some((local, peer)) = socket::ends(&flow.socket) else {
+            return;
+        };
+        let pair = pair(local.port(), Endpoint::new(peer.ip(), peer.port()));
+        // Clients may have the same, at two addresses of the host: the last is the one to know of.
+        if let Some(known) = self.pairs.find(&pair) {
+            self.pairs.remove(known);
+        }
+        flow.pair = self.pairs.insert(pair, id).ok();
+    }
+
+    /// Forgets the pair of a flow that is taken out.
+    pub(super) fn leave_pair(&mut self, flow: &mut Flow) {
+        if let Flow::Udp(flow) = flow
+            && let Some(pair) = flow.pair.take()
+        {
+            self.pairs.remove(pair);
+        }
+    }
+}

@@ -16,7 +16,11 @@
 //! not defined (virtio knows none), so each stays in order by itself. Packets whose parts went to another relay first may be
 //! lost where the owner of their flow has no room: to rule out deadlock no thread waits there.
 
-use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
 
 use super::{
     handoff::{Accepted, Entry, Exit, handoff},
@@ -184,7 +188,7 @@ impl Share {
             Protocol::Udp => self.forwarded.0.contains(key.guest.port),
             Protocol::Tcp | Protocol::Echo => false,
         };
-        (!of_first).then(|| self.claims.slot(key))
+        (!of_first).then(|| self.claims.slot(&counted_as(key)))
     }
 
     /// The slot of a flow that can be this relay's, if it has one: it is counted on until it has been looked at. `None` where
@@ -460,6 +464,16 @@ impl Share {
     }
 }
 
+/// What stands for a flow where it is to be one relay's. Those of datagrams go together from all addresses of the guest: their
+/// sockets may want the same port and peer.
+const fn counted_as(key: &Key) -> Key {
+    let mut key = *key;
+    if matches!(key.protocol, Protocol::Udp) {
+        key.guest.addr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    }
+    key
+}
+
 /// What the guest's ends of these forwarded ports are.
 impl FromIterator<(Protocol, u16)> for Forwarded {
     fn from_iter<T: IntoIterator<Item = (Protocol, u16)>>(ports: T) -> Self {
@@ -528,13 +542,30 @@ const fn may_be_cut(body: &Body) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Endpoint;
+
+    /// It sees to it that their sockets do not have the same ends.
+    #[test]
+    fn datagram_flows_of_all_addresses_of_the_guest_from_one_port_to_one_peer_are_one_relays() {
+        let shares = Share::among(2, 16, std::iter::empty().collect());
+        let (first, second) = (&shares[0], &shares[1]);
+        let key = |host: u8| Key {
+            protocol: Protocol::Udp,
+            guest: Endpoint::new([10, 0, 0, host].into(), 5000),
+            remote: Endpoint::new([198, 51, 100, 1].into(), 7),
+        };
+        second.opened(&key(1), false);
+        assert!((2..100).all(|host| first.claim(&key(host)).is_none()));
+        second.closed(&key(1), false);
+        assert!(first.claim(&key(2)).is_some());
+    }
 
     #[test]
     fn labels_survive_the_ring() {
         let slot = Claims::default().slot(&Key {
             protocol: Protocol::Udp,
-            guest: crate::net::Endpoint::new([10, 0, 0, 1].into(), 1),
-            remote: crate::net::Endpoint::new([10, 0, 0, 2].into(), 2),
+            guest: Endpoint::new([10, 0, 0, 1].into(), 1),
+            remote: Endpoint::new([10, 0, 0, 2].into(), 2),
         });
         for slot in [None, Some(slot)] {
             for (in_parts, segment, checksum) in [

@@ -19,7 +19,7 @@ use crate::{
     proto::tcp::{Conn, Origin, SynRetries},
     service::fixture,
     wire::{
-        frame::Segment,
+        frame::{Ip, Segment},
         tcp::{Flags, Options},
     },
 };
@@ -48,6 +48,18 @@ pub(super) fn key(protocol: Protocol, port: u16) -> Key {
 /// First sequence numbers: ours, and the guest's.
 pub(super) const ISS: Seq = Seq(1000);
 pub(super) const IRS: Seq = Seq(5000);
+
+/// A packet of the guest's.
+pub(super) fn ip(whole: bool) -> Ip {
+    Ip {
+        src: GUEST.into(),
+        dst: REMOTE.into(),
+        ttl: 64,
+        tos: 0,
+        id: 0,
+        whole,
+    }
+}
 
 /// Of the guest's, without payload.
 pub(super) fn segment(seq: Seq, ack: Seq, flags: Flags) -> Segment {

@@ -273,14 +273,7 @@ mod tests {
         let mut relay = Relay::new(service::fixture::net(), Features::none(), limits);
         let (mut outbox, _guest) = fixture::link();
         let mut inbox = Inbox::holding();
-        let ip = Ip {
-            src: fixture::GUEST.into(),
-            dst: fixture::REMOTE.into(),
-            ttl: 64,
-            tos: 0,
-            id: 0,
-            whole: false,
-        };
+        let ip = fixture::ip(false);
         let ends = Ends {
             src: Mac([2, 0, 0, 0, 0, 1]),
             dst: relay.net().mac,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     thread,
     time::Duration,
 };
@@ -145,6 +145,19 @@ fn a_client_that_asks_at_two_addresses_is_answered_from_each() {
     }
 }
 
+/// A client in each family, and the forwarded port it asks at.
+fn clients(scene: &Scene) -> [(UdpSocket, SocketAddr); 2] {
+    let [client4, client6] =
+        both(INTERNET4, INTERNET6, 0).map(|from| udp_socket(&scene.world.outside, from));
+    let [to4, to6] = both(POD4, POD6, 5000);
+    [(client4, to4), (client6, to6)]
+}
+
+/// How many octets the client hears next, and from where.
+fn hear(client: &UdpSocket) -> (usize, SocketAddr) {
+    uninterrupted(|| client.recv_from(&mut [0; 8])).unwrap()
+}
+
 /// A server that was first to send does so from its own port, which is not the one its clients know.
 #[test]
 fn a_client_is_answered_from_the_port_it_asks_at_though_the_guest_was_first() {
@@ -152,23 +165,16 @@ fn a_client_is_answered_from_the_port_it_asks_at_though_the_guest_was_first() {
         return;
     };
     crate::discovery::announce(&scene.wire);
-    for (to, from) in both(POD4, POD6, 5000)
-        .into_iter()
-        .zip(both(INTERNET4, INTERNET6, 0))
-    {
-        let client = udp_socket(&scene.world.outside, from);
+    for (client, to) in clients(&scene) {
         let server = SocketAddr::new(to.ip(), 6053);
         let first = Udp::new(server, client.local_addr().unwrap(), b"news");
         scene.wire.send(&first.frame());
-        let mut bytes = [0; 8];
-        let heard = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
-        assert_eq!(heard, (4, server));
+        assert_eq!(hear(&client), (4, server));
         client.send_to(b"question", to).unwrap();
         let question = scene.wire.expect("question", Udp::of_frame);
         let answer = Udp::new(question.dst, question.src, b"answer");
         scene.wire.send(&answer.frame());
-        let heard = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
-        assert_eq!(heard, (6, to));
+        assert_eq!(hear(&client), (6, to));
     }
 }
 
@@ -179,11 +185,7 @@ fn a_server_that_answers_from_another_address_is_heard_and_hears() {
         return;
     };
     crate::discovery::announce(&scene.wire);
-    for (server, from) in both(POD4, POD6, 5000)
-        .into_iter()
-        .zip(both(INTERNET4, INTERNET6, 0))
-    {
-        let client = udp_socket(&scene.world.outside, from);
+    for (client, server) in clients(&scene) {
         let mut is_at = server;
         for speaks_from in [neighbour_of(server), server, neighbour_of(server)] {
             client.send_to(b"question", server).unwrap();
@@ -191,9 +193,7 @@ fn a_server_that_answers_from_another_address_is_heard_and_hears() {
             assert_eq!(question, Udp::new(question.src, is_at, b"question"));
             let answer = Udp::new(speaks_from, question.src, b"answer");
             scene.wire.send(&answer.frame());
-            let mut bytes = [0; 8];
-            let heard = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
-            assert_eq!(heard, (6, server));
+            assert_eq!(hear(&client), (6, server));
             is_at = speaks_from;
         }
     }
@@ -206,11 +206,7 @@ fn a_client_keeps_its_server_though_the_guest_talks_to_it_from_the_forwarded_por
         return;
     };
     crate::discovery::announce(&scene.wire);
-    for (to, from) in both(POD4, POD6, 5000)
-        .into_iter()
-        .zip(both(INTERNET4, INTERNET6, 0))
-    {
-        let client = udp_socket(&scene.world.outside, from);
+    for (client, to) in clients(&scene) {
         let server = SocketAddr::new(to.ip(), 6053);
         for _ in 0..2 {
             client.send_to(b"question", to).unwrap();
@@ -218,8 +214,7 @@ fn a_client_keeps_its_server_though_the_guest_talks_to_it_from_the_forwarded_por
             assert_eq!(question, Udp::new(question.src, server, b"question"));
             let other = Udp::new(to, question.src, b"news");
             scene.wire.send(&other.frame());
-            let mut bytes = [0; 8];
-            let (len, heard) = uninterrupted(|| client.recv_from(&mut bytes)).unwrap();
+            let (len, heard) = hear(&client);
             assert_eq!(len, 4);
             assert_ne!(heard.port(), to.port());
         }
@@ -388,11 +383,8 @@ fn an_answer_that_meets_an_error_is_told_of_in_an_icmp_error() {
         return;
     };
     crate::discovery::announce(&scene.wire);
-    for (to, from) in both(POD4, POD6, 5000)
-        .into_iter()
-        .zip(both(INTERNET4, INTERNET6, 0))
-    {
-        let client = udp_socket(&scene.world.outside, from);
+    for (client, to) in clients(&scene) {
+        let from = client.local_addr().unwrap();
         client.send_to(b"question", to).unwrap();
         let datagram = scene.wire.expect("datagram", Udp::of_frame);
         drop(client);

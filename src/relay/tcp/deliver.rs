@@ -381,7 +381,7 @@ fn passes(error: &io::Error) -> bool {
 mod tests {
     use super::super::super::{fixture, request::Ready};
     use super::*;
-    use crate::wire::{frame::Ip, tcp::Flags};
+    use crate::wire::tcp::Flags;
     use socket2::SockRef;
     use std::{io::Read, net::TcpStream};
 
@@ -398,16 +398,7 @@ mod tests {
         let flags = Flags::ACK | Flags::PSH;
         let mut segment = fixture::segment(fixture::IRS + 1 + from, fixture::ISS + 1, flags);
         segment.payload = 54..54 + octets;
-        let ip = Ip {
-            src: fixture::GUEST.into(),
-            dst: fixture::REMOTE.into(),
-            ttl: 64,
-            tos: 0,
-            id: 0,
-            whole: true,
-        };
-        (segment.src_port, segment.dst_port) = (80, 53);
-        let _ = relay.tcp_segment(&ip, &segment, frame, &inbox, outbox, NOW);
+        let _ = relay.tcp_segment(&fixture::ip(true), &segment, frame, &inbox, outbox, NOW);
         relay.end_touched(&inbox, outbox, NOW);
         relay.resume(outbox, NOW);
     }

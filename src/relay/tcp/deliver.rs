@@ -194,15 +194,16 @@ impl Relay {
         };
         flow.space = None;
         while !flow.spill.is_empty() {
+            if flow.state.failed {
+                // Nothing follows what was lost: the host's side is gone.
+                let held = flow.spill.len();
+                return self.pool.consume(&mut flow.spill, held);
+            }
             flow.ready_to_write();
             match send_front(&mut self.iovecs, &self.pool, flow) {
                 Ok(octets) => self.pool.consume(&mut flow.spill, octets),
                 Err(error) if passes(&error) => return,
-                Err(_) => {
-                    let held = flow.spill.len();
-                    self.pool.consume(&mut flow.spill, held);
-                    fail(&mut flow.state);
-                }
+                Err(_) => fail(&mut flow.state),
             }
         }
     }

@@ -220,7 +220,8 @@ impl Relay {
         let looked =
             msg::peek(flow.socket.as_fd(), &mut scatter).map(|octets| octets.checked_sub(skip));
         let octets = match looked {
-            Ok(Some(0)) if skip == 0 || flow.state.ended => return Look::End,
+            // Where reads stop at urgent data, the end is what is found once nothing has to be stepped over.
+            Ok(Some(0)) if skip == 0 || flow.state.ended && !flow.state.urgent => return Look::End,
             Ok(Some(0) | None) if flow.state.urgent => return Look::Nothing,
             Ok(Some(0) | None) => return nothing(flow),
             // The kernel need not know of an end that its predecessor saw, before the guest moved.

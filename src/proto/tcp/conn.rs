@@ -110,6 +110,11 @@ impl Conn {
         self.send.in_flight() - u32::from(past_end && self.send.in_flight() > 0)
     }
 
+    /// Whether the guest has said that it takes nothing more, as nobody reads.
+    pub const fn window_is_shut(&self) -> bool {
+        self.send.window == 0
+    }
+
     /// Octets of payload the guest takes now.
     pub fn sendable(&self) -> usize {
         match self.phase {
@@ -464,6 +469,7 @@ impl Conn {
             self.receive.give_back(1);
         }
         self.receive.give_back(octets);
+        self.send.hear_again(self.receive.nxt);
     }
 
     /// Whether the guest has nothing to say or hear any more, but the host does not take all it said.

@@ -26,8 +26,9 @@ pub struct Receiver {
     pub nxt: Seq,
     /// The right edge we promised. Never moves left, unless the promise was broken.
     edge: Seq,
-    /// The right edge as the guest understood it: windows are told in units, so it may lie some octets beyond. What comes up
-    /// to here is taken, but never promised again: rounding must not let the edge creep.
+    /// The right edge as the guest understood it: windows are told in units, so it may lie some octets beyond, and further once
+    /// a promise was broken. What comes up to here is taken (RFC 7323, section 2.4), but never promised again: rounding must
+    /// not let the edge creep.
     shown: Seq,
     /// The acknowledgement last sent.
     acked: Seq,
@@ -87,7 +88,8 @@ impl Receiver {
         let end = seq + len;
         let span = len + u32::from(fin);
         if seq.after(self.nxt) {
-            return if seq.before(self.shown) {
+            // An acknowledgement may stand at the very edge: what came before it was lost, or given back.
+            return if seq.before(self.shown) || span == 0 && seq == self.shown {
                 Text::Gap
             } else {
                 Text::Outside
@@ -115,7 +117,7 @@ impl Receiver {
     /// window would try ever more seldom, one without asks, and is told.
     pub fn give_back(&mut self, octets: u32) {
         self.nxt = self.nxt - octets;
-        (self.edge, self.shown) = (self.nxt, self.nxt);
+        self.edge = self.nxt;
     }
 
     /// Octets of a segment behind a gap that lie inside the window.
@@ -204,7 +206,9 @@ impl Receiver {
 
     /// Octets the guest may still send.
     pub fn promised(&self) -> u32 {
-        self.shown.since(self.nxt)
+        let rounding = self.shown.since(self.edge) >> self.scale == 0;
+        let edge = if rounding { self.shown } else { self.edge };
+        edge.since(self.nxt)
     }
 
     /// Whether telling the guest of `free` octets would let it go on: the window was shut or small and would open well.

@@ -43,7 +43,7 @@ pub struct Sender {
     pub nxt: Seq,
     max: Seq,
     /// The guest's window, in octets from `una`, and the segment that last set it (SND.WL1, SND.WL2).
-    window: u32,
+    pub window: u32,
     wl1: Seq,
     wl2: Seq,
     /// The largest window so far.
@@ -291,7 +291,8 @@ impl Sender {
         window: u16,
         disorder: Option<&mut Disorder>,
     ) -> Update {
-        let newer = self.wl1.before(seq) || (self.wl1 == seq && !ack.before(self.wl2));
+        // What acknowledges more is newer wherever it stands: a guest whose window has shrunk speaks from further left.
+        let newer = ack.after(self.wl2) || !seq.before(self.wl1);
         if !newer || ack.before(self.una) {
             return Update::default();
         }
@@ -315,6 +316,11 @@ impl Sender {
             opened,
             seek: probed,
         }
+    }
+
+    /// Windows told with octets from `seq` on are news again: they were given back.
+    pub fn hear_again(&mut self, seq: Seq) {
+        self.wl1 = self.wl1.min(seq);
     }
 
     /// What the guest's SYN says of its windows and segments, and whether it tells what it holds.

@@ -247,6 +247,29 @@ fn octets_given_back_are_expected_again() {
     assert!(conn.shutdown_due());
 }
 
+/// A guest that heard of a wider window acknowledges from its edge (RFC 7323, section 2.4), or from where it now is.
+#[test]
+fn acknowledgements_count_though_octets_were_given_back() {
+    let mut conn = open();
+    let (expected, una) = (conn.receive.nxt, conn.send.nxt);
+    let promised = conn.promised();
+    conn.segment(&next(&conn, Flags::ACK, 1000), None, NOW);
+    conn.give_back(1000);
+    assert_eq!(conn.promised(), 0);
+    conn.sent(5000, NOW);
+    let behind = segment(expected + 100, una, Flags::ACK, 100);
+    conn.segment(&behind, None, NOW);
+    let mut acknowledging = segment(expected, una + 1000, Flags::ACK, 0);
+    acknowledging.window = 40;
+    assert_eq!(conn.segment(&acknowledging, None, NOW).forget, 1000);
+    assert_eq!(conn.send.sendable(), conn.send.octets(40, false) - 4000);
+    let edge = segment(expected + promised, una + 2000, Flags::ACK, 0);
+    assert_eq!(conn.segment(&edge, None, NOW).forget, 1000);
+    let rest = segment(expected, una + 2000, Flags::ACK, promised as usize);
+    assert_eq!(conn.segment(&rest, None, NOW).take, Some((0, promised)));
+    assert_eq!(conn.promised(), 0);
+}
+
 #[test]
 fn segments_get_smaller_where_an_error_is_about_one_in_flight_and_says_so() {
     let mut conn = open();

@@ -67,7 +67,7 @@ impl Relay {
             self.send_run(inbox, outbox);
             let start = start.get(..len).unwrap_or_default();
             let what = (message.kind, message.code);
-            self.guest_error(v4, what, start, outbox, now);
+            self.guest_error(v4, what, start);
             return Ok(());
         }
         let request = if v4 { REQUEST4 } else { REQUEST6 };

@@ -102,7 +102,8 @@ pub(super) fn connection(relay: &mut Relay, now: Now) -> (Id, TcpStream) {
     let key = key(Protocol::Tcp, 80);
     let origin = Origin { iss: ISS, clock: 0 };
     let mut conn = Conn::toward_guest(origin, 1460, SynRetries::default(), now);
-    let syn_ack = segment(IRS, ISS + 1, Flags::SYN | Flags::ACK);
+    let mut syn_ack = segment(IRS, ISS + 1, Flags::SYN | Flags::ACK);
+    syn_ack.options.mss = Some(1460);
     assert!(conn.segment(&syn_ack, None, now).open);
     let flow = TcpFlow::new(ours.into(), conn, Syn::default(), false);
     let id = relay.insert(key, Flow::Tcp(flow)).unwrap();

@@ -226,6 +226,8 @@ pub struct State {
     pub urgent: bool,
     /// Writing to the socket failed: once what it holds is read, the guest hears of it.
     pub failed: bool,
+    /// Octets of the guest went nowhere: it hears of it at once if it does not read.
+    pub lost: bool,
     /// We have asked to hear when the socket takes more.
     pub wants_space: bool,
     /// The flow waits in line for room on the link.

@@ -4,8 +4,7 @@
 use super::{flow::Flow, state::Relay, whose::key_of_quoted};
 use crate::{
     flow::Id,
-    link::Outbox,
-    net::{Now, Seq, Why},
+    net::{Seq, Why},
     proto::tcp::Phase,
     wire::{
         build::{TCP_LEN, ip_len},
@@ -46,14 +45,7 @@ impl Relay {
     /// says so; at a forwarded port it makes a flow anew. A connection is given up only while the guest is asked for it, by an
     /// error about that very SYN, as Linux does it; later errors may pass (RFC 1122, section 4.2.3.9) or be forged (RFC 5927).
     /// A guest that is a router may have a narrower link behind it, which connections have to know of.
-    pub(super) fn guest_error(
-        &mut self,
-        v4: bool,
-        (kind, code): (u8, u8),
-        start: &[u8],
-        outbox: &mut Outbox,
-        now: Now,
-    ) {
+    pub(super) fn guest_error(&mut self, v4: bool, (kind, code): (u8, u8), start: &[u8]) {
         self.count(Why::GuestError);
         let Some(quoted) = Quoted::read(start, v4) else {
             return;
@@ -62,13 +54,7 @@ impl Relay {
             return;
         };
         if let Some(mtu) = narrow_link(v4, kind, code, start) {
-            return self.narrow(
-                id,
-                quoted.seq,
-                mtu - (ip_len(v4) + TCP_LEN) as u16,
-                outbox,
-                now,
-            );
+            return self.narrow(id, quoted.seq, mtu - (ip_len(v4) + TCP_LEN) as u16);
         }
         if !is_unreachable(v4, kind, code) {
             return;
@@ -85,7 +71,7 @@ impl Relay {
     }
 
     /// Segments of more than so many octets do not get through.
-    fn narrow(&mut self, id: Id, seq: Seq, octets: u16, outbox: &mut Outbox, now: Now) {
+    fn narrow(&mut self, id: Id, seq: Seq, octets: u16) {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
@@ -94,8 +80,10 @@ impl Relay {
             .disorder
             .and_then(|lent| self.disorders.get_mut(lent));
         if flow.conn.narrow(seq, octets, disorder) {
+            // What comes with it is handed on before it is acknowledged.
+            flow.state.pull = true;
+            self.touch(id);
             self.seek(id);
-            self.pull(id, outbox, now);
         }
     }
 }

@@ -332,6 +332,7 @@ impl Relay {
             ended: before.ended,
             urgent: before.urgent,
             failed: before.failed,
+            lost: before.lost,
             owes_ack: !conn.phase().is_handshake(),
             writes: before.writes,
             ..State::default()

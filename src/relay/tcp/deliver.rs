@@ -1,7 +1,7 @@
 //! The end of a burst: what the guest sent goes to the host's sockets, and acknowledgements go back.
 
 use std::{
-    io,
+    io, mem,
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -42,6 +42,15 @@ pub(in super::super) struct Placed<'a> {
 }
 
 impl Relay {
+    /// Has a flow looked at when the burst is over.
+    pub(in super::super) fn touch(&mut self, id: Id) {
+        if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
+            && !mem::replace(&mut flow.state.touched, true)
+        {
+            self.burst.touched.push(id);
+        }
+    }
+
     /// Hands the burst's payloads on, connection by connection, and answers the guest.
     pub(in super::super) fn end_touched(&mut self, inbox: &Inbox, outbox: &mut Outbox, now: Now) {
         while let Some(id) = self.burst.touched.pop() {
@@ -116,6 +125,7 @@ impl Relay {
             }
             if flow.state.failed {
                 // Nothing follows what was lost: the host's side is gone.
+                lose(&mut flow.state);
                 written = octets;
             } else if flow.spill.is_empty() {
                 flow.ready_to_write();
@@ -124,7 +134,7 @@ impl Relay {
                     Err(error) if passes(&error) => 0,
                     // The host's side is gone, and with it these octets.
                     Err(_) => {
-                        fail(&mut flow.state);
+                        lose(&mut flow.state);
                         octets
                     }
                 };
@@ -195,7 +205,7 @@ impl Relay {
         flow.space = None;
         while !flow.spill.is_empty() {
             if flow.state.failed {
-                // Nothing follows what was lost: the host's side is gone.
+                lose(&mut flow.state);
                 let held = flow.spill.len();
                 return self.pool.consume(&mut flow.spill, held);
             }
@@ -203,7 +213,7 @@ impl Relay {
             match send_front(&mut self.iovecs, &self.pool, flow) {
                 Ok(octets) => self.pool.consume(&mut flow.spill, octets),
                 Err(error) if passes(&error) => return,
-                Err(_) => fail(&mut flow.state),
+                Err(_) => flow.state.failed = true,
             }
         }
     }
@@ -363,11 +373,10 @@ fn send_front(iovecs: &mut Iovecs, pool: &Pool, flow: &TcpFlow) -> io::Result<us
     msg::send(flow.socket.as_fd(), &gather)
 }
 
-/// Notes that the socket takes nothing any more; pulling finds out what it still holds.
-fn fail(state: &mut State) {
-    state.failed = true;
-    state.readable = true;
-    state.pull = true;
+/// Notes that the socket takes nothing any more, and octets went nowhere; pulling finds out what it still holds.
+fn lose(state: &mut State) {
+    (state.failed, state.lost) = (true, true);
+    (state.readable, state.pull) = (true, true);
 }
 
 /// Whether the socket will take octets later: it is full, or the system is short of memory.
@@ -384,7 +393,11 @@ mod tests {
     use super::*;
     use crate::wire::tcp::Flags;
     use socket2::SockRef;
-    use std::{io::Read, net::TcpStream};
+    use std::{
+        io::{Read, Write},
+        net::TcpStream,
+        time::Duration,
+    };
 
     const NOW: Now = Now(1_000_000);
 
@@ -393,14 +406,41 @@ mod tests {
 
     /// A segment of the guest's comes, alone in its burst.
     fn take(relay: &mut Relay, outbox: &mut Outbox, from: u32, octets: usize) {
+        take_with_window(relay, outbox, from, octets, 65_535);
+    }
+
+    /// The same, with a window of the guest's.
+    fn take_with_window(
+        relay: &mut Relay,
+        outbox: &mut Outbox,
+        from: u32,
+        octets: usize,
+        window: u16,
+    ) {
         let mut inbox = Inbox::holding();
+        hear(relay, &mut inbox, outbox, from, octets, window);
+        end(relay, &inbox, outbox);
+    }
+
+    /// The segment is heard, and its burst not over.
+    fn hear(
+        relay: &mut Relay,
+        inbox: &mut Inbox,
+        outbox: &mut Outbox,
+        from: u32,
+        octets: usize,
+        window: u16,
+    ) {
         inbox.hold(&vec![7; 54 + octets]);
         let frame = inbox.frame(0).unwrap().whole;
         let flags = Flags::ACK | Flags::PSH;
         let mut segment = fixture::segment(fixture::IRS + 1 + from, fixture::ISS + 1, flags);
-        segment.payload = 54..54 + octets;
-        let _ = relay.tcp_segment(&fixture::ip(true), &segment, frame, &inbox, outbox, NOW);
-        relay.end_touched(&inbox, outbox, NOW);
+        (segment.payload, segment.window) = (54..54 + octets, window);
+        let _ = relay.tcp_segment(&fixture::ip(true), &segment, frame, inbox, outbox, NOW);
+    }
+
+    fn end(relay: &mut Relay, inbox: &Inbox, outbox: &mut Outbox) {
+        relay.end_touched(inbox, outbox, NOW);
         relay.resume(outbox, NOW);
     }
 
@@ -449,6 +489,80 @@ mod tests {
             matches!(told[..], [(0, 1..), (4096, 0), (4096, 0), (4096, 1..)]),
             "{told:?}"
         );
+    }
+
+    /// It would write into nothing for as long as it likes, and each octet be acknowledged.
+    #[test]
+    fn a_guest_that_does_not_read_hears_that_what_it_sends_is_lost() {
+        let (mut outbox, guest) = fixture::link();
+        let mut relay = fixture::relay(16);
+        let (id, mut peer) = fixture::connection(&mut relay, NOW);
+        relay.acknowledge(id, &mut outbox, NOW);
+        take_with_window(&mut relay, &mut outbox, 0, 0, 0);
+        peer.write_all(&[7; 10]).unwrap();
+        SockRef::from(&peer)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(peer);
+        let ready = Ready {
+            readable: true,
+            writable: true,
+            ended: true,
+            error: true,
+            urgent: false,
+        };
+        relay.from_host(id, ready, &mut outbox, NOW);
+        assert!(relay.flows.get(id).is_some());
+        take_with_window(&mut relay, &mut outbox, 0, 1000, 0);
+        assert!(relay.flows.get(id).is_none());
+        let frames = guest.frames(outbox);
+        let flags = frames.last().unwrap()[47];
+        assert_eq!(flags & 0x04, 0x04, "{flags:#x}");
+    }
+
+    /// What the guest throws away then, nobody has.
+    #[test]
+    fn nothing_is_acknowledged_with_what_comes_again_before_it_is_handed_on() {
+        let (mut outbox, mut guest) = fixture::link();
+        let mut relay = fixture::relay(16);
+        let (id, mut peer) = fixture::connection(&mut relay, NOW);
+        relay.acknowledge(id, &mut outbox, NOW);
+        peer.write_all(&[7; 1000]).unwrap();
+        let ready = Ready {
+            readable: true,
+            writable: true,
+            ended: false,
+            error: false,
+            urgent: false,
+        };
+        relay.from_host(id, ready, &mut outbox, NOW);
+        let Some(Flow::Tcp(flow)) = relay.flows.get_mut(id) else {
+            panic!("no connection");
+        };
+        fill(&flow.socket);
+        let mut inbox = Inbox::holding();
+        hear(&mut relay, &mut inbox, &mut outbox, 0, WINDOW, 65_535);
+        relay.guest_error(true, (3, 4), &too_large(600));
+        end(&mut relay, &inbox, &mut outbox);
+        assert_eq!(relay.drops().of(Why::PromiseBroken), 1);
+        guest.read_all(&mut outbox);
+        let told: Vec<_> = guest
+            .frames(outbox)
+            .iter()
+            .map(|frame| read(frame).0)
+            .collect();
+        assert!(told.len() > 3 && told.is_sorted(), "{told:?}");
+    }
+
+    /// An error's start: the first segment to the guest does not fit a link of `mtu` octets.
+    fn too_large(mtu: u16) -> Vec<u8> {
+        let mut packet = vec![0; 20 + 8];
+        (packet[0], packet[9]) = (0x45, 6);
+        packet[12..16].copy_from_slice(&fixture::REMOTE.octets());
+        packet[16..20].copy_from_slice(&fixture::GUEST.octets());
+        packet[20..24].copy_from_slice(&[0, 53, 0, 80]);
+        packet[24..].copy_from_slice(&(fixture::ISS + 1).0.to_be_bytes());
+        [&[0, 0, 0, 0, 0, 0], &mtu.to_be_bytes()[..], &packet].concat()
     }
 
     /// The peer reads all there is.

@@ -49,8 +49,9 @@ impl Relay {
                 self.send_fin(id, outbox, now);
                 break;
             }
-            // Nothing more comes from the host, and nothing gets there.
-            if flow.state.failed && !flow.conn.wants_host() {
+            // Nothing more comes from the host, or the guest does not read it; and nothing gets there.
+            let unread = flow.state.lost && flow.conn.window_is_shut();
+            if flow.state.failed && !flow.conn.wants_host() || unread {
                 return self.reset(id, outbox);
             }
             let sendable = self.sendable(id);

@@ -102,9 +102,7 @@ impl Relay {
         }
         flow.state.ack |= todo.ack == Ack::Burst;
         flow.state.pull |= todo.pull;
-        if !std::mem::replace(&mut flow.state.touched, true) {
-            self.burst.touched.push(id);
-        }
+        self.touch(id);
         if todo.seek {
             self.seek(id);
         }

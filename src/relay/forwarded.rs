@@ -281,7 +281,8 @@ impl Relay {
         let id = self.insert_inbound(key, Flow::Udp(flow))?;
         self.wheel.arm(id.slot, now + timeout);
         if !known {
-            self.wait_for_guest(id, now);
+            let visitor = forward.target.is_none().then(|| peer.ip());
+            self.wait_for_guest(id, visitor, now);
         }
         Ok((id, true))
     }

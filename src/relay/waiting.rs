@@ -1,5 +1,7 @@
 //! What waits until the guest is found.
 
+use std::net::IpAddr;
+
 use crate::{
     flow::{Chain, Id},
     net::Now,
@@ -9,8 +11,7 @@ use crate::{
 /// Flows that wait, and datagrams held for them.
 #[derive(Debug, Default)]
 pub struct Waiting {
-    /// Flows, with when they began to wait.
-    pub flows: Vec<(Id, Now)>,
+    pub flows: Vec<Waiter>,
     /// The guest's news when they were last looked at.
     pub news: u32,
     /// When to ask for the guest next.
@@ -19,6 +20,15 @@ pub struct Waiting {
     pub held: Vec<(Id, Chain, Marks)>,
     /// Octets of these.
     pub octets: usize,
+}
+
+/// A flow that waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiter {
+    pub id: Id,
+    pub since: Now,
+    /// Whose it is, if it is for the guest wherever that turns up, and not for one address of its.
+    pub peer: Option<IpAddr>,
 }
 
 impl Waiting {

@@ -90,7 +90,7 @@ impl Relay {
 
     /// The guest was heard: what waited for that goes on.
     pub(super) fn release_waiting(&mut self, outbox: &mut Outbox, now: Now) {
-        let news = std::mem::replace(&mut self.waiting.news, self.guest.news());
+        let news = self.waiting.news.replace(self.guest.news());
         if self.waiting.flows.is_empty() || news == self.waiting.news {
             return;
         }

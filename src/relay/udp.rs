@@ -16,7 +16,7 @@ use crate::{
     flow::{self, Id, Key},
     host::socket::{self, Peer},
     link::Outbox,
-    net::{Endpoint, Now, Protocol, Why},
+    net::{Now, Protocol, Why},
     sys::errqueue,
     wire::build::UDP_LEN,
 };
@@ -60,8 +60,17 @@ impl Relay {
             endpoint: target.addr,
             scope: target.scope,
         };
-        let bound = self.udp_bound(&key, peer.endpoint);
-        let is_bound = bound != Bound::Elsewhere;
+        let twin = self.flow_between(key.guest.port, peer.endpoint);
+        if let Some(id) = twin.and_then(|twin| self.take_over_visitor(twin, &key)) {
+            return Ok(id);
+        }
+        // At the guest's port, unless it would hear another flow's peer there.
+        let is_bound = twin.is_none() && self.sharing(key.guest.port) < SHARING;
+        let bound = if is_bound {
+            Bound::Guest
+        } else {
+            Bound::Elsewhere
+        };
         let port = if is_bound { key.guest.port } else { 0 };
         let socket = match self.udp_socket(&key, peer, port, now) {
             Ok(socket) => socket,
@@ -83,19 +92,6 @@ impl Relay {
         let id = self.insert(key, Flow::Udp(flow))?;
         self.wheel.arm(id.slot, now + timeout);
         Ok(id)
-    }
-
-    /// How the socket of a new flow is to be bound: at the guest's port, unless it would hear another flow's peer there.
-    fn udp_bound(&mut self, key: &Key, peer: Endpoint) -> Bound {
-        if self.sharing(key.guest.port) >= SHARING {
-            return Bound::Elsewhere;
-        }
-        match self.flow_between(key.guest.port, peer) {
-            None => Bound::Guest,
-            Some(twin) => self
-                .take_over_visitor(twin, key)
-                .unwrap_or(Bound::Elsewhere),
-        }
     }
 
     /// Opens the socket of a new flow, at this port unless it is 0.

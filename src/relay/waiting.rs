@@ -12,8 +12,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Waiting {
     pub flows: Vec<Waiter>,
-    /// The guest's news when they were last looked at.
-    pub news: u32,
+    /// The guest's news when they were last looked at; `None` where they are to be looked at anyway.
+    pub news: Option<u32>,
     /// When to ask for the guest next.
     pub ask: Option<Now>,
     /// Datagrams for flows, and how they came, first come first.

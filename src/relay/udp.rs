@@ -65,21 +65,20 @@ impl Relay {
             return Ok(id);
         }
         // At the guest's port, unless it would hear another flow's peer there.
-        let is_bound = twin.is_none() && self.sharing(key.guest.port) < SHARING;
-        let bound = if is_bound {
+        let bound = if twin.is_none() && self.sharing(key.guest.port) < SHARING {
             Bound::Guest
         } else {
             Bound::Elsewhere
         };
-        let port = if is_bound { key.guest.port } else { 0 };
-        let socket = match self.udp_socket(&key, peer, port, now) {
-            Ok(socket) => socket,
+        let (socket, bound) = match self.udp_socket(&key, peer, bound, now) {
+            Ok(opened) => opened,
             Err(error) => {
                 self.make_do(&error);
                 self.unreachable(&key, packet, &[], &error, outbox);
                 return Err(Why::Socket);
             }
         };
+        let is_bound = bound == Bound::Guest;
         if !is_bound {
             socket::receive_segments(&socket);
         }
@@ -94,20 +93,31 @@ impl Relay {
         Ok(id)
     }
 
-    /// Opens the socket of a new flow, at this port unless it is 0.
-    fn udp_socket(&mut self, key: &Key, peer: Peer, port: u16, now: Now) -> io::Result<OwnedFd> {
-        let beside = port != 0 && self.ports.takes_udp(port);
+    /// Opens the socket of a new flow, bound so if it can be.
+    fn udp_socket(
+        &mut self,
+        key: &Key,
+        peer: Peer,
+        mut bound: Bound,
+        now: Now,
+    ) -> io::Result<(OwnedFd, Bound)> {
         let mut draws = 0..DRAWS;
         loop {
+            let port = match bound {
+                Bound::Guest => key.guest.port,
+                Bound::Forwarded(_) | Bound::Elsewhere => 0,
+            };
+            let beside = port != 0 && self.ports.takes_udp(port);
             let socket = self.open_socket(key, now, |net| {
                 socket::udp(peer, &net.outbound, port, beside)
             })?;
             // Ports that are shared are the kernel's to choose like others.
             let own = socket::local(&socket).map_or(0, |local| local.port());
             let is_free = own == port || self.flow_between(own, peer.endpoint).is_none();
-            if is_free || draws.next().is_none() {
-                return Ok(socket);
+            if is_free && !socket::is_own_peer(&socket) || draws.next().is_none() {
+                return Ok((socket, bound));
             }
+            bound = Bound::Elsewhere;
         }
     }
 

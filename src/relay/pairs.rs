@@ -31,20 +31,33 @@ impl Relay {
     }
 
     /// The flow of a client that knows the guest by one port, where the guest talks to it from another of its addresses: it
-    /// goes on with that one, unless a rule names an address.
-    pub(super) fn take_over_visitor(&mut self, twin: Id, key: &Key) -> Option<Id> {
-        let known = self.flows.key(twin)?;
-        let Flow::Udp(flow) = self.flows.get(twin)? else {
-            return None;
+    /// goes on with that one, unless a rule names an address. Of the guest's addresses the latest are looked at, and `twin`.
+    pub(super) fn take_over_visitor(&mut self, twin: Option<Id>, key: &Key) -> Option<Id> {
+        let from = |addr| {
+            let guest = Endpoint::new(addr, key.guest.port);
+            self.flows.find(&Key { guest, ..*key })
         };
-        let same = (known.guest.port, known.remote) == (key.guest.port, key.remote);
-        let is_visitor = matches!(flow.bound, Bound::Forwarded(_));
-        if !same || !is_visitor || self.has_named_target(flow) || !self.rename(twin, *key) {
+        let heard = self.guest.heard();
+        let theirs = heard
+            .filter_map(from)
+            .chain(twin)
+            .find(|&id| self.is_visitor(id, key))?;
+        if !self.rename(theirs, *key) {
             return None;
         }
         // It may have waited for the other address.
         self.waiting.news = None;
-        Some(twin)
+        Some(theirs)
+    }
+
+    /// Whether a flow is a client's, of this peer at this port of the guest's at any of its addresses.
+    fn is_visitor(&self, id: Id, key: &Key) -> bool {
+        let (Some(known), Some(Flow::Udp(flow))) = (self.flows.key(id), self.flows.get(id)) else {
+            return false;
+        };
+        (known.guest.port, known.remote) == (key.guest.port, key.remote)
+            && matches!(flow.bound, Bound::Forwarded(_))
+            && !self.has_named_target(flow)
     }
 
     /// Whether the rule of this client's port says which of the guest's addresses is asked.

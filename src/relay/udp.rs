@@ -61,7 +61,7 @@ impl Relay {
             scope: target.scope,
         };
         let twin = self.flow_between(key.guest.port, peer.endpoint);
-        if let Some(id) = twin.and_then(|twin| self.take_over_visitor(twin, &key)) {
+        if let Some(id) = self.take_over_visitor(twin, &key) {
             return Ok(id);
         }
         // At the guest's port, unless it would hear another flow's peer there.

@@ -49,7 +49,7 @@ fn advertisement(addr: Ipv6Addr) -> Vec<u8> {
 }
 
 /// Waits until somebody asks for the guest's address.
-fn await_question(wire: &Wire, addr: IpAddr) {
+pub fn await_question(wire: &Wire, addr: IpAddr) {
     match addr {
         IpAddr::V4(v4) => wire.expect("ARP request", |frame| {
             let arp = of_type(frame, ETHERTYPE_ARP)?;

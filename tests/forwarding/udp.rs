@@ -227,6 +227,53 @@ fn a_server_that_answers_from_another_address_answers_from_where_it_was_asked() 
     }
 }
 
+/// What tells clients apart in the guest is neither the port that they ask at nor theirs.
+#[test]
+fn a_server_at_another_port_of_the_guests_answers_each_client_from_another_address_too() {
+    let Some(scene) = Scene::new(&["-u", "5000:6053"]) else {
+        return;
+    };
+    let second = second_addresses(&scene);
+    crate::discovery::announce(&scene.wire);
+    for ((client, first), second) in clients(&scene).into_iter().zip(second) {
+        let asked = [first, second];
+        let questions = asked.map(|to| {
+            client.send_to(b"question", to).unwrap();
+            scene.wire.expect("question", Udp::of_frame)
+        });
+        for (question, to) in questions.into_iter().zip(asked) {
+            let speaks_from = neighbour_of(question.dst);
+            let answer = Udp::new(speaks_from, question.src, b"answer");
+            scene.wire.send(&answer.frame());
+            assert_eq!(hear(&client), (6, to));
+            client.send_to(b"question", to).unwrap();
+            let again = scene.wire.expect("question", Udp::of_frame);
+            assert_eq!(again, Udp::new(question.src, speaks_from, b"question"));
+        }
+    }
+}
+
+/// It was to wait for the guest where that was said to be.
+#[test]
+fn a_client_that_the_guest_talks_to_from_another_address_need_not_wait_for_the_one_given() {
+    let Some(scene) = Scene::new(&["-4", "--address", "10.233.70.77", "-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    let (client, server) = (
+        udp_socket(&scene.world.outside, (INTERNET4, 0)),
+        (POD4, 5000),
+    );
+    client.send_to(b"question", server).unwrap();
+    crate::discovery::await_question(&scene.wire, [10, 233, 70, 77].into());
+    let from = client.local_addr().unwrap();
+    let news = Udp::new(server.into(), from, b"news");
+    scene.wire.send(&news.frame());
+    assert_eq!(hear(&client), (4, server.into()));
+    let question = scene.wire.expect("question", Udp::of_frame);
+    assert_eq!(question, Udp::new(from, server.into(), b"question"));
+}
+
 #[test]
 fn answers_from_two_addresses_in_one_burst_are_both_heard() {
     let Some(scene) = Scene::new(&["-u", "5000"]) else {

@@ -4,7 +4,7 @@
 mod guest;
 mod lab;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use guest::{
     Guest, Icmp, Scene, Udp, both,
@@ -187,6 +187,66 @@ fn a_closed_port_is_an_icmp_error_with_an_exact_quote() {
             assert_eq!((error.code, error.word), (code, 0));
             assert_quotes(&error, &datagram.packet());
         }
+    }
+}
+
+/// The host itself under two of the names that it has for the guest.
+const MAPPED: [&str; 4] = [
+    "--map-guest-addr",
+    "192.0.2.8",
+    "--map-guest-addr",
+    "2001:db8:8::8",
+];
+
+/// Addresses behind which the host answers from where it is asked.
+fn hosts_own() -> [IpAddr; 4] {
+    ["10.233.70.1", "fe80::1", "192.0.2.8", "2001:db8:8::8"].map(|addr| addr.parse().unwrap())
+}
+
+/// Both ends of the host's socket would be one: what is sent there would come back to it (RFC 1122, section 4.1.3.1).
+#[test]
+fn nobody_answers_at_a_port_of_the_hosts_that_the_guest_asks_from_the_same_number() {
+    let Some(scene) = Scene::new(&MAPPED) else {
+        return;
+    };
+    for (n, addr) in (0..).zip(hosts_own()) {
+        let remote = SocketAddr::new(addr, 9100 + n);
+        let local = guest_addr(remote, remote.port());
+        for _ in 0..2 {
+            let datagram = Udp::new(local, remote, b"anybody?").ip();
+            scene.wire.send(&datagram.frame());
+            let error = scene.wire.expect("ICMP error", |frame| {
+                assert_eq!(Udp::of_frame(frame), None);
+                Icmp::of_frame(frame).filter(Icmp::is_unreachable)
+            });
+            assert_eq!((error.src, error.dst), (remote.ip(), local.ip()));
+            assert_quotes(&error, &datagram.packet());
+        }
+    }
+}
+
+/// A forwarded port is there for the guest as for others, whatever port it asks from.
+#[test]
+fn the_guest_reaches_itself_by_a_forwarded_port_from_the_same_number() {
+    let args = [&MAPPED[..], &["-u", "9100:6053"]].concat();
+    let Some(scene) = Scene::new(&args) else {
+        return;
+    };
+    for addr in hosts_own() {
+        let remote = SocketAddr::new(addr, 9100);
+        let local = guest_addr(remote, 9100);
+        let server = guest_addr(remote, 6053);
+        let hello = Udp::new(local, remote, b"hello").frame();
+        // It shows where it is by that.
+        let came = scene.wire.ask("datagram", &hello, Udp::of_frame);
+        assert_eq!((came.dst, &came.payload[..]), (server, &b"hello"[..]));
+        scene
+            .wire
+            .send(&Udp::new(server, came.src, b"answer").frame());
+        let answer = scene.wire.expect("answer", |frame| {
+            Udp::of_frame(frame).filter(|udp| udp.payload == b"answer")
+        });
+        assert_eq!((answer.src, answer.dst), (remote, local));
     }
 }
 

@@ -109,6 +109,23 @@ impl<T, S: BuildHasher> Table<T, S> {
         }
     }
 
+    /// Has a value go by another key. `false` if `id` names none, or the key is another's.
+    pub fn rename(&mut self, id: Id, key: Key) -> bool {
+        let (Some(before), None) = (self.key(id), self.find(&key)) else {
+            return false;
+        };
+        if let Some(Slot {
+            content: Content::Used { key: name, .. },
+            ..
+        }) = self.slots.get_mut(id.slot as usize)
+        {
+            *name = key;
+        }
+        self.index.remove(self.hash(&before), id.slot);
+        self.index.insert(self.hash(&key), id.slot);
+        true
+    }
+
     fn hash(&self, key: &Key) -> u32 {
         self.hasher.hash_one(key) as u32
     }
@@ -352,19 +369,35 @@ mod tests {
         assert_eq!(table.from(COUNT), None);
     }
 
-    fn agrees_with_a_map<S: BuildHasher>(mut table: Table<u32, S>, steps: &[(bool, u32)]) {
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Add(u32),
+        Remove(u32),
+        Rename(u32, u32),
+    }
+
+    fn agrees_with_a_map<S: BuildHasher>(mut table: Table<u32, S>, steps: &[Step]) {
         let mut model = BTreeMap::new();
-        for (step, &(add, n)) in (0..).zip(steps) {
-            match (add, table.find(&key(n))) {
-                (true, None) => {
+        for (number, &step) in (0..).zip(steps) {
+            let (Step::Add(n) | Step::Remove(n) | Step::Rename(n, _)) = step;
+            match (step, table.find(&key(n))) {
+                (Step::Add(_), None) => {
                     let full = model.len() == table.capacity();
-                    assert_eq!(table.insert(key(n), step).is_err(), full);
+                    assert_eq!(table.insert(key(n), number).is_err(), full);
                     if !full {
-                        model.insert(n, step);
+                        model.insert(n, number);
                     }
                 }
-                (false, Some(id)) => assert_eq!(table.remove(id), model.remove(&n)),
-                (true, Some(_)) | (false, None) => {}
+                (Step::Remove(_), Some(id)) => assert_eq!(table.remove(id), model.remove(&n)),
+                (Step::Rename(_, to), Some(id)) => {
+                    let free = !model.contains_key(&to);
+                    assert_eq!(table.rename(id, key(to)), free);
+                    if free && let Some(value) = model.remove(&n) {
+                        model.insert(to, value);
+                        assert_eq!(table.key(id), Some(key(to)));
+                    }
+                }
+                (Step::Add(_), Some(_)) | (Step::Remove(_) | Step::Rename(..), None) => {}
             }
             assert_eq!(table.len(), model.len());
             for n in 0..24 {
@@ -374,13 +407,22 @@ mod tests {
         }
     }
 
+    fn step() -> impl Strategy<Value = Step> {
+        const KEYS: std::ops::Range<u32> = 0..24;
+        prop_oneof![
+            KEYS.prop_map(Step::Add),
+            KEYS.prop_map(Step::Remove),
+            (KEYS, KEYS).prop_map(|(n, to)| Step::Rename(n, to)),
+        ]
+    }
+
     /// An interpreter (Miri) takes a thousand times as long.
     const STEPS: usize = if cfg!(miri) { 15 } else { 200 };
 
     proptest! {
         /// Regression T55.
         #[test]
-        fn behaves_like_a_map(steps in prop::collection::vec((any::<bool>(), 0_u32..24), 0..STEPS)) {
+        fn behaves_like_a_map(steps in prop::collection::vec(step(), 0..STEPS)) {
             agrees_with_a_map(Table::new(16), &steps);
             agrees_with_a_map(Table::with_hasher(16, BuildHasherDefault::<Poor>::default()), &steps);
         }

@@ -250,6 +250,11 @@ pub fn ends(socket: &impl AsFd) -> Option<(SocketAddr, SocketAddr)> {
     Some((local(socket)?, peer(socket)?))
 }
 
+/// Whether a socket is connected to itself.
+pub fn is_own_peer(socket: &impl AsFd) -> bool {
+    ends(socket).is_some_and(|(local, peer)| local == peer)
+}
+
 /// Our end of a socket, which one of echo requests has too.
 pub fn local(socket: &impl AsFd) -> Option<SocketAddr> {
     let local = SockRef::from(socket).local_addr().ok()?.as_socket()?;

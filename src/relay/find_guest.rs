@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 
-use super::{flow::Flow, state::Relay};
+use super::{flow::Flow, state::Relay, waiting::Waiter};
 use crate::{
-    flow::{Chain, Id},
+    flow::{Chain, Id, Key},
     link::{Flushed, Outbox},
-    net::{Now, Span, Why},
+    net::{Endpoint, Now, Span, Why},
     service::{arp, ndp},
     sys::Marks,
 };
@@ -28,10 +28,18 @@ const OCTETS: usize = 1 << 20;
 const ASKED: usize = 16;
 
 impl Relay {
-    /// Lets a flow wait until the guest is found at its address.
-    pub(super) fn wait_for_guest(&mut self, id: Id, now: Now) {
-        self.waiting.flows.push((id, now));
+    /// Lets a flow wait until the guest is found at its address, or, if it is this peer's, at another that it may go to.
+    pub(super) fn wait_for_guest(&mut self, id: Id, peer: Option<IpAddr>, now: Now) {
+        let since = now;
+        self.waiting.flows.push(Waiter { id, since, peer });
         self.waiting.ask.get_or_insert(now);
+    }
+
+    /// The addresses that the guest may be found at by what waits: the flow's own, and the one it would have now.
+    fn sought(&self, waiter: &Waiter) -> impl Iterator<Item = IpAddr> + use<> {
+        let own = self.flows.key(waiter.id).map(|key| key.guest.addr);
+        let now = waiter.peer.and_then(|peer| self.guest.address_for(peer));
+        own.into_iter().chain(now)
     }
 
     /// Asks for the guest, where that is due, and gives up what has waited too long.
@@ -41,23 +49,22 @@ impl Relay {
         }
         let flows = std::mem::take(&mut self.waiting.flows);
         let mut asked: Vec<IpAddr> = Vec::with_capacity(ASKED);
-        for (id, since) in flows {
-            let tired = match self.flows.get(id) {
-                Some(Flow::Udp(_)) => heard.since(since) >= PATIENCE,
+        for waiter in flows {
+            let tired = match self.flows.get(waiter.id) {
+                Some(Flow::Udp(_)) => heard.since(waiter.since) >= PATIENCE,
                 // Connections count the repetitions of their SYN.
                 Some(Flow::Tcp(_)) => false,
                 Some(Flow::Echo(_) | Flow::Group(_)) | None => continue,
             };
             if tired {
-                self.remove(id);
+                self.remove(waiter.id);
                 continue;
             }
-            self.waiting.flows.push((id, since));
-            if let Some(key) = self.flows.key(id)
-                && asked.len() < ASKED
-                && !asked.contains(&key.guest.addr)
-            {
-                asked.push(key.guest.addr);
+            self.waiting.flows.push(waiter);
+            for addr in self.sought(&waiter) {
+                if asked.len() < ASKED && !asked.contains(&addr) {
+                    asked.push(addr);
+                }
             }
         }
         for addr in &asked {
@@ -83,17 +90,14 @@ impl Relay {
 
     /// The guest was heard: what waited for that goes on.
     pub(super) fn release_waiting(&mut self, outbox: &mut Outbox, now: Now) {
-        let news = std::mem::replace(&mut self.waiting.news, self.guest.news());
+        let news = self.waiting.news.replace(self.guest.news());
         if self.waiting.flows.is_empty() || news == self.waiting.news {
             return;
         }
         let mut at = 0;
-        while let Some(&(id, _)) = self.waiting.flows.get(at) {
-            let known = self
-                .flows
-                .key(id)
-                .map(|key| self.guest.is_at(key.guest.addr));
-            if known == Some(false) {
+        while let Some(&waiter) = self.waiting.flows.get(at) {
+            let Waiter { id, .. } = waiter;
+            if !self.has_found(&waiter) {
                 at += 1;
                 continue;
             }
@@ -107,6 +111,26 @@ impl Relay {
                 Some(Flow::Echo(_) | Flow::Group(_)) | None => {}
             }
         }
+    }
+
+    /// Whether the guest is where a flow waits for it. One that may have it anywhere goes on with the address it turned up at.
+    fn has_found(&mut self, waiter: &Waiter) -> bool {
+        let Some(key) = self.flows.key(waiter.id) else {
+            return true;
+        };
+        let Some(addr) = self.sought(waiter).find(|&addr| self.guest.is_at(addr)) else {
+            return false;
+        };
+        if addr == key.guest.addr {
+            return true;
+        }
+        let guest = Endpoint::new(addr, key.guest.port);
+        let Ok((key, slot)) = self.free_key(Key { guest, ..key }, |_| false) else {
+            return false;
+        };
+        let renamed = self.rename(waiter.id, key);
+        self.looked_at(slot);
+        renamed
     }
 
     /// Holds a datagram for the guest, behind others of its flow.
@@ -161,13 +185,15 @@ impl Relay {
 mod tests {
     use super::super::{
         fixture,
-        flow::UdpFlow,
+        flow::{Syn, TcpFlow, UdpFlow},
+        share::Share,
         state::{Limits, SPILL_BLOCK},
     };
     use super::*;
     use crate::{
         host::socket::Features,
         net::{Mac, Protocol},
+        proto::tcp::{Conn, Origin, SynRetries},
         service,
     };
     use std::os::unix::net::UnixDatagram;
@@ -186,7 +212,7 @@ mod tests {
             };
             let key = fixture::key(Protocol::Udp, count as u16);
             let id = relay.insert(key, Flow::Udp(flow)).unwrap();
-            relay.wait_for_guest(id, Now(0));
+            relay.wait_for_guest(id, None, Now(0));
             for _ in 0..count {
                 relay.hold(id, 100, Marks::default());
             }
@@ -232,5 +258,41 @@ mod tests {
         relay.guest.saw_addr(fixture::GUEST.into());
         relay.release_waiting(&mut outbox, Now(3));
         assert!(relay.waiting.flows.is_empty() && relay.waiting.of(many).is_none());
+    }
+
+    /// Its answer comes under another key than its peer came by, and is to find it.
+    #[test]
+    fn a_connection_that_goes_where_the_guest_turns_up_counts_there() {
+        let [mut first, mut second] = [fixture::relay(16), fixture::relay(16)];
+        let mut shares = Share::among(2, 16, std::iter::empty().collect());
+        second.join(shares.pop().unwrap());
+        first.join(shares.pop().unwrap());
+        let can_claim = |key: &Key| {
+            let share = second.share.as_ref().unwrap();
+            let slot = share.claim(key).flatten();
+            slot.inspect(|&slot| share.looked_at(slot)).is_some()
+        };
+        let origin = Origin {
+            iss: fixture::ISS,
+            clock: 0,
+        };
+        let conn = Conn::toward_guest(origin, 1460, SynRetries::default(), Now(0));
+        let socket = UnixDatagram::unbound().unwrap().into();
+        let flow = TcpFlow::new(socket, conn, Syn::default(), false);
+        let before = fixture::key(Protocol::Tcp, 22);
+        let id = first.insert_inbound(before, Flow::Tcp(flow)).unwrap();
+        first.wait_for_guest(id, Some(fixture::REMOTE.into()), Now(0));
+        first.guest.saw_mac(Mac([2, 0, 0, 0, 0, 1]));
+        first.guest.saw_addr([192, 0, 2, 99].into());
+        let (mut outbox, _guest) = fixture::link();
+        first.release_waiting(&mut outbox, Now(1));
+        let after = Key {
+            guest: Endpoint::new([192, 0, 2, 99].into(), 22),
+            ..before
+        };
+        assert_eq!((first.find(&before), first.find(&after)), (None, Some(id)));
+        assert!(!can_claim(&after));
+        first.remove(id);
+        assert!(can_claim(&before) && can_claim(&after));
     }
 }

@@ -281,7 +281,8 @@ impl Relay {
         let id = self.insert_inbound(key, Flow::Udp(flow))?;
         self.wheel.arm(id.slot, now + timeout);
         if !known {
-            self.wait_for_guest(id, now);
+            let visitor = forward.target.is_none().then(|| peer.ip());
+            self.wait_for_guest(id, visitor, now);
         }
         Ok((id, true))
     }
@@ -349,11 +350,7 @@ impl Relay {
                     // Whatever is beside a forwarded port is bound to the very address.
                     arrival.to = Some(ends.0);
                     // One that the guest has opened is not held to an interface.
-                    let interfaces = match flow.bound {
-                        Bound::Guest => false,
-                        Bound::Forwarded(_) => self.census.is_foreign(id.slot),
-                        Bound::Elsewhere => true,
-                    };
+                    let interfaces = flow.bound != Bound::Guest;
                     let place = place.or_else(|| self.ports.udp_place(ends.0, interfaces));
                     let new = self.take_stray(place, arrival, outbox, now);
                     if new.is_some() {

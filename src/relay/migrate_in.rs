@@ -11,14 +11,14 @@ use super::{
 };
 use crate::{
     config::{LEAST_MTU4, LEAST_MTU6},
-    flow::{Chain, Key},
+    flow::{self, Chain, Key},
     host::{
         moving,
         repair::Helper,
         socket::{self, Peer},
     },
     link::Outbox,
-    net::{Endpoint, Now},
+    net::{Endpoint, Now, Protocol},
     proto::{
         repair::Command,
         state::{Carried, HostSide, QUEUE_MAX, State, Tcp, Udp, Visitor},
@@ -125,7 +125,20 @@ impl Relay {
         self.net.v6.as_ref().map_or(0, |v6| v6.scope)
     }
 
+    /// Whether a flow is with the resolver of another host, where the guest asks that of the one it is at: its next datagram is
+    /// to open it anew.
+    fn asks_elsewhere(&self, udp: &Udp) -> bool {
+        let target = flow::outbound(&self.net, Protocol::Udp, udp.key.remote);
+        target.is_ok_and(|target| {
+            let there = (target.addr.addr, target.addr.port);
+            target.dns && there != (udp.peer.ip(), udp.peer.port())
+        })
+    }
+
     fn settle_udp(&mut self, udp: &Udp, now: Now) {
+        if self.asks_elsewhere(udp) {
+            return;
+        }
         let peer = Peer {
             endpoint: Endpoint::new(udp.peer.ip(), udp.peer.port()),
             scope: self.scope(),
@@ -310,7 +323,7 @@ fn is_local(carried: &Carried) -> bool {
 mod tests {
     use super::super::fixture;
     use super::*;
-    use crate::net::Protocol;
+    use crate::service;
     use std::{cell::Cell, net::UdpSocket};
 
     /// A helper that is not there yet is waited for, while the guest stands still.
@@ -330,5 +343,40 @@ mod tests {
         };
         target.settle(&state, helper, Now(1)).unwrap();
         assert!(!asked.get());
+    }
+
+    /// The forwarding address stands for the resolver of the host where the guest is.
+    #[test]
+    fn questions_go_to_the_resolver_of_this_host() {
+        let net = |last| {
+            let mut net = service::fixture::net();
+            if let Some(v4) = &mut net.v4 {
+                v4.dns_forward = Some([192, 0, 2, 3].into());
+                v4.dns_host = Some([127, 0, 0, last].into());
+            }
+            net
+        };
+        let question = Key {
+            remote: Endpoint::new([192, 0, 2, 3].into(), 53),
+            ..fixture::key(Protocol::Udp, 7)
+        };
+        let elsewhere = Key {
+            remote: Endpoint::new([192, 0, 2, 3].into(), 9),
+            ..question
+        };
+        let mut source = fixture::relay_of(net(1), 16);
+        for (key, peer) in [(question, "127.0.0.1:53"), (elsewhere, "127.0.0.1:9")] {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.connect(peer).unwrap();
+            let flow = UdpFlow::new(socket.into(), Now(0));
+            source.insert(key, Flow::Udp(flow)).unwrap();
+        }
+        let state = source.depart(None, Now(1));
+        for (resolver, stays) in [(1, true), (2, false)] {
+            let mut target = fixture::relay_of(net(resolver), 16);
+            target.settle(&state, || None, Now(1)).unwrap();
+            assert_eq!(target.flows.find(&question).is_some(), stays);
+            assert!(target.flows.find(&elsewhere).is_some());
+        }
     }
 }

@@ -30,20 +30,41 @@ impl Relay {
         self.flows.get(id).map(|_| id)
     }
 
-    /// The port that a client of the guest's knows it by, if it is with one that the guest talks from another of its addresses:
-    /// that flow is of the same two, and ends.
-    pub(super) fn take_over_visitor(&mut self, twin: Id, key: &Key) -> Option<Bound> {
-        let known = self.flows.key(twin)?;
-        let Flow::Udp(UdpFlow { bound, .. }) = self.flows.get(twin)? else {
-            return None;
+    /// The flow of a client that knows the guest by one port, where the guest talks to it from another of its addresses: it
+    /// goes on with that one, unless a rule names an address. Of the guest's addresses the latest are looked at, and `twin`.
+    pub(super) fn take_over_visitor(&mut self, twin: Option<Id>, key: &Key) -> Option<Id> {
+        let from = |addr| {
+            let guest = Endpoint::new(addr, key.guest.port);
+            self.flows.find(&Key { guest, ..*key })
         };
-        let bound = *bound;
-        let same = (known.guest.port, known.remote) == (key.guest.port, key.remote);
-        if !same || !matches!(bound, Bound::Forwarded(_)) {
+        let heard = self.guest.heard();
+        let theirs = heard
+            .filter_map(from)
+            .chain(twin)
+            .find(|&id| self.is_visitor(id, key))?;
+        if !self.rename(theirs, *key) {
             return None;
         }
-        self.remove(twin);
-        Some(bound)
+        // It may have waited for the other address.
+        self.waiting.news = None;
+        Some(theirs)
+    }
+
+    /// Whether a flow is a client's, of this peer at this port of the guest's at any of its addresses.
+    fn is_visitor(&self, id: Id, key: &Key) -> bool {
+        let (Some(known), Some(Flow::Udp(flow))) = (self.flows.key(id), self.flows.get(id)) else {
+            return false;
+        };
+        (known.guest.port, known.remote) == (key.guest.port, key.remote)
+            && matches!(flow.bound, Bound::Forwarded(_))
+            && !self.has_named_target(flow)
+    }
+
+    /// Whether the rule of this client's port says which of the guest's addresses is asked.
+    fn has_named_target(&self, flow: &UdpFlow) -> bool {
+        let place = socket::local(&flow.socket).and_then(|local| self.ports.udp_place(local, true));
+        let forward = place.and_then(|place| self.ports.get(place));
+        forward.is_some_and(|(_, forward)| forward.target.is_some())
     }
 
     /// Notes the pair of a new flow.

@@ -270,6 +270,17 @@ impl Share {
         }
     }
 
+    /// A flow goes by another key, whose slot is this relay's.
+    pub(super) fn renamed(&self, before: &Key, key: &Key) {
+        if let Some(slot) = self.slot(key) {
+            let owner = self.claims.claim(slot, self.me);
+            debug_assert_eq!(owner, self.me, "a flow of another's slot");
+        }
+        if let Some(slot) = self.slot(before) {
+            self.claims.release(slot);
+        }
+    }
+
     /// A flow of another's comes here, with all of its slot; nobody else runs meanwhile.
     pub(super) fn moves(&self, key: &Key) {
         if let Some(slot) = self.slot(key) {

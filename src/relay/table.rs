@@ -340,6 +340,22 @@ impl Relay {
         Some(flow)
     }
 
+    /// Has a flow go on with another address of the guest's, and all that is kept for it. `false` if the key is another's.
+    pub(super) fn rename(&mut self, id: Id, key: Key) -> bool {
+        let Some(before) = self.flows.key(id) else {
+            return false;
+        };
+        if !self.flows.rename(id, key) {
+            return false;
+        }
+        self.last = None;
+        if let Some(share) = &self.share {
+            share.renamed(&before, &key);
+        }
+        log::debug!("flow {}: now {key}", id.slot);
+        true
+    }
+
     /// Counts flows whose sockets are bound to the guest's port.
     fn count_sharing(&mut self, key: &Key, count: impl Fn(u16) -> u16) {
         if let Some(sharing) = self.sharing.get_mut(usize::from(key.guest.port)) {

@@ -150,7 +150,7 @@ impl Relay {
             let Accepted {
                 socket, peer, key, ..
             } = accepted;
-            if let Err(why) = self.tcp_inbound(socket, peer, key, outbox, now) {
+            if let Err(why) = self.tcp_inbound(socket, (peer, false), key, outbox, now) {
                 self.count(why);
             }
             self.looked_at(Some(accepted.slot));

@@ -16,7 +16,7 @@ use crate::{
     flow::{self, Id, Key},
     host::socket::{self, Peer},
     link::Outbox,
-    net::{Endpoint, Now, Protocol, Why},
+    net::{Now, Protocol, Why},
     sys::errqueue,
     wire::build::UDP_LEN,
 };
@@ -60,17 +60,25 @@ impl Relay {
             endpoint: target.addr,
             scope: target.scope,
         };
-        let bound = self.udp_bound(&key, peer.endpoint);
-        let is_bound = bound != Bound::Elsewhere;
-        let port = if is_bound { key.guest.port } else { 0 };
-        let socket = match self.udp_socket(&key, peer, port, now) {
-            Ok(socket) => socket,
+        let twin = self.flow_between(key.guest.port, peer.endpoint);
+        if let Some(id) = self.take_over_visitor(twin, &key) {
+            return Ok(id);
+        }
+        // At the guest's port, unless it would hear another flow's peer there.
+        let bound = if twin.is_none() && self.sharing(key.guest.port) < SHARING {
+            Bound::Guest
+        } else {
+            Bound::Elsewhere
+        };
+        let (socket, bound) = match self.udp_socket(&key, peer, bound, now) {
+            Ok(opened) => opened,
             Err(error) => {
                 self.make_do(&error);
                 self.unreachable(&key, packet, &[], &error, outbox);
                 return Err(Why::Socket);
             }
         };
+        let is_bound = bound == Bound::Guest;
         if !is_bound {
             socket::receive_segments(&socket);
         }
@@ -85,33 +93,31 @@ impl Relay {
         Ok(id)
     }
 
-    /// How the socket of a new flow is to be bound: at the guest's port, unless it would hear another flow's peer there.
-    fn udp_bound(&mut self, key: &Key, peer: Endpoint) -> Bound {
-        if self.sharing(key.guest.port) >= SHARING {
-            return Bound::Elsewhere;
-        }
-        match self.flow_between(key.guest.port, peer) {
-            None => Bound::Guest,
-            Some(twin) => self
-                .take_over_visitor(twin, key)
-                .unwrap_or(Bound::Elsewhere),
-        }
-    }
-
-    /// Opens the socket of a new flow, at this port unless it is 0.
-    fn udp_socket(&mut self, key: &Key, peer: Peer, port: u16, now: Now) -> io::Result<OwnedFd> {
-        let beside = port != 0 && self.ports.takes_udp(port);
+    /// Opens the socket of a new flow, bound so if it can be.
+    fn udp_socket(
+        &mut self,
+        key: &Key,
+        peer: Peer,
+        mut bound: Bound,
+        now: Now,
+    ) -> io::Result<(OwnedFd, Bound)> {
         let mut draws = 0..DRAWS;
         loop {
+            let port = match bound {
+                Bound::Guest => key.guest.port,
+                Bound::Forwarded(_) | Bound::Elsewhere => 0,
+            };
+            let beside = port != 0 && self.ports.takes_udp(port);
             let socket = self.open_socket(key, now, |net| {
                 socket::udp(peer, &net.outbound, port, beside)
             })?;
             // Ports that are shared are the kernel's to choose like others.
             let own = socket::local(&socket).map_or(0, |local| local.port());
             let is_free = own == port || self.flow_between(own, peer.endpoint).is_none();
-            if is_free || draws.next().is_none() {
-                return Ok(socket);
+            if is_free && !socket::is_own_peer(&socket) || draws.next().is_none() {
+                return Ok((socket, bound));
             }
+            bound = Bound::Elsewhere;
         }
     }
 

@@ -90,6 +90,8 @@ impl Relay {
             Some(id) => id,
             None => {
                 self.begin(&key, now)?;
+                // It may be that another address's flow goes on with this one.
+                self.send_run(inbox, outbox);
                 self.udp_open(key, packet, outbox, now)?
             }
         };

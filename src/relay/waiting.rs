@@ -1,5 +1,7 @@
 //! What waits until the guest is found.
 
+use std::net::IpAddr;
+
 use crate::{
     flow::{Chain, Id},
     net::Now,
@@ -9,16 +11,24 @@ use crate::{
 /// Flows that wait, and datagrams held for them.
 #[derive(Debug, Default)]
 pub struct Waiting {
-    /// Flows, with when they began to wait.
-    pub flows: Vec<(Id, Now)>,
-    /// The guest's news when they were last looked at.
-    pub news: u32,
+    pub flows: Vec<Waiter>,
+    /// The guest's news when they were last looked at; `None` where they are to be looked at anyway.
+    pub news: Option<u32>,
     /// When to ask for the guest next.
     pub ask: Option<Now>,
     /// Datagrams for flows, and how they came, first come first.
     pub held: Vec<(Id, Chain, Marks)>,
     /// Octets of these.
     pub octets: usize,
+}
+
+/// A flow that waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiter {
+    pub id: Id,
+    pub since: Now,
+    /// Whose it is, if it is for the guest wherever that turns up, and not for one address of its.
+    pub peer: Option<IpAddr>,
 }
 
 impl Waiting {

@@ -1,18 +1,21 @@
 //! Inbound works before the guest has said a word: it is looked for, and what cannot wait in a socket is held.
 
 use std::{
+    io::Write,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use crate::{
     guest::{
-        Guest, Icmp, Peer, Scene, Udp, Wire, both,
+        Guest, Icmp, Peer, Scene, Tcp, Udp, Wire, both,
         frame::{ETHERTYPE_ARP, GUEST_MAC, ethernet, of_type},
+        neighbour_of,
     },
     lab::{
-        Setup, World,
+        QUIET, Setup, World,
         servers::udp_socket,
+        uninterrupted,
         world::{INTERNET4, INTERNET6, POD4, POD6},
     },
     tcp::connect,
@@ -20,8 +23,16 @@ use crate::{
 
 /// Says once that the guest is at its addresses, as hosts do when they take them.
 pub fn announce(wire: &Wire) {
-    wire.send(&arp(1, POD4.octets(), POD4.octets()));
-    wire.send(&advertisement(POD6));
+    wire.send(&notice(POD4.into()));
+    wire.send(&notice(POD6.into()));
+}
+
+/// Says that the guest is at this address.
+fn notice(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(v4) => arp(1, v4.octets(), v4.octets()),
+        IpAddr::V6(v6) => advertisement(v6),
+    }
 }
 
 /// An ARP packet of the guest: operation, sender, target.
@@ -37,25 +48,28 @@ fn advertisement(addr: Ipv6Addr) -> Vec<u8> {
     Icmp::new(addr.into(), all_nodes.into(), 136, 0x2000_0000, &body).frame()
 }
 
-/// Waits until somebody asks for the guest's address, and answers.
-fn answer_question(wire: &Wire, addr: IpAddr) {
+/// Waits until somebody asks for the guest's address.
+pub fn await_question(wire: &Wire, addr: IpAddr) {
     match addr {
-        IpAddr::V4(v4) => {
-            wire.expect("ARP request", |frame| {
-                let arp = of_type(frame, ETHERTYPE_ARP)?;
-                (arp[7] == 1 && arp[24..28] == v4.octets()).then_some(())
-            });
-            wire.send(&arp(2, v4.octets(), [0; 4]));
-        }
-        IpAddr::V6(v6) => {
-            wire.expect("neighbour solicitation", |frame| {
-                let icmp = Icmp::of_frame(frame)?;
-                let ours = icmp.kind == 135 && icmp.body.get(..16) == Some(&v6.octets()[..]);
-                ours.then_some(())
-            });
-            wire.send(&advertisement(v6));
-        }
+        IpAddr::V4(v4) => wire.expect("ARP request", |frame| {
+            let arp = of_type(frame, ETHERTYPE_ARP)?;
+            (arp[7] == 1 && arp[24..28] == v4.octets()).then_some(())
+        }),
+        IpAddr::V6(v6) => wire.expect("neighbour solicitation", |frame| {
+            let icmp = Icmp::of_frame(frame)?;
+            let ours = icmp.kind == 135 && icmp.body.get(..16) == Some(&v6.octets()[..]);
+            ours.then_some(())
+        }),
     }
+}
+
+/// The same, and answers.
+fn answer_question(wire: &Wire, addr: IpAddr) {
+    await_question(wire, addr);
+    wire.send(&match addr {
+        IpAddr::V4(v4) => arp(2, v4.octets(), [0; 4]),
+        IpAddr::V6(v6) => advertisement(v6),
+    });
 }
 
 /// Consumers: muvm#178, crun#2147; the guest has not said a word.
@@ -124,24 +138,93 @@ fn datagrams_for_a_guest_that_is_never_found_are_given_up() {
     scene.translator.expect_fd_count(idle);
 }
 
+/// What a guest that autoconfigures has for an address.
+const CHOSEN: Ipv6Addr = Ipv6Addr::new(0xfd10, 0x233, 0x70, 0, 0x5054, 0xff, 0xfe12, 0x3456);
+
+/// Asks whether anybody else has it (RFC 4862, section 5.4).
+fn probe() -> Vec<u8> {
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff12, 0x3456);
+    let nobody = Ipv6Addr::UNSPECIFIED;
+    Icmp::new(nobody.into(), group.into(), 135, 0, &CHOSEN.octets()).frame()
+}
+
 /// A guest that only autoconfigured shows its address by asking whether anybody else has it.
 #[test]
 fn an_address_the_guest_chose_itself_is_found() {
     let Some(scene) = Scene::new(&["-t", "80"]) else {
         return;
     };
-    let chosen = Ipv6Addr::new(0xfd10, 0x233, 0x70, 0, 0x5054, 0xff, 0xfe12, 0x3456);
-    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff12, 0x3456);
-    let probe = Icmp::new(
-        Ipv6Addr::UNSPECIFIED.into(),
-        group.into(),
-        135,
-        0,
-        &chosen.octets(),
-    );
-    scene.wire.send(&probe.frame());
+    scene.wire.send(&probe());
     let _client = connect(&scene.world.outside, (POD6, 80).into());
-    answer_question(&scene.wire, chosen.into());
+    answer_question(&scene.wire, CHOSEN.into());
     let peer = Peer::accept(&scene.wire, 80);
-    assert_eq!(peer.local.ip(), chosen);
+    assert_eq!(peer.local.ip(), CHOSEN);
+}
+
+/// It has one address only, and not the one given: by itself it need say no more than that.
+#[test]
+fn a_connection_waits_for_a_guest_that_autoconfigures() {
+    for is_silent in [true, false] {
+        let Some(scene) = Scene::new(&["-t", "22"]) else {
+            return;
+        };
+        let mut client = connect(&scene.world.outside, (POD6, 22).into());
+        await_question(&scene.wire, POD6.into());
+        scene.wire.send(&probe());
+        if is_silent {
+            answer_question(&scene.wire, CHOSEN.into());
+        } else {
+            scene.wire.send(&advertisement(CHOSEN));
+        }
+        let mut peer = Peer::accept(&scene.wire, 22);
+        assert_eq!(peer.local.ip(), CHOSEN);
+        assert_eq!(peer.remote, client.local_addr().unwrap());
+        client.write_all(b"hello").unwrap();
+        assert_eq!(peer.read(5), b"hello");
+    }
+}
+
+/// Regression U26, of datagrams that were held for the address given.
+#[test]
+fn datagrams_go_where_the_guest_turns_up_and_in_order() {
+    let Some(scene) = Scene::new(&["-u", "5000:53"]) else {
+        return;
+    };
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let client = udp_socket(&scene.world.outside, from);
+        for n in 0..5 {
+            client.send_to(&[n], to).unwrap();
+        }
+        await_question(&scene.wire, to.ip());
+        let found = SocketAddr::new(neighbour_of(to).ip(), 53);
+        scene.wire.send(&notice(found.ip()));
+        let from = client.local_addr().unwrap();
+        for n in 0..5 {
+            let datagram = scene.wire.expect("datagram", Udp::of_frame);
+            assert_eq!(datagram, Udp::new(from, found, &[n]));
+        }
+        scene.wire.send(&Udp::new(found, from, b"answer").frame());
+        let (len, answered) = uninterrupted(|| client.recv_from(&mut [0; 8])).unwrap();
+        assert_eq!((len, answered), (6, to));
+    }
+}
+
+/// Whoever says where the guest is means that.
+#[test]
+fn a_connection_to_an_address_of_the_guests_waits_for_that_one() {
+    let Some(scene) = Scene::new(&["-4", "-t", "22:10.233.70.50"]) else {
+        return;
+    };
+    let _client = connect(&scene.world.outside, (POD4, 22).into());
+    await_question(&scene.wire, POD4.into());
+    scene
+        .wire
+        .send(&notice(neighbour_of((POD4, 22).into()).ip()));
+    scene.wire.never(QUIET, "a SYN", Tcp::of_frame);
+    scene.wire.send(&notice(POD4.into()));
+    let peer = Peer::accept(&scene.wire, 22);
+    assert_eq!(peer.local.ip(), POD4);
 }

@@ -11,7 +11,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::{
-    guest::{Guest, Icmp, Scene, Udp, both, frame::assert_quotes, neighbour_of, pattern},
+    guest::{
+        Guest, Icmp, Scene, Udp, both, frame::assert_quotes, neighbour_of, pattern, wire::framed,
+    },
     kernel_guest::KernelGuest,
     lab::{
         LONG, Translator, World,
@@ -110,20 +112,23 @@ fn every_client_gets_its_own_answers() {
     }
 }
 
+/// Has the host be at another address in each family too, and returns where port 5000 is then.
+fn second_addresses(scene: &Scene) -> [SocketAddr; 2] {
+    scene.world.pod.ip("addr add 10.233.70.99/24 dev eth0
+         addr add fd10:233:70::99/64 dev eth0 nodad");
+    let second6 = Ipv6Addr::new(0xfd10, 0x233, 0x70, 0, 0, 0, 0, 0x99);
+    both([10, 233, 70, 99].into(), second6, 5000)
+}
+
 /// A resolver's client, say, that believes nobody else (RFC 1122, section 4.1.3.5).
 #[test]
 fn a_client_that_asks_at_two_addresses_is_answered_from_each() {
     let Some(scene) = Scene::new(&["-u", "5000"]) else {
         return;
     };
-    scene.world.pod.ip("addr add 10.233.70.51/24 dev eth0
-         addr add fd10:233:70::51/64 dev eth0 nodad");
+    let second = second_addresses(&scene);
     crate::discovery::announce(&scene.wire);
-    let second6 = Ipv6Addr::new(0xfd10, 0x233, 0x70, 0, 0, 0, 0, 0x51);
-    let pairs =
-        both(POD4, POD6, 5000)
-            .into_iter()
-            .zip(both([10, 233, 70, 51].into(), second6, 5000));
+    let pairs = both(POD4, POD6, 5000).into_iter().zip(second);
     for ((first, second), from) in pairs.zip(both(INTERNET4, INTERNET6, 0)) {
         let client = udp_socket(&scene.world.outside, from);
         for round in 0..3 {
@@ -196,6 +201,116 @@ fn a_server_that_answers_from_another_address_is_heard_and_hears() {
             assert_eq!(hear(&client), (6, server));
             is_at = speaks_from;
         }
+    }
+}
+
+/// The client that it answers stays who it is, and so does the address of the host that it asks at.
+#[test]
+fn a_server_that_answers_from_another_address_answers_from_where_it_was_asked() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    let second = second_addresses(&scene);
+    crate::discovery::announce(&scene.wire);
+    for ((client, server), asked) in clients(&scene).into_iter().zip(second) {
+        let mut is_at = server;
+        for speaks_from in [server, neighbour_of(server), server] {
+            client.send_to(b"question", asked).unwrap();
+            let question = scene.wire.expect("question", Udp::of_frame);
+            let from = client.local_addr().unwrap();
+            assert_eq!(question, Udp::new(from, is_at, b"question"));
+            let answer = Udp::new(speaks_from, from, b"answer");
+            scene.wire.send(&answer.frame());
+            assert_eq!(hear(&client), (6, asked));
+            is_at = speaks_from;
+        }
+    }
+}
+
+/// What tells clients apart in the guest is neither the port that they ask at nor theirs.
+#[test]
+fn a_server_at_another_port_of_the_guests_answers_each_client_from_another_address_too() {
+    let Some(scene) = Scene::new(&["-u", "5000:6053"]) else {
+        return;
+    };
+    let second = second_addresses(&scene);
+    crate::discovery::announce(&scene.wire);
+    for ((client, first), second) in clients(&scene).into_iter().zip(second) {
+        let asked = [first, second];
+        let questions = asked.map(|to| {
+            client.send_to(b"question", to).unwrap();
+            scene.wire.expect("question", Udp::of_frame)
+        });
+        for (question, to) in questions.into_iter().zip(asked) {
+            let speaks_from = neighbour_of(question.dst);
+            let answer = Udp::new(speaks_from, question.src, b"answer");
+            scene.wire.send(&answer.frame());
+            assert_eq!(hear(&client), (6, to));
+            client.send_to(b"question", to).unwrap();
+            let again = scene.wire.expect("question", Udp::of_frame);
+            assert_eq!(again, Udp::new(question.src, speaks_from, b"question"));
+        }
+    }
+}
+
+/// It was to wait for the guest where that was said to be.
+#[test]
+fn a_client_that_the_guest_talks_to_from_another_address_need_not_wait_for_the_one_given() {
+    let Some(scene) = Scene::new(&["-4", "--address", "10.233.70.77", "-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    let (client, server) = (
+        udp_socket(&scene.world.outside, (INTERNET4, 0)),
+        (POD4, 5000),
+    );
+    client.send_to(b"question", server).unwrap();
+    crate::discovery::await_question(&scene.wire, [10, 233, 70, 77].into());
+    let from = client.local_addr().unwrap();
+    let news = Udp::new(server.into(), from, b"news");
+    scene.wire.send(&news.frame());
+    assert_eq!(hear(&client), (4, server.into()));
+    let question = scene.wire.expect("question", Udp::of_frame);
+    assert_eq!(question, Udp::new(from, server.into(), b"question"));
+}
+
+#[test]
+fn answers_from_two_addresses_in_one_burst_are_both_heard() {
+    let Some(scene) = Scene::new(&["-u", "5000"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    for (client, server) in clients(&scene) {
+        client.send_to(b"question", server).unwrap();
+        let question = scene.wire.expect("question", Udp::of_frame);
+        let answers = [
+            (server, b"one".as_slice()),
+            (neighbour_of(server), b"three"),
+        ]
+        .map(|(from, answer)| framed(&Udp::new(from, question.src, answer).frame()));
+        scene.wire.send_raw(&answers.concat());
+        assert_eq!([(); 2].map(|()| hear(&client)), [(3, server), (5, server)]);
+    }
+}
+
+/// Other machines behind a guest that is a router may have the same port: one that a rule names is not one of these.
+#[test]
+fn a_client_of_a_named_address_has_no_other_for_its_server() {
+    let Some(scene) = Scene::new(&["-4", "-u", "5000:10.233.70.50"]) else {
+        return;
+    };
+    crate::discovery::announce(&scene.wire);
+    let client = udp_socket(&scene.world.outside, (INTERNET4, 0));
+    let server: SocketAddr = (POD4, 5000).into();
+    for _ in 0..2 {
+        client.send_to(b"question", server).unwrap();
+        let question = scene.wire.expect("question", Udp::of_frame);
+        assert_eq!(question, Udp::new(question.src, server, b"question"));
+        let other = Udp::new(neighbour_of(server), question.src, b"news");
+        scene.wire.send(&other.frame());
+        let (len, heard) = hear(&client);
+        assert_eq!(len, 4);
+        assert_ne!(heard.port(), server.port());
     }
 }
 

@@ -33,6 +33,32 @@ fn refused_means_reset() {
     scene.translator.expect_fd_count(idle);
 }
 
+/// The kernel connects a socket to itself if it happens to choose the very port that is asked for: nobody listens there.
+#[test]
+fn a_port_of_the_hosts_that_is_next_to_be_chosen_is_refused_like_others() {
+    let args = [
+        "--map-guest-addr",
+        "192.0.2.8",
+        "--map-guest-addr",
+        "2001:db8:8::8",
+    ];
+    let Some(scene) = Scene::new(&args) else {
+        return;
+    };
+    let port = 40_001;
+    let only = format!("{port} {port}");
+    scene.world.pod.sysctl("ipv4/ip_local_port_range", &only);
+    let idle = scene.translator.idle_fd_count();
+    for addr in ["10.233.70.1", "fe80::1", "192.0.2.8", "2001:db8:8::8"] {
+        let remote = SocketAddr::new(addr.parse().unwrap(), port);
+        let mut peer = Peer::new(&scene.wire, guest_addr(remote, 50_000), remote, 0xffff_ffff);
+        peer.send(SYN, &[]);
+        let answer = peer.recv();
+        assert_eq!((answer.flags, answer.ack), (RST | ACK, 0), "{answer:?}");
+    }
+    scene.translator.expect_fd_count(idle);
+}
+
 /// Waits for the error to the SYN of `peer`; nothing else may come.
 fn expect_unreachable(scene: &Scene, remote: SocketAddr, codes: &[u8]) {
     let mut peer = Peer::new(&scene.wire, guest_addr(remote, 40_000), remote, 0x1234_5678);

@@ -37,24 +37,28 @@ impl Relay {
         let key = self.peer_key(Protocol::Tcp, guest, peer)?;
         match self.hand_on(socket, peer, key) {
             Ok(()) => Ok(()),
-            Err(socket) => self.tcp_inbound(socket, peer, key, outbox, now),
+            Err(socket) => {
+                let anywhere = forward.target.is_none();
+                self.tcp_inbound(socket, (peer, anywhere), key, outbox, now)
+            }
         }
     }
 
-    /// A peer's connection that is to be this relay's, under this key if that can be.
+    /// A peer's connection that is to be this relay's, under this key if that can be. It is for the guest `anywhere`, or at the
+    /// key's address only.
     ///
     /// # Errors
     /// As [`Relay::tcp_accepted`].
     pub(in super::super) fn tcp_inbound(
         &mut self,
         socket: OwnedFd,
-        peer: SocketAddr,
+        (peer, anywhere): (SocketAddr, bool),
         first: Key,
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
         let (key, slot) = self.free_key(first, |_| false)?;
-        let done = self.tcp_toward_guest(socket, peer, key, outbox, now);
+        let done = self.tcp_toward_guest(socket, (peer, anywhere), key, outbox, now);
         self.looked_at(slot);
         done
     }
@@ -62,7 +66,7 @@ impl Relay {
     fn tcp_toward_guest(
         &mut self,
         socket: OwnedFd,
-        peer: SocketAddr,
+        (peer, anywhere): (SocketAddr, bool),
         key: Key,
         outbox: &mut Outbox,
         now: Now,
@@ -82,7 +86,7 @@ impl Relay {
         if self.guest.is_at(key.guest.addr) {
             self.send_syn(id, outbox, now);
         } else {
-            self.wait_for_guest(id, now);
+            self.wait_for_guest(id, anywhere.then(|| peer.ip()), now);
         }
         self.schedule(id);
         Ok(())

@@ -1,6 +1,10 @@
 //! A connection begins: the guest's SYN becomes a connect() on the host, and the host's answer becomes the guest's.
 
-use std::{io, net::IpAddr, os::fd::AsFd};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use super::super::{
     errors::{Fault, Quote},
@@ -45,6 +49,16 @@ impl Refusal {
                 .map_or(Self::Reset, Self::Error),
         }
     }
+}
+
+/// Refuses a connection whose socket the kernel gave the very port that it asks for: it is with itself, and nobody listens.
+fn not_with_itself(socket: &OwnedFd) -> io::Result<()> {
+    if socket::is_own_peer(socket) {
+        // Whoever comes to listen there is to find the port free.
+        socket::reset_on_close(socket);
+        return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
+    }
+    Ok(())
 }
 
 impl Relay {
@@ -96,7 +110,9 @@ impl Relay {
             manner: Manner::of(ip),
         };
         let opened = self.open_socket(&key, now, |net| {
-            socket::tcp(peer, &net.outbound, syn.manner)
+            let (socket, connected) = socket::tcp(peer, &net.outbound, syn.manner)?;
+            not_with_itself(&socket)?;
+            Ok((socket, connected))
         });
         let (socket, connected) = match opened {
             Ok(opened) => opened,
@@ -148,7 +164,7 @@ impl Relay {
         let outcome = if ready.error || ready.ended {
             socket::outcome(&flow.socket)
         } else {
-            Ok(())
+            not_with_itself(&flow.socket)
         };
         match outcome {
             Ok(()) if ready.writable => self.tcp_connected(id, outbox, now),

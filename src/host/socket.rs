@@ -250,9 +250,9 @@ pub fn ends(socket: &impl AsFd) -> Option<(SocketAddr, SocketAddr)> {
     Some((local(socket)?, peer(socket)?))
 }
 
-/// Whether a socket is connected to itself.
-pub fn is_own_peer(socket: &impl AsFd) -> bool {
-    ends(socket).is_some_and(|(local, peer)| local == peer)
+/// Whether a socket whose peer this is to be is its own peer.
+pub fn is_own_peer(socket: &impl AsFd, peer: Peer) -> bool {
+    local(socket).is_some_and(|local| Endpoint::from(local) == peer.endpoint)
 }
 
 /// Our end of a socket, which one of echo requests has too.

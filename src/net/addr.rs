@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -86,6 +86,12 @@ pub struct Endpoint {
 impl Endpoint {
     pub const fn new(addr: IpAddr, port: u16) -> Self {
         Self { addr, port }
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(addr: SocketAddr) -> Self {
+        Self::new(addr.ip(), addr.port())
     }
 }
 

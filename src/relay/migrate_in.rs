@@ -18,7 +18,7 @@ use crate::{
         socket::{self, Peer},
     },
     link::Outbox,
-    net::{Endpoint, Now, Protocol},
+    net::{Now, Protocol},
     proto::{
         repair::Command,
         state::{Carried, HostSide, QUEUE_MAX, State, Tcp, Udp, Visitor},
@@ -140,7 +140,7 @@ impl Relay {
             return;
         }
         let peer = Peer {
-            endpoint: Endpoint::new(udp.peer.ip(), udp.peer.port()),
+            endpoint: udp.peer.into(),
             scope: self.scope(),
         };
         match socket::udp_again(udp.local, peer, udp.device.as_deref(), &self.net.outbound) {
@@ -323,7 +323,7 @@ fn is_local(carried: &Carried) -> bool {
 mod tests {
     use super::super::fixture;
     use super::*;
-    use crate::service;
+    use crate::{net::Endpoint, service};
     use std::{cell::Cell, net::UdpSocket};
 
     /// A helper that is not there yet is waited for, while the guest stands still.

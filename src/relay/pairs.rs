@@ -75,7 +75,7 @@ impl Relay {
         let Some((local, peer)) = socket::ends(&flow.socket) else {
             return;
         };
-        let pair = pair(local.port(), Endpoint::new(peer.ip(), peer.port()));
+        let pair = pair(local.port(), peer.into());
         // Clients may have the same, at two addresses of the host: the last is the one to know of.
         if let Some(known) = self.pairs.find(&pair) {
             self.pairs.remove(known);

@@ -16,7 +16,7 @@ use crate::{
     flow::{self, Id, Key},
     host::socket::{self, Peer},
     link::Outbox,
-    net::{Now, Protocol, Why},
+    net::{Endpoint, Now, Protocol, Why},
     sys::errqueue,
     wire::build::UDP_LEN,
 };
@@ -112,9 +112,10 @@ impl Relay {
                 socket::udp(peer, &net.outbound, port, beside)
             })?;
             // Ports that are shared are the kernel's to choose like others.
-            let own = socket::local(&socket).map_or(0, |local| local.port());
-            let is_free = own == port || self.flow_between(own, peer.endpoint).is_none();
-            if is_free && !socket::is_own_peer(&socket) || draws.next().is_none() {
+            let own = socket::local(&socket).map(Endpoint::from);
+            let number = own.map_or(0, |own| own.port);
+            let is_free = number == port || self.flow_between(number, peer.endpoint).is_none();
+            if is_free && own != Some(peer.endpoint) || draws.next().is_none() {
                 return Ok((socket, bound));
             }
             bound = Bound::Elsewhere;

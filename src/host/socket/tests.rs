@@ -9,7 +9,7 @@ use std::{
 
 fn peer(addr: SocketAddr) -> Peer {
     Peer {
-        endpoint: Endpoint::new(addr.ip(), addr.port()),
+        endpoint: addr.into(),
         scope: 0,
     }
 }

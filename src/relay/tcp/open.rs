@@ -52,8 +52,8 @@ impl Refusal {
 }
 
 /// Refuses a connection whose socket the kernel gave the very port that it asks for: it is with itself, and nobody listens.
-fn not_with_itself(socket: &OwnedFd) -> io::Result<()> {
-    if socket::is_own_peer(socket) {
+fn not_with_itself(socket: &OwnedFd, peer: Peer) -> io::Result<()> {
+    if socket::is_own_peer(socket, peer) {
         // Whoever comes to listen there is to find the port free.
         socket::reset_on_close(socket);
         return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
@@ -111,7 +111,7 @@ impl Relay {
         };
         let opened = self.open_socket(&key, now, |net| {
             let (socket, connected) = socket::tcp(peer, &net.outbound, syn.manner)?;
-            not_with_itself(&socket)?;
+            not_with_itself(&socket, peer)?;
             Ok((socket, connected))
         });
         let (socket, connected) = match opened {
@@ -164,7 +164,7 @@ impl Relay {
         let outcome = if ready.error || ready.ended {
             socket::outcome(&flow.socket)
         } else {
-            not_with_itself(&flow.socket)
+            Ok(())
         };
         match outcome {
             Ok(()) if ready.writable => self.tcp_connected(id, outbox, now),

@@ -5,9 +5,10 @@ mod guest;
 mod lab;
 
 use std::{
-    fs,
-    io::{ErrorKind, Read},
-    os::unix::fs::PermissionsExt,
+    fs::{self, File},
+    io::{ErrorKind, Read, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
     time::Duration,
 };
 
@@ -18,7 +19,10 @@ use lab::{
     wait_until,
     world::{BLACKHOLE4, INTERNET4, INTERNET6},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 
 #[test]
 fn sigterm_and_sigquit_end_it_with_success() {
@@ -145,6 +149,56 @@ fn it_goes_to_the_background_when_it_is_ready() {
     let gone = || nix::sys::signal::kill(pid, None).is_err() || is_zombie(pid);
     assert!(wait_until(LONG, gone));
     janitor::gone(pid.as_raw().cast_unsigned());
+}
+
+/// Who was told to stop does not say that all went well, nor leave anybody serving.
+#[test]
+fn a_start_that_is_stopped_on_its_way_to_the_background_fails_and_leaves_nothing() {
+    let Some(world) = World::pod() else { return };
+    for stop in [Signal::SIGTERM, Signal::SIGQUIT] {
+        let setup = Setup::new(&[]).background();
+        let pid = setup.dir().join("pid");
+        // It takes no process number until somebody reads.
+        let full = full_fifo(&pid);
+        let setup = setup.arg("--pid").arg(pid.to_str().unwrap());
+        let mut launcher = setup.try_start(&world.pod);
+        let children = || {
+            let list = format!("/proc/{0}/task/{0}/children", launcher.pid());
+            let list = fs::read_to_string(list).unwrap();
+            list.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let forked = wait_until(LONG, || children().len() == 2);
+        assert!(forked, "{:?}", children());
+        let children = children();
+        children
+            .iter()
+            .for_each(|pid| janitor::watch_pid(pid.parse().unwrap()));
+        launcher.signal(stop);
+        assert_eq!(launcher.wait(LONG), -(stop as i32));
+        let ended = |pid: &String| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        };
+        assert!(wait_until(LONG, || children.iter().all(ended)));
+        assert!(!launcher.socket().exists());
+        children
+            .iter()
+            .for_each(|pid| janitor::gone(pid.parse().unwrap()));
+        drop(full);
+    }
+}
+
+/// A FIFO that somebody holds open and nobody reads.
+fn full_fifo(path: &Path) -> File {
+    mkfifo(path, Mode::S_IRWXU | Mode::S_IRWXO).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+    let mut open = File::options();
+    open.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let mut fifo = open.open(path).unwrap();
+    while fifo.write(&[0; 4096]).is_ok() {}
+    fifo
 }
 
 /// Nobody may be there to reap what was orphaned.

@@ -190,6 +190,30 @@ fn a_start_that_is_stopped_on_its_way_to_the_background_fails_and_leaves_nothing
     }
 }
 
+/// As a shell would have it: the start waits for who reads, or for a signal.
+#[test]
+fn a_start_that_waits_for_the_reader_of_a_fifo_can_be_stopped() {
+    let Some(world) = World::pod() else { return };
+    for option in ["--pid", "--pcap"] {
+        let start = || {
+            let setup = Setup::new(&[]);
+            let path = setup.dir().join("fifo");
+            mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+            let setup = setup.arg(option).arg(path.to_str().unwrap());
+            (setup.start(&world.pod), path)
+        };
+        let (mut translator, _) = start();
+        translator.signal(Signal::SIGTERM);
+        assert_eq!(translator.wait(LONG), -(Signal::SIGTERM as i32), "{option}");
+        let (mut translator, path) = start();
+        let mut reader = File::open(path).unwrap();
+        assert!(reader.read(&mut [0; 4]).unwrap() > 0, "{option}");
+        translator.idle_fd_count();
+        assert_eq!(translator.stop(), 0);
+    }
+}
+
 /// A FIFO that somebody holds open and nobody reads.
 fn full_fifo(path: &Path) -> File {
     mkfifo(path, Mode::S_IRWXU | Mode::S_IRWXO).unwrap();

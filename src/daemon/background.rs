@@ -5,7 +5,10 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::AsFd,
-        unix::{fs::OpenOptionsExt, net::UnixStream},
+        unix::{
+            fs::{FileTypeExt, OpenOptionsExt},
+            net::UnixStream,
+        },
     },
     path::Path,
     process,
@@ -70,6 +73,25 @@ impl PidFile {
     }
 }
 
+/// Opens what may be a FIFO, where open(2) waits for who reads: for so long, signals to stop end us as if they were not held
+/// back.
+pub fn open_patiently<T>(path: &Path, open: impl FnOnce(&Path) -> T) -> T {
+    if !fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo()) {
+        return open(path);
+    }
+    let stops = stops();
+    // Where these fail, it only waits for longer.
+    let _ = stops.thread_unblock();
+    let opened = open(path);
+    let _ = stops.thread_block();
+    opened
+}
+
+/// The signals that end us.
+fn stops() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGQUIT])
+}
+
 /// The background process's word to the one that waits for it in the foreground.
 #[derive(Debug)]
 pub struct Ready {
@@ -111,8 +133,7 @@ pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
         .write(true)
         .open("/dev/null")?;
     let (waiting, mut telling) = UnixStream::pair()?;
-    let stops = SigSet::from_iter([Signal::SIGTERM, Signal::SIGQUIT]);
-    let stops = SignalFd::with_flags(&stops, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let stops = SignalFd::with_flags(&stops(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     match fork()? {
         Forked::Parent { child } => {
             drop(telling);

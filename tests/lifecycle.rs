@@ -20,8 +20,12 @@ use lab::{
     world::{BLACKHOLE4, INTERNET4, INTERNET6},
 };
 use nix::{
-    sys::{signal::Signal, stat::Mode},
-    unistd::mkfifo,
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
 };
 
 #[test]
@@ -143,12 +147,31 @@ fn it_goes_to_the_background_when_it_is_ready() {
     let local = guest_addr(server.addr(), 5000);
     wire.send(&Udp::new(local, server.addr(), b"hello").frame());
     wire.expect("echo", Udp::of_frame);
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
-    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
     assert!(wire.closes(LONG));
-    let gone = || nix::sys::signal::kill(pid, None).is_err() || is_zombie(pid);
-    assert!(wait_until(LONG, gone));
-    janitor::gone(pid.as_raw().cast_unsigned());
+    assert!(wait_until(LONG, || has_ended(pid)));
+    janitor::gone(pid);
+}
+
+/// Whoever started it may want to unmount it; in a mount namespace of its own it has left it anyway.
+#[test]
+fn the_folder_it_was_started_from_is_free_where_there_are_no_namespaces() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[])
+        .background()
+        .forbid(libc::SYS_unshare, None, Errno::EPERM);
+    let at = |name: &str| setup.dir().join(name).to_str().unwrap().to_owned();
+    let (socket, pid) = (at("sock"), at("pid"));
+    let mut setup = setup.arg("--socket").arg(&socket).arg("--pid").arg(&pid);
+    let (status, _, stderr) = setup.run(&world.pod);
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    let pid = fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+    janitor::watch_pid(pid);
+    let folder = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+    assert_eq!(folder, Path::new("/"), "{stderr}");
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(wait_until(LONG, || has_ended(pid)));
+    janitor::gone(pid);
 }
 
 /// Who was told to stop does not say that all went well, nor leave anybody serving.
@@ -162,30 +185,23 @@ fn a_start_that_is_stopped_on_its_way_to_the_background_fails_and_leaves_nothing
         let full = full_fifo(&pid);
         let setup = setup.arg("--pid").arg(pid.to_str().unwrap());
         let mut launcher = setup.try_start(&world.pod);
-        let children = || {
+        let children = || -> Vec<u32> {
             let list = format!("/proc/{0}/task/{0}/children", launcher.pid());
             let list = fs::read_to_string(list).unwrap();
             list.split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
+                .map(|pid| pid.parse().unwrap())
+                .collect()
         };
         let forked = wait_until(LONG, || children().len() == 2);
         assert!(forked, "{:?}", children());
         let children = children();
-        children
-            .iter()
-            .for_each(|pid| janitor::watch_pid(pid.parse().unwrap()));
+        children.iter().copied().for_each(janitor::watch_pid);
         launcher.signal(stop);
         assert_eq!(launcher.wait(LONG), -(stop as i32));
-        let ended = |pid: &String| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-            stat.map_or(true, |stat| stat.contains(") Z "))
-        };
-        assert!(wait_until(LONG, || children.iter().all(ended)));
+        let ended = || children.iter().copied().all(has_ended);
+        assert!(wait_until(LONG, ended));
+        children.iter().copied().for_each(janitor::gone);
         assert!(!launcher.socket().exists());
-        children
-            .iter()
-            .for_each(|pid| janitor::gone(pid.parse().unwrap()));
         drop(full);
     }
 }
@@ -226,8 +242,9 @@ fn full_fifo(path: &Path) -> File {
 }
 
 /// Nobody may be there to reap what was orphaned.
-fn is_zombie(pid: nix::unistd::Pid) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.map_or(true, |stat| stat.contains(") Z "))
 }
 
 #[test]

@@ -25,8 +25,8 @@ use nix::{
         wait::waitpid,
     },
     unistd::{
-        Gid, Pid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid,
-        setuid,
+        Gid, Pid, Uid, User, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups,
+        setsid, setuid,
     },
 };
 
@@ -126,7 +126,7 @@ impl Ready {
 /// does if it is told to stop, then or while signals were held back before, and ends by that signal.
 ///
 /// # Errors
-/// Those of open(2), socketpair(2), signalfd(2), fork(2) and setsid(2).
+/// Those of open(2), socketpair(2), signalfd(2), fork(2), setsid(2) and chdir(2).
 pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
     let null = OpenOptions::new()
         .read(true)
@@ -142,6 +142,7 @@ pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
         Forked::Child => {
             drop((waiting, stops));
             setsid()?;
+            chdir("/")?;
             let mut pid = [0; 4];
             telling.read_exact(&mut pid)?;
             Ok(Ready {

@@ -178,11 +178,23 @@ fn the_folder_it_was_started_from_is_free_where_there_are_no_namespaces() {
 #[test]
 fn a_start_that_is_stopped_on_its_way_to_the_background_fails_and_leaves_nothing() {
     let Some(world) = World::pod() else { return };
-    for stop in [Signal::SIGTERM, Signal::SIGQUIT] {
-        let setup = Setup::new(&[]).background();
+    for (stop, may_kill) in [
+        (Signal::SIGTERM, true),
+        (Signal::SIGQUIT, true),
+        (Signal::SIGTERM, false),
+    ] {
+        let mut setup = Setup::new(&[]).background();
+        if !may_kill {
+            // As policies of SELinux have it.
+            setup = setup.forbid(
+                libc::SYS_kill,
+                Some((1, Signal::SIGKILL as u64)),
+                Errno::EACCES,
+            );
+        }
         let pid = setup.dir().join("pid");
         // It takes no process number until somebody reads.
-        let full = full_fifo(&pid);
+        let mut full = full_fifo(&pid);
         let setup = setup.arg("--pid").arg(pid.to_str().unwrap());
         let mut launcher = setup.try_start(&world.pod);
         let children = || -> Vec<u32> {
@@ -197,12 +209,14 @@ fn a_start_that_is_stopped_on_its_way_to_the_background_fails_and_leaves_nothing
         let children = children();
         children.iter().copied().for_each(janitor::watch_pid);
         launcher.signal(stop);
+        if !may_kill {
+            let _ = full.read(&mut [0; 8_192]).unwrap();
+        }
         assert_eq!(launcher.wait(LONG), -(stop as i32));
         let ended = || children.iter().copied().all(has_ended);
         assert!(wait_until(LONG, ended));
         children.iter().copied().for_each(janitor::gone);
         assert!(!launcher.socket().exists());
-        drop(full);
     }
 }
 

@@ -163,9 +163,9 @@ fn see_off(child: Pid, mut waiting: UnixStream, stops: &SignalFd, leftovers: &Le
         Ok(stop) => stop,
         Err(_) => None,
     };
-    if stop.is_some() {
-        // It may be held up by anything, and serves nobody yet.
-        let _ = kill(child, Signal::SIGKILL);
+    if let Some(stop) = stop {
+        // It may be held up by anything, and serves nobody yet. Where a policy forbids that, it ends once it would serve.
+        let _ = kill(child, Signal::SIGKILL).or_else(|_| kill(child, stop));
     }
     // Whoever waits for our end reads then why: it is not written yet.
     let _ = waitpid(child, None);

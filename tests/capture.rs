@@ -6,12 +6,19 @@ mod lab;
 
 use std::{
     fs::{self, File},
-    os::unix::fs::PermissionsExt,
+    io::Read,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
     process::Command,
 };
 
-use guest::{Udp, Wire, guest_addr, pattern};
+use guest::{
+    Udp, Wire,
+    dhcp::{Dhcp, REQUEST},
+    guest_addr, pattern,
+};
 use lab::{Setup, World, servers::UdpEcho, world::INTERNET4};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
 /// The frames of a capture file with microsecond timestamps, in either byte order.
 fn frames(file: &[u8]) -> Vec<Vec<u8>> {
@@ -90,4 +97,68 @@ fn a_capture_holds_both_directions_and_tcpdump_reads_it() {
     ] {
         assert!(text.contains(line), "{text}");
     }
+}
+
+/// A FIFO has room for 64 KiB, and the capture for 256 KiB more.
+#[test]
+fn a_reader_that_stops_holds_nobody_up_and_finds_whole_frames_later() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[]);
+    let path = setup.dir().join("fifo");
+    let mut fifo = fifo(&path);
+    let setup = setup.arg("--pcap").arg(path.to_str().unwrap());
+    let mut translator = setup.start(&world.pod);
+    let wire = Wire::new(translator.connect());
+    let ask = || {
+        wire.send(&Dhcp::new(REQUEST).frame());
+        wire.expect("DHCP message", |frame| {
+            Dhcp::of_frame(frame).map(|_| frame.to_vec())
+        })
+    };
+    let nothing = [&[2; 12][..], &[0x88, 0xb5], &[7; 1_400]].concat();
+    for _ in 0..400 {
+        wire.send(&nothing);
+    }
+    let mut captured = Vec::new();
+    let mut last = ask();
+    translator.expect_log("Capture: nobody reads it as fast, frames are left out");
+    let caught_up = (0..200).any(|_| {
+        // Each time there is room for as much as was read.
+        let _ = fifo.read_to_end(&mut captured);
+        let all = captured.ends_with(&last);
+        last = ask();
+        all
+    });
+    assert!(caught_up);
+    assert_eq!(translator.stop(), 0);
+    let _ = fifo.read_to_end(&mut captured);
+    let captured = frames(&captured);
+    let nothings = captured.iter().filter(|frame| **frame == nothing).count();
+    assert!((180..400).contains(&nothings), "{nothings}");
+}
+
+#[test]
+fn a_reader_that_stops_for_good_does_not_keep_it_from_its_end() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[]);
+    let path = setup.dir().join("fifo");
+    let _fifo = fifo(&path);
+    let setup = setup.arg("--pcap").arg(path.to_str().unwrap());
+    let mut translator = setup.start(&world.pod);
+    let wire = Wire::new(translator.connect());
+    for _ in 0..150 {
+        wire.send(&[3; 1_400]);
+    }
+    wire.send(&Dhcp::new(REQUEST).frame());
+    wire.expect("DHCP message", Dhcp::of_frame);
+    assert_eq!(translator.stop(), 0);
+}
+
+/// Held open by nobody but us.
+fn fifo(path: &Path) -> File {
+    mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+    let mut open = File::options();
+    open.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    open.open(path).unwrap()
 }

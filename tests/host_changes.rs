@@ -25,6 +25,12 @@ use nix::sys::signal::Signal;
 
 /// Joins the pod to outside by another wire, with other addresses.
 fn second_wire(world: &World) {
+    wire_without_routes(world);
+    world.pod.ip("route add default via 10.9.9.1 dev eth1
+         route add default via fe80::1 dev eth1");
+}
+
+fn wire_without_routes(world: &World) {
     world.pod.ip(&format!(
         "link add eth1 mtu 1500 type veth peer name pod1 mtu 1500 netns {}
          addr add 10.9.9.50/24 dev eth1
@@ -36,8 +42,6 @@ fn second_wire(world: &World) {
          addr add fd10:9:9::1/64 dev pod1 nodad
          addr add fe80::1/64 dev pod1 nodad
          link set pod1 up");
-    world.pod.ip("route add default via 10.9.9.1 dev eth1
-         route add default via fe80::1 dev eth1");
 }
 
 /// TCP, UDP and ping of the guest, from the addresses it was given, all new flows.
@@ -167,6 +171,21 @@ fn an_interface_asked_for_may_vanish_and_return() {
     translator.expect_log("template interface: eth0 (IPv4), eth0 (IPv6)");
     assert_online(&world, &wire, 20_000);
     translator.assert_alive();
+}
+
+/// The kernel does not say of an IPv4 route that it went with its next hop.
+#[test]
+fn a_next_hop_that_is_deleted_takes_its_route_along() {
+    let Some(world) = World::pod() else { return };
+    wire_without_routes(&world);
+    world.pod.ip("nexthop add id 1 via 10.233.70.1 dev eth0
+         route replace default nhid 1
+         route add default via 10.9.9.1 dev eth1 metric 100");
+    let translator = Translator::start(&world.pod, &[]);
+    let wire = Wire::new(translator.connect());
+    assert_eq!(lease(&wire).yiaddr, POD4);
+    world.pod.ip("nexthop del id 1");
+    translator.expect_log("template interface: eth1 (IPv4), eth0 (IPv6)");
 }
 
 #[test]

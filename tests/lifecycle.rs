@@ -5,9 +5,10 @@ mod guest;
 mod lab;
 
 use std::{
-    fs,
-    io::{ErrorKind, Read},
-    os::unix::fs::PermissionsExt,
+    fs::{self, File},
+    io::{ErrorKind, Read, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
     time::Duration,
 };
 
@@ -18,7 +19,14 @@ use lab::{
     wait_until,
     world::{BLACKHOLE4, INTERNET4, INTERNET6},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
+};
 
 #[test]
 fn sigterm_and_sigquit_end_it_with_success() {
@@ -139,17 +147,118 @@ fn it_goes_to_the_background_when_it_is_ready() {
     let local = guest_addr(server.addr(), 5000);
     wire.send(&Udp::new(local, server.addr(), b"hello").frame());
     wire.expect("echo", Udp::of_frame);
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
-    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
     assert!(wire.closes(LONG));
-    let gone = || nix::sys::signal::kill(pid, None).is_err() || is_zombie(pid);
-    assert!(wait_until(LONG, gone));
-    janitor::gone(pid.as_raw().cast_unsigned());
+    assert!(wait_until(LONG, || has_ended(pid)));
+    janitor::gone(pid);
+}
+
+/// Whoever started it may want to unmount it; in a mount namespace of its own it has left it anyway.
+#[test]
+fn the_folder_it_was_started_from_is_free_where_there_are_no_namespaces() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[])
+        .background()
+        .forbid(libc::SYS_unshare, None, Errno::EPERM);
+    let at = |name: &str| setup.dir().join(name).to_str().unwrap().to_owned();
+    let (socket, pid) = (at("sock"), at("pid"));
+    let mut setup = setup.arg("--socket").arg(&socket).arg("--pid").arg(&pid);
+    let (status, _, stderr) = setup.run(&world.pod);
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    let pid = fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+    janitor::watch_pid(pid);
+    let folder = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+    assert_eq!(folder, Path::new("/"), "{stderr}");
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(wait_until(LONG, || has_ended(pid)));
+    janitor::gone(pid);
+}
+
+/// Who was told to stop does not say that all went well, nor leave anybody serving.
+#[test]
+fn a_start_that_is_stopped_on_its_way_to_the_background_fails_and_leaves_nothing() {
+    let Some(world) = World::pod() else { return };
+    for (stop, may_kill) in [
+        (Signal::SIGTERM, true),
+        (Signal::SIGQUIT, true),
+        (Signal::SIGTERM, false),
+    ] {
+        let mut setup = Setup::new(&[]).background();
+        if !may_kill {
+            // As policies of SELinux have it.
+            setup = setup.forbid(
+                libc::SYS_kill,
+                Some((1, Signal::SIGKILL as u64)),
+                Errno::EACCES,
+            );
+        }
+        let pid = setup.dir().join("pid");
+        // It takes no process number until somebody reads.
+        let mut full = full_fifo(&pid);
+        let setup = setup.arg("--pid").arg(pid.to_str().unwrap());
+        let mut launcher = setup.try_start(&world.pod);
+        let children = || -> Vec<u32> {
+            let list = format!("/proc/{0}/task/{0}/children", launcher.pid());
+            let list = fs::read_to_string(list).unwrap();
+            list.split_whitespace()
+                .map(|pid| pid.parse().unwrap())
+                .collect()
+        };
+        let forked = wait_until(LONG, || children().len() == 2);
+        assert!(forked, "{:?}", children());
+        let children = children();
+        children.iter().copied().for_each(janitor::watch_pid);
+        launcher.signal(stop);
+        if !may_kill {
+            let _ = full.read(&mut [0; 8_192]).unwrap();
+        }
+        assert_eq!(launcher.wait(LONG), -(stop as i32));
+        let ended = || children.iter().copied().all(has_ended);
+        assert!(wait_until(LONG, ended));
+        children.iter().copied().for_each(janitor::gone);
+        assert!(!launcher.socket().exists());
+    }
+}
+
+/// As a shell would have it: the start waits for who reads, or for a signal.
+#[test]
+fn a_start_that_waits_for_the_reader_of_a_fifo_can_be_stopped() {
+    let Some(world) = World::pod() else { return };
+    for option in ["--pid", "--pcap"] {
+        let start = || {
+            let setup = Setup::new(&[]);
+            let path = setup.dir().join("fifo");
+            mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+            let setup = setup.arg(option).arg(path.to_str().unwrap());
+            (setup.start(&world.pod), path)
+        };
+        let (mut translator, _) = start();
+        translator.signal(Signal::SIGTERM);
+        assert_eq!(translator.wait(LONG), -(Signal::SIGTERM as i32), "{option}");
+        let (mut translator, path) = start();
+        let mut reader = File::open(path).unwrap();
+        assert!(reader.read(&mut [0; 4]).unwrap() > 0, "{option}");
+        translator.idle_fd_count();
+        assert_eq!(translator.stop(), 0);
+    }
+}
+
+/// A FIFO that somebody holds open and nobody reads.
+fn full_fifo(path: &Path) -> File {
+    mkfifo(path, Mode::S_IRWXU | Mode::S_IRWXO).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+    let mut open = File::options();
+    open.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let mut fifo = open.open(path).unwrap();
+    while fifo.write(&[0; 4096]).is_ok() {}
+    fifo
 }
 
 /// Nobody may be there to reap what was orphaned.
-fn is_zombie(pid: nix::unistd::Pid) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.map_or(true, |stat| stat.contains(") Z "))
 }
 
 #[test]

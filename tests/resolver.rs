@@ -7,7 +7,10 @@ mod lab;
 use std::{
     fs,
     net::Ipv4Addr,
-    os::unix::fs::symlink,
+    os::unix::{
+        fs::{MetadataExt, symlink},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
 };
 
@@ -15,10 +18,12 @@ use guest::{
     Wire,
     dhcp::{Dhcp, REQUEST},
 };
-use lab::{LONG, Setup, Translator, World, programs::write_program, wait_until};
+use lab::{LONG, Setup, Translator, World, netns::Host, programs::write_program, wait_until};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 fn server(last: u8) -> String {
@@ -27,12 +32,15 @@ fn server(last: u8) -> String {
 
 /// Waits until leases name this nameserver and no other.
 fn told(translator: &Translator, wire: &Wire, last: u8) {
-    let ask = || {
+    assert!(is_told(wire, last), "{}", translator.log());
+}
+
+fn is_told(wire: &Wire, last: u8) -> bool {
+    wait_until(LONG, || {
         wire.send(&Dhcp::new(REQUEST).frame());
         let (_, reply) = wire.expect("DHCP message", Dhcp::of_frame);
         reply.option(6) == Some(&Ipv4Addr::new(192, 0, 2, last).octets()[..])
-    };
-    assert!(wait_until(LONG, ask), "{}", translator.log());
+    })
 }
 
 /// The watching process, which is in the mount namespace that the translator was started in.
@@ -149,9 +157,73 @@ fn the_watching_process_goes_by_another_name_and_ends_with_the_translator() {
     let held = || fs::read_dir(format!("/proc/{watcher}/fd")).unwrap().count();
     assert!(wait_until(LONG, || held() <= 6), "{}", held());
     drop(translator);
-    let gone = || {
-        fs::read_to_string(format!("/proc/{watcher}/stat"))
-            .map_or(true, |stat| stat.contains(") Z "))
+    assert!(wait_until(LONG, || ended(&watcher.to_string())));
+}
+
+/// Who started it may log out, press Ctrl-C, unmount what they worked in, or ask all processes of a unit for counters.
+#[test]
+fn the_watching_process_has_nothing_of_the_terminal_and_folder_it_was_started_from() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&["--one-off"])
+        .resolv_conf(&server(1))
+        .background();
+    let at = |name: &str| setup.dir().join(name).to_str().unwrap().to_owned();
+    let (socket, pid) = (at("sock"), at("pid"));
+    let mut setup = setup.arg("--socket").arg(&socket).arg("--pid").arg(&pid);
+    let (status, _, stderr) = setup.run(&world.pod);
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    let daemon = fs::read_to_string(&pid).unwrap().trim().to_owned();
+    lab::janitor::watch_pid(daemon.parse().unwrap());
+    let mut watcher = None;
+    assert!(wait_until(LONG, || {
+        watcher = watcher_on(&world.pod);
+        watcher.is_some()
+    }));
+    let watcher = watcher.unwrap();
+    let session = |pid: &str| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        fields.split(' ').nth(3).unwrap().to_owned()
     };
-    assert!(wait_until(LONG, gone));
+    let of_caller = session("self");
+    assert!(wait_until(LONG, || session(&watcher) != of_caller));
+    let folder = || fs::read_link(format!("/proc/{watcher}/cwd")).unwrap();
+    assert!(
+        wait_until(LONG, || folder() == Path::new("/")),
+        "{:?}",
+        folder()
+    );
+    let number = Pid::from_raw(watcher.parse().unwrap());
+    for sent in [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGUSR1,
+        Signal::SIGTSTP,
+    ] {
+        kill(number, sent).unwrap();
+    }
+    let wire = Wire::new(UnixStream::connect(&socket).unwrap());
+    fs::write(setup.dir().join("resolv.conf"), server(2)).unwrap();
+    assert!(is_told(&wire, 2));
+    drop(wire);
+    assert!(wait_until(LONG, || ended(&watcher)));
+    assert!(wait_until(LONG, || ended(&daemon)));
+    lab::janitor::gone(daemon.parse().unwrap());
+}
+
+/// The watching process of a network namespace, whoever its parent is by now.
+fn watcher_on(host: &Host) -> Option<String> {
+    let place = |path: String| fs::metadata(path).ok().map(|data| data.ino());
+    let here = place(host.path());
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut numbers = processes.filter_map(|entry| entry.file_name().into_string().ok());
+    numbers.find(|pid| {
+        let named = fs::read_to_string(format!("/proc/{pid}/comm"));
+        named.is_ok_and(|name| name == "resolv-watcher\n")
+            && place(format!("/proc/{pid}/ns/net")) == here
+    })
+}
+
+fn ended(pid: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }

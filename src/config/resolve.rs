@@ -1,6 +1,9 @@
 //! From what was asked and what the host is to what guest and flows are told.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     config::{Config, DEFAULT_MTU, DnsServers, MapChoice, SearchList},
@@ -280,30 +283,25 @@ fn routes(
     router: Option<Ipv4Addr>,
 ) -> Vec<(Ipv4Addr, u8, Ipv4Addr)> {
     let alone = prefix == 32;
+    let net = |addr: Ipv4Addr, prefix: u8| (addr.to_bits() & mask4(prefix), prefix);
     let all = template.routes4();
-    let within = |addr: Ipv4Addr, net: Ipv4Addr, prefix: u8| {
-        addr.to_bits() & mask4(prefix) == net.to_bits() & mask4(prefix)
-    };
+    let links = all.iter().filter(|(.., via)| alone && via.is_none());
+    let links: HashSet<(u32, u8)> = links.map(|&(dst, len, _)| net(dst, len)).collect();
     let on_link = |via: Ipv4Addr| {
         Some(via) == router
-            || within(via, guest, prefix)
-            || alone
-                && all
-                    .iter()
-                    .any(|&(dst, len, hop)| hop.is_none() && within(via, dst, len))
+            || net(via, prefix) == net(guest, prefix)
+            || alone && (1..=32).any(|len| links.contains(&net(via, len)))
     };
-    let mut told: Vec<_> = all
-        .iter()
-        .filter_map(|&(dst, len, via)| match via {
-            Some(via) if on_link(via) => Some((dst, len, via)),
-            None if alone && Some(dst) != router => Some((dst, len, Ipv4Addr::UNSPECIFIED)),
-            _ => None,
-        })
-        .collect();
     // On-link routes first: the others' gateways may lie in them.
-    told.sort_by_key(|&(_, _, via)| via != Ipv4Addr::UNSPECIFIED);
-    told.truncate(MOST_ROUTES);
-    told
+    let bare = all.iter().filter_map(|&(dst, len, via)| {
+        let told = via.is_none() && alone && Some(dst) != router;
+        told.then_some((dst, len, Ipv4Addr::UNSPECIFIED))
+    });
+    let through = all.iter().filter_map(|&(dst, len, via)| {
+        let via = via.filter(|&via| on_link(via))?;
+        Some((dst, len, via))
+    });
+    bare.chain(through).take(MOST_ROUTES).collect()
 }
 
 fn mapping<A>(choice: MapChoice<A>, router: Option<A>) -> Option<A> {

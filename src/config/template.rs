@@ -1,6 +1,9 @@
 //! Which interface of the host lends its addresses and routes to the guest, and what they are.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::facts::{Address, Facts, Interface, Route};
 use crate::net::{Class, class, is_link_local6};
@@ -151,20 +154,21 @@ impl<'a> Template<'a> {
 
     /// IPv4 routes besides the default one: destination, prefix, gateway (`None`: on link), each destination once.
     pub(super) fn routes4(&self) -> Vec<(Ipv4Addr, u8, Option<Ipv4Addr>)> {
-        let mut found: Vec<(Ipv4Addr, u8, Option<Ipv4Addr>)> = Vec::new();
-        for route in usable(self.facts, self.family) {
-            let IpAddr::V4(dst) = route.dst else { continue };
-            let via = match route.via {
-                Some(IpAddr::V4(via)) => Some(via),
-                None => None,
-                Some(IpAddr::V6(_)) => continue,
-            };
-            let known = found.iter().any(|&(d, p, _)| (d, p) == (dst, route.prefix));
-            if route.interface == self.interface.index && route.prefix > 0 && !known {
-                found.push((dst, route.prefix, via));
-            }
+        if self.interface.loopback {
+            return Vec::new();
         }
-        found
+        // Tables have a million routes in places: none is looked for among the others.
+        let mut known = HashSet::new();
+        let ours = |route: &&Route| route.interface == self.interface.index && route.prefix > 0;
+        let routes = self.facts.routes.iter().filter(ours);
+        routes
+            .filter_map(|route| match (route.dst, route.via) {
+                (IpAddr::V4(dst), Some(IpAddr::V4(via))) => Some((dst, route.prefix, Some(via))),
+                (IpAddr::V4(dst), None) => Some((dst, route.prefix, None)),
+                _ => None,
+            })
+            .filter(|&(dst, prefix, _)| known.insert((dst, prefix)))
+            .collect()
     }
 }
 
@@ -182,14 +186,11 @@ fn longest<'a>(addresses: impl Iterator<Item = &'a Address>) -> Option<&'a Addre
 
 /// The family's routes that do not lead to the loopback interface.
 fn usable(facts: &Facts, family: Family) -> impl Iterator<Item = &Route> + Clone {
-    let loopback = |index| {
-        facts
-            .interfaces
-            .iter()
-            .any(|i| i.index == index && i.loopback)
-    };
+    let is_loopback = |interface: &&Interface| interface.loopback;
+    let loopback = facts.interfaces.iter().filter(is_loopback);
+    let loopback: Vec<u32> = loopback.map(|interface| interface.index).collect();
     let routes = facts.routes.iter();
-    routes.filter(move |route| family.has(route.dst) && !loopback(route.interface))
+    routes.filter(move |route| family.has(route.dst) && !loopback.contains(&route.interface))
 }
 
 fn defaults(facts: &Facts, family: Family) -> impl Iterator<Item = &Route> + Clone {

@@ -5,7 +5,10 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::AsFd,
-        unix::{fs::OpenOptionsExt, net::UnixStream},
+        unix::{
+            fs::{FileTypeExt, OpenOptionsExt},
+            net::UnixStream,
+        },
     },
     path::Path,
     process,
@@ -13,9 +16,17 @@ use std::{
 
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::{
-    sys::{prctl::set_keepcaps, wait::waitpid},
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        prctl::set_keepcaps,
+        signal::{SigSet, Signal, kill, raise},
+        signalfd::{SfdFlags, SignalFd},
+        wait::waitpid,
+    },
     unistd::{
-        Gid, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups, setsid, setuid,
+        Gid, Pid, Uid, User, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgid, setgroups,
+        setsid, setuid,
     },
 };
 
@@ -62,6 +73,25 @@ impl PidFile {
     }
 }
 
+/// Opens what may be a FIFO, where open(2) waits for who reads: for so long, signals to stop end us as if they were not held
+/// back.
+pub fn open_patiently<T>(path: &Path, open: impl FnOnce(&Path) -> T) -> T {
+    if !fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo()) {
+        return open(path);
+    }
+    let stops = stops();
+    // Where these fail, it only waits for longer.
+    let _ = stops.thread_unblock();
+    let opened = open(path);
+    let _ = stops.thread_block();
+    opened
+}
+
+/// The signals that end us.
+fn stops() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGQUIT])
+}
+
 /// The background process's word to the one that waits for it in the foreground.
 #[derive(Debug)]
 pub struct Ready {
@@ -92,31 +122,27 @@ impl Ready {
 }
 
 /// Goes to the background. Only the new process returns from here; the old one waits until it hears that all is ready, and
-/// exits with 0, or with 1 once the new process has ended before; then it takes away what the start would leave behind.
+/// exits with 0, or with 1 once the new process has ended before; then it takes away what the start would leave behind. So it
+/// does if it is told to stop, then or while signals were held back before, and ends by that signal.
 ///
 /// # Errors
-/// Those of open(2), socketpair(2), fork(2) and setsid(2).
+/// Those of open(2), socketpair(2), signalfd(2), fork(2), setsid(2) and chdir(2).
 pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
     let null = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/null")?;
-    let (mut waiting, mut telling) = UnixStream::pair()?;
+    let (waiting, mut telling) = UnixStream::pair()?;
+    let stops = SignalFd::with_flags(&stops(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     match fork()? {
         Forked::Parent { child } => {
             drop(telling);
-            let told = waiting.write_all(&child.as_raw().to_ne_bytes());
-            let ready = told.is_ok() && waiting.read_exact(&mut [0]).is_ok();
-            if !ready {
-                // Whoever waits for our end reads then why: it is not written yet.
-                let _ = waitpid(child, None);
-                leftovers.remove();
-            }
-            process::exit(i32::from(!ready));
+            see_off(child, waiting, &stops, leftovers)
         }
         Forked::Child => {
-            drop(waiting);
+            drop((waiting, stops));
             setsid()?;
+            chdir("/")?;
             let mut pid = [0; 4];
             telling.read_exact(&mut pid)?;
             Ok(Ready {
@@ -126,6 +152,46 @@ pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
             })
         }
     }
+}
+
+/// The rest of the old process.
+fn see_off(child: Pid, mut waiting: UnixStream, stops: &SignalFd, leftovers: &Leftovers) -> ! {
+    let told = waiting.write_all(&child.as_raw().to_ne_bytes());
+    let outcome = told.and_then(|()| hear(&mut waiting, stops));
+    let stop = match outcome {
+        Ok(None) => process::exit(0),
+        Ok(stop) => stop,
+        Err(_) => None,
+    };
+    if let Some(stop) = stop {
+        // It may be held up by anything, and serves nobody yet. Where a policy forbids that, it ends once it would serve.
+        let _ = kill(child, Signal::SIGKILL).or_else(|_| kill(child, stop));
+    }
+    // Whoever waits for our end reads then why: it is not written yet.
+    let _ = waitpid(child, None);
+    leftovers.remove();
+    stop.map_or_else(|| process::exit(1), end_by)
+}
+
+/// Waits until all is ready, or for a signal to stop.
+fn hear(waiting: &mut UnixStream, stops: &SignalFd) -> io::Result<Option<Signal>> {
+    let mut sources =
+        [stops.as_fd(), waiting.as_fd()].map(|source| PollFd::new(source, PollFlags::POLLIN));
+    while poll(&mut sources, PollTimeout::NONE) == Err(Errno::EINTR) {}
+    if let Some(info) = stops.read_signal()? {
+        let signal = i32::try_from(info.ssi_signo).unwrap_or_default();
+        return Ok(Some(Signal::try_from(signal)?));
+    }
+    waiting.read_exact(&mut [0])?;
+    Ok(None)
+}
+
+/// Ends as if the signal had never been held back, for whoever asks why.
+fn end_by(signal: Signal) -> ! {
+    let _ = SigSet::from_iter([signal]).thread_unblock();
+    let _ = raise(signal);
+    // The first process of a PID namespace outlives it (pid_namespaces(7)).
+    process::exit(128 + signal as i32)
 }
 
 /// Becomes whom the caller wants; unless told otherwise, the machine's root becomes nobody, where it may. To be called once

@@ -178,7 +178,57 @@ fn processor_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
+    use crate::config::{Route, resolve};
+
+    /// A router's: many destinations, and as many of the ways there on the link as not.
+    fn large_table() -> Facts {
+        let eth0 = Interface {
+            index: 2,
+            name: "eth0".to_owned(),
+            other_names: Vec::new(),
+            mac: None,
+            mtu: 1500,
+            loopback: false,
+            up: true,
+        };
+        let route = |n: u32| Route {
+            interface: 2,
+            dst: IpAddr::V4(Ipv4Addr::from_bits(0x1000_0000 + (n << 8))),
+            prefix: if n == 0 { 0 } else { 24 },
+            via: n
+                .is_multiple_of(2)
+                .then(|| IpAddr::V4(Ipv4Addr::from_bits(0x0800_0000 + n))),
+            weight: 1,
+            metric: 0,
+        };
+        Facts {
+            interfaces: vec![eth0],
+            routes: (0..100_000).map(route).collect(),
+            ..Facts::default()
+        }
+    }
+
+    /// The loop stands still meanwhile. It takes a thirtieth of this, or twice of it by the square of the routes.
+    #[test]
+    fn large_tables_take_time_by_their_size() {
+        let facts = large_table();
+        for prefix4 in [16, 32] {
+            let config = Config {
+                addr4: Some(Ipv4Addr::new(10, 0, 0, 2)),
+                prefix4: Some(prefix4),
+                ..Config::default()
+            };
+            let start = processor_time();
+            let old = resolve(&config, &facts).unwrap().net;
+            let new = renew(&config, &facts, Some(&old)).unwrap().net;
+            let took = processor_time() - start;
+            assert_eq!(new, old);
+            assert!(took < Duration::from_secs(2), "{took:?} at /{prefix4}");
+        }
+    }
 
     /// Tables that could not be read for so long are not large.
     #[test]

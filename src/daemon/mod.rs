@@ -234,7 +234,8 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
     for warning in opened.warnings {
         ::log::warn!("{warning}");
     }
-    let mut pid_file = config.pid_file.as_deref().map(PidFile::open).transpose()?;
+    let open = |path| background::open_patiently(path, PidFile::open);
+    let mut pid_file = config.pid_file.as_deref().map(open).transpose()?;
     let capture = config.pcap.as_deref().and_then(open_capture);
     background::leave_root(config.identity)?;
 
@@ -392,7 +393,7 @@ fn forward(config: &Config, descriptors: u64) -> Result<(Ports, Option<String>),
 
 /// A capture that cannot be written is no reason not to serve.
 fn open_capture(path: &Path) -> Option<Capture> {
-    Capture::open(path)
+    background::open_patiently(path, Capture::open)
         .map_err(|error| {
             ::log::warn!(
                 "Couldn't open pcap file {}: {}",

@@ -19,7 +19,7 @@ use nix::{
         prctl::{set_name, set_pdeathsig},
         signal::{SigSet, Signal},
     },
-    unistd::{dup2_stderr, dup2_stdin, dup2_stdout},
+    unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid},
 };
 
 use super::{background, sandbox::Sandbox};
@@ -90,7 +90,25 @@ fn wanted(config: &Config) -> bool {
         || config.v6 && (host6 || from_host(IpAddr::is_ipv6))
 }
 
+/// Leaves the terminal and the folder we were started from, as the other process will. Signals that callers may send to both
+/// leave this one as it is: it ends with the other.
+fn leave_caller(foreground: bool) -> io::Result<()> {
+    if !foreground {
+        setsid()?;
+    }
+    let theirs = [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGTSTP,
+        Signal::SIGUSR1,
+    ];
+    SigSet::from_iter(theirs).thread_set_mask()?;
+    chdir("/")?;
+    Ok(())
+}
+
 fn run(watcher: &Watcher, config: &Config) -> io::Result<()> {
+    leave_caller(config.foreground)?;
     set_name(NAME)?;
     // Without, it goes by the other's name with pidof(8) and in lists; that is all.
     let _ = rename_arguments();
@@ -104,7 +122,6 @@ fn run(watcher: &Watcher, config: &Config) -> io::Result<()> {
     dup2_stderr(null.as_fd())?;
     drop(null);
     close_inherited(Some(watcher.as_fd().as_raw_fd()));
-    SigSet::all().thread_unblock()?;
     background::leave_root(config.identity).map_err(io::Error::other)?;
     if config.foreground {
         // In the background the parent does not stay; the line's end says when the other process is gone.

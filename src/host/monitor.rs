@@ -1,4 +1,4 @@
-//! Hears that the host's interfaces, addresses or routes changed (rtnetlink(7)). What changed is found out by reading the
+//! Hears that the host's interfaces, addresses, routes or next hops changed (rtnetlink(7)). What changed is found out by reading the
 //! tables again: events can be lost, tables cannot.
 
 use std::{
@@ -13,8 +13,8 @@ use nix::{
 };
 
 /// Multicast groups of rtnetlink(7): RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR,
-/// RTMGRP_IPV6_ROUTE.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// RTMGRP_IPV6_ROUTE, and RTNLGRP_NEXTHOP: IPv4 routes go with a next hop without a word of their own.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 1 << 31;
 
 /// Events read at a time.
 const EVENTS_MOST: usize = 4096;

@@ -3,9 +3,14 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::Path,
     time::Duration,
+};
+
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, poll},
 };
 
 use crate::wire::pcap;
@@ -13,19 +18,26 @@ use crate::wire::pcap;
 /// Octets collected before they are written; also the largest record.
 const BUFFER: usize = 256 << 10;
 
+/// Milliseconds for which the end waits at a time for who reads, as long as they do.
+const PATIENCE: u16 = 500;
+
 /// A capture file. Records are buffered whole and written whole: the file can be read at any time, even if the disk is
-/// full or we are killed, and lacks at most the last records.
+/// full or we are killed, and lacks at most the last records. A FIFO and the like gets what it takes at once, and whole
+/// records are left out while the buffer is full of what it does not.
 #[derive(Debug)]
 pub struct Capture {
     /// None once writing has failed.
     file: Option<File>,
+    /// Records, but for what of the first one a FIFO took already.
     buffer: Vec<u8>,
-    /// Octets of whole records in the file.
+    /// Octets in a file, which are those of whole records.
     written: u64,
+    /// Records that were left out.
+    missing: u64,
 }
 
 impl Capture {
-    /// Creates the file for its owner alone, or empties one that exists.
+    /// Creates the file for its owner alone, or empties one that exists. Waits until somebody reads, if it is a FIFO.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .write(true)
@@ -33,10 +45,15 @@ impl Capture {
             .truncate(true)
             .mode(0o600)
             .open(path)?;
+        if !file.metadata()?.is_file() {
+            let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+            fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        }
         let mut capture = Self {
             file: Some(file),
             buffer: Vec::with_capacity(BUFFER),
             written: 0,
+            missing: 0,
         };
         capture.buffer.extend_from_slice(&pcap::file_header());
         capture.flush()?;
@@ -54,6 +71,10 @@ impl Capture {
         if self.buffer.len() + header.len() + left > BUFFER {
             self.flush()?;
         }
+        if self.buffer.len() + header.len() + left > BUFFER {
+            self.leave_out();
+            return Ok(());
+        }
         self.buffer.extend_from_slice(&header);
         for piece in pieces {
             let kept = &piece[..piece.len().min(left)];
@@ -63,28 +84,75 @@ impl Capture {
         Ok(())
     }
 
-    /// Writes what is buffered. The first error turns the capture off; later calls do nothing and succeed.
+    fn leave_out(&mut self) {
+        if self.missing == 0 {
+            log::warn!("Capture: nobody reads it as fast, frames are left out");
+        }
+        self.missing += 1;
+    }
+
+    /// Writes what is buffered, as far as it is taken at once. The first error turns the capture off; later calls do nothing
+    /// and succeed.
     pub fn flush(&mut self) -> io::Result<()> {
-        let Some(file) = &mut self.file else {
+        let Some(file) = &self.file else {
             return Ok(());
         };
-        let outcome = file.write_all(&self.buffer);
-        if outcome.is_ok() {
-            self.written += self.buffer.len() as u64;
-        } else {
-            // Half a record at the end would make readers complain; a pipe cannot be cut, and stays as it is.
-            let _ = file.set_len(self.written);
-            self.file = None;
+        match write_some(file, &self.buffer) {
+            Ok(len) => {
+                self.written += len as u64;
+                self.buffer.drain(..len);
+                Ok(())
+            }
+            Err(error) => {
+                // Half a record at the end would make readers complain; a pipe cannot be cut, and stays as it is.
+                let _ = file.set_len(self.written);
+                self.file = None;
+                self.buffer.clear();
+                Err(error)
+            }
         }
-        self.buffer.clear();
-        outcome
     }
+
+    /// Writes the rest to who reads it, however slowly.
+    fn finish(&mut self) -> io::Result<()> {
+        self.flush()?;
+        // A FIFO that is writable takes PIPE_BUF octets at once (pipe(7)).
+        for _ in 0..=BUFFER / libc::PIPE_BUF {
+            let Some(file) = self.file.as_ref().filter(|_| !self.buffer.is_empty()) else {
+                break;
+            };
+            let mut writable = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+            if poll(&mut writable, PATIENCE)? == 0 {
+                break;
+            }
+            self.flush()?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes all, or as much of it as would not have us wait for who reads: how much that was.
+fn write_some(mut file: &File, octets: &[u8]) -> io::Result<usize> {
+    let mut rest = octets;
+    while !rest.is_empty() {
+        match file.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(len) => rest = rest.get(len..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(octets.len() - rest.len())
 }
 
 impl Drop for Capture {
     fn drop(&mut self) {
         // Nobody is left to be told of an error.
-        let _ = self.flush();
+        let _ = self.finish();
+        if self.missing > 0 {
+            log::warn!("Capture: {} frames were left out", self.missing);
+        }
     }
 }
 
@@ -93,10 +161,14 @@ mod tests {
     use super::*;
     use std::{
         fs,
+        io::Read,
         os::unix::fs::PermissionsExt,
         path::PathBuf,
         process::{self, Command},
+        thread,
     };
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
 
     /// A path of this test's own, removed when dropped.
     struct Scratch(PathBuf);
@@ -179,6 +251,29 @@ mod tests {
         }
     }
 
+    /// It is slower than we end.
+    #[test]
+    fn who_reads_a_fifo_slowly_finds_all_when_the_capture_is_dropped() {
+        let path = Scratch::new("fifo");
+        mkfifo(&path.0, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        let reader = thread::spawn({
+            let fifo = path.0.clone();
+            move || {
+                let (mut octets, mut fifo) = (Vec::new(), File::open(fifo).unwrap());
+                while (&mut fifo).take(4_096).read_to_end(&mut octets).unwrap() > 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                octets.len()
+            }
+        });
+        let mut capture = Capture::open(&path.0).unwrap();
+        for _ in 0..100 {
+            capture.record(Duration::ZERO, &[&[7; 1_514]]).unwrap();
+        }
+        drop(capture);
+        assert_eq!(reader.join().unwrap(), 24 + 100 * (16 + 1_514));
+    }
+
     #[test]
     fn a_full_disk_turns_the_capture_off_after_one_error() {
         assert!(Capture::open(Path::new("/dev/full")).is_err());
@@ -186,6 +281,7 @@ mod tests {
             file: Some(OpenOptions::new().write(true).open("/dev/full").unwrap()),
             buffer: Vec::new(),
             written: 0,
+            missing: 0,
         };
         capture.record(Duration::ZERO, &[ARP]).unwrap();
         let error = capture.flush().unwrap_err();

@@ -1,5 +1,5 @@
-//! Hears that the host's interfaces, addresses, routes or next hops changed (rtnetlink(7)). What changed is found out by reading the
-//! tables again: events can be lost, tables cannot.
+//! Hears that the host's interfaces, addresses, routes or next hops changed (rtnetlink(7)). What changed is found out by
+//! reading the tables again: events can be lost, tables cannot.
 
 use std::{
     io,

@@ -96,12 +96,13 @@ impl Relay {
 
     /// The guest is where it was, as far as it can tell.
     fn welcome(&mut self, visitor: &Visitor) {
+        // Which of its machines has which of these will be seen.
+        for &addr in visitor.heard.iter().rev() {
+            self.guest.saw_addr(addr);
+        }
         if let Some(mac) = visitor.mac {
             self.guest.saw_mac(mac);
             self.met = true;
-        }
-        for &addr in visitor.heard.iter().rev() {
-            self.guest.saw_addr(addr);
         }
         self.guest.addr4 = visitor.addr4.or(self.guest.addr4);
         self.guest.addr6 = visitor.addr6.or(self.guest.addr6);

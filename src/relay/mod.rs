@@ -228,8 +228,10 @@ impl Relay {
             self.expect_groups(now);
         }
         self.met = true;
-        if self.guest.saw_mac(read.mac) {
-            self.note_news(true);
+        let news = self.guest.news();
+        let new = self.guest.saw_frame(read.mac, read.body.source(), now);
+        self.note_news(self.guest.news() != news);
+        if new {
             // A guest may change its mind as often as it likes, the log need not hear of it.
             let said = format_args!("New guest MAC address observed: {}", read.mac);
             if first {

@@ -79,17 +79,18 @@ impl Relay {
         self.expect_groups_of_visitor(now);
         let all = state.tcp.len();
         let mut lost = Lost::default();
+        let before = self.flows.len();
         for udp in &state.udp {
             self.settle_udp(udp, now);
         }
+        let udp = self.flows.len().saturating_sub(before);
         let needed = state.tcp.iter().any(takes_helper);
         let helper = if needed { helper() } else { None };
         self.settle_connections(state.tcp, helper, &mut lost, now);
         lost.warn(all);
         log::info!(
-            "Guest arrived with {} of {all} TCP connections and {} UDP flows",
-            all - lost.count,
-            state.udp.len()
+            "Guest arrived with {} of {all} TCP connections and {udp} UDP flows",
+            all - lost.count
         );
         Ok(())
     }

@@ -474,6 +474,7 @@ impl Relay {
         self.release_line();
         self.backlog.clear();
         self.waiting.flows.clear();
+        self.waiting.doubts.clear();
         self.waiting.ask = None;
         self.guest.left();
     }

@@ -222,7 +222,7 @@ impl Relay {
             rested: None,
             syn_retries: SynRetries::default(),
             fresh: Vec::with_capacity(STRAYS + 1),
-            waiting: Waiting::default(),
+            waiting: Waiting::new(),
             requests: Vec::with_capacity(REQUESTS),
             drops: Drops::new(),
             iovecs: Iovecs::new(),

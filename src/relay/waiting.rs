@@ -1,18 +1,25 @@
 //! What waits until the guest is found.
 
+use std::net::IpAddr;
+
 use crate::{
     flow::{Chain, Id},
     net::Now,
     sys::Marks,
 };
 
+/// Addresses asked for at a time; more there can only be by rules that name as many.
+pub const ASKED: usize = 16;
+
 /// Flows that wait, and datagrams held for them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Waiting {
     /// Flows, with when they began to wait.
     pub flows: Vec<(Id, Now)>,
     /// The guest's news when they were last looked at.
     pub news: u32,
+    /// Addresses at which the guest does not answer, to be asked for.
+    pub doubts: Vec<IpAddr>,
     /// When to ask for the guest next.
     pub ask: Option<Now>,
     /// Datagrams for flows, and how they came, first come first.
@@ -22,6 +29,17 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    pub fn new() -> Self {
+        Self {
+            flows: Vec::new(),
+            news: 0,
+            doubts: Vec::with_capacity(ASKED),
+            ask: None,
+            held: Vec::new(),
+            octets: 0,
+        }
+    }
+
     /// The first datagram held for a flow.
     pub fn of(&self, id: Id) -> Option<usize> {
         self.held.iter().position(|(owner, ..)| *owner == id)

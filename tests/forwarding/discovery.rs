@@ -1,14 +1,15 @@
 //! Inbound works before the guest has said a word: it is looked for, and what cannot wait in a socket is held.
 
 use std::{
+    io::Write,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use crate::{
     guest::{
-        Guest, Icmp, Peer, Scene, Udp, Wire, both,
-        frame::{ETHERTYPE_ARP, GUEST_MAC, ethernet, of_type},
+        Guest, Icmp, Peer, Scene, Tcp, Udp, Wire, both,
+        frame::{ETHERTYPE_ARP, GUEST_MAC, SYN, ethernet, of_type},
     },
     lab::{
         Setup, World,
@@ -122,6 +123,42 @@ fn datagrams_for_a_guest_that_is_never_found_are_given_up() {
         of_type(frame, ETHERTYPE_ARP).map(|_| ())
     });
     scene.translator.expect_fd_count(idle);
+}
+
+/// Hears only what is sent to this MAC address, or to all.
+fn heard_at(mac: [u8; 6], frame: &[u8]) -> bool {
+    frame[0] & 1 == 1 || frame[..6] == mac
+}
+
+/// It changed its MAC address, and had nothing to say since.
+#[test]
+fn a_guest_that_does_not_answer_is_asked_where_it_is() {
+    let Some(scene) = Scene::new(&["-t", "80"]) else {
+        return;
+    };
+    let mac = [0x52, 0x54, 0x00, 0x12, 0x34, 0x57];
+    for addr in both(POD4, POD6, 80) {
+        scene.wire.speak_as(GUEST_MAC);
+        announce(&scene.wire);
+        scene.wire.speak_as(mac);
+        let mut client = connect(&scene.world.outside, addr);
+        answer_question(&scene.wire, addr.ip());
+        let syn = scene.wire.expect("SYN", |frame| {
+            Tcp::of_frame(frame).filter(|s| s.has(SYN) && heard_at(mac, frame))
+        });
+        let mut peer = Peer::answer(&scene.wire, &syn);
+        // And again, while a connection is idle.
+        scene.wire.speak_as(GUEST_MAC);
+        announce(&scene.wire);
+        client.write_all(b"hello").unwrap();
+        scene.wire.speak_as(mac);
+        answer_question(&scene.wire, addr.ip());
+        scene.wire.expect("data", |frame| {
+            let segment = Tcp::of_frame(frame)?;
+            (heard_at(mac, frame) && segment.payload == b"hello").then_some(())
+        });
+        peer.rst();
+    }
 }
 
 /// A guest that only autoconfigured shows its address by asking whether anybody else has it.

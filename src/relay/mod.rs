@@ -180,7 +180,10 @@ impl Relay {
     ) -> Option<Result<(), Why>> {
         let share = self.share.as_mut()?;
         match share.place(&self.net, read, frame, inbox) {
-            Destination::Elsewhere => Some(Ok(())),
+            Destination::Elsewhere => {
+                self.overhear(read, frame.head, now);
+                Some(Ok(()))
+            }
             Destination::Stays => None,
             Destination::Here(slot) => {
                 let done = self.frame(read, frame, inbox, outbox, now);

@@ -65,15 +65,14 @@ impl Guest {
     pub fn saw_frame(&mut self, mac: Mac, src: Option<IpAddr>, now: Now) -> bool {
         self.last = now;
         let new = self.saw_mac(mac);
-        let mut places = self.heard.iter_mut().flatten();
         if let Some(src) = src
             && mac == self.mac
-            && let Some(place) = places.find(|place| place.addr == src)
+            && let Some(at) = self.find(src)
         {
-            if place.mac == mac {
-                place.last = now;
-            } else {
-                self.saw_addr(src);
+            self.heard[..=at].rotate_right(1);
+            match &mut self.heard[0] {
+                Some(place) if place.mac == mac => place.last = now,
+                _ => _ = self.saw_addr(src),
             }
         }
         new
@@ -103,8 +102,7 @@ impl Guest {
         if !matches!(class(addr), Class::Global | Class::LinkLocal) {
             return false;
         }
-        let mut places = self.heard.iter();
-        let at = places.position(|known| known.is_some_and(|known| known.addr == addr));
+        let at = self.find(addr);
         let before = at.map(|_| self.mac_at(addr));
         self.heard[..=at.unwrap_or(HEARD - 1)].rotate_right(1);
         self.heard[0] = Some(place);
@@ -145,8 +143,13 @@ impl Guest {
         }
     }
 
+    fn find(&self, addr: IpAddr) -> Option<usize> {
+        let mut places = self.heard.iter();
+        places.position(|place| matches!(place, Some(place) if place.addr == addr))
+    }
+
     fn place(&self, addr: IpAddr) -> Option<&Place> {
-        self.heard.iter().flatten().find(|place| place.addr == addr)
+        self.heard.get(self.find(addr)?)?.as_ref()
     }
 
     /// Another number each time the client on the link was heard at another address, or as another one.
@@ -314,6 +317,18 @@ mod tests {
         let places = [2, 3, 4].map(|host| guest.mac_at([10, 0, 2, host].into()));
         assert_eq!(places, [MACS[0], MACS[1], MACS[1]]);
         assert!(guest.news() > news);
+    }
+
+    #[test]
+    fn an_address_that_goes_on_talking_is_not_forgotten() {
+        let mut guest = Guest::new(None, None);
+        let talks = says(&mut guest, MACS[0], 2);
+        for host in 3..=3 + HEARD as u8 {
+            says(&mut guest, MACS[1], host);
+            guest.saw_frame(MACS[0], Some(talks), Now(9));
+        }
+        assert!(guest.is_at(talks));
+        assert_eq!(guest.mac_at(talks), MACS[0]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::{migration, reactor::Reactor};
-use crate::{config::Config, link::Transfer, sys::reason};
+use crate::{config::Config, link::Transfer, net::Now, sys::reason};
 
 impl Reactor {
     /// Listens here for passt-repair, and heeds what else is said of migrations.
@@ -33,11 +33,7 @@ impl Reactor {
 
     fn save(&mut self, pipe: &OwnedFd) -> Result<(), String> {
         let now = self.now();
-        // All of the guest's flows leave from here, with all it has sent.
-        self.absorb(now);
-        while self.core.relay.has_handed() {
-            self.core.take_handed();
-        }
+        self.gather(now);
         self.core.outbox.flush();
         // Without connections no helper is needed: none is waited for.
         let helper = if self.core.relay.has_connections() {
@@ -50,10 +46,23 @@ impl Reactor {
             .map_err(|error| format!("The guest's state cannot be written: {}", reason(&error)))
     }
 
+    /// Has all of the guest's flows here, with all it has sent.
+    fn gather(&mut self, now: Now) {
+        self.absorb(now);
+        while self.core.relay.has_handed() {
+            self.core.take_handed();
+        }
+    }
+
     fn load(&mut self, pipe: &OwnedFd) -> Result<(), String> {
         let state = migration::load(pipe)
             .map_err(|error| format!("The guest's state cannot be read: {}", reason(&error)))?;
         let now = self.now();
+        // Flows there are already, of a guest that goes back to what it was, are not its any more; their ports may be.
+        self.gather(now);
+        self.core.relay.guest_left();
+        self.core.relay.end_silence();
+        self.core.register();
         // A guest without its flows is better than none.
         let migration = &mut self.migration;
         if let Err(why) = self.core.relay.settle(&state, || migration.helper(), now) {

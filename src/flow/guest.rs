@@ -2,15 +2,24 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::net::{Class, Mac, class};
+use crate::net::{Class, Mac, Now, class};
 
 /// How many of its addresses are known to be the guest's at a time.
-const HEARD: usize = 8;
+const HEARD: usize = 16;
+
+/// An address of the guest's, the MAC address it was heard at, and when last. Several machines may be behind the link, by a
+/// bridge in the guest for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    addr: IpAddr,
+    mac: Mac,
+    last: Now,
+}
 
 /// The guest's addresses as observed on the link; what was configured until something is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guest {
-    /// Broadcast until a frame was seen.
+    /// That of the last frame; broadcast until one was seen.
     pub mac: Mac,
     pub addr4: Option<Ipv4Addr>,
     pub addr6: Option<Ipv6Addr>,
@@ -19,7 +28,13 @@ pub struct Guest {
     pinned4: bool,
     pinned6: bool,
     /// Addresses at which the client on the link was heard, latest first.
-    heard: [Option<IpAddr>; HEARD],
+    heard: [Option<Place>; HEARD],
+    /// When the last frame came.
+    last: Now,
+    /// Since this MAC address was first seen none came from another.
+    alone: bool,
+    /// A MAC address that is not heard any more, and the one that has come in its place.
+    moved: Option<(Mac, Mac)>,
     /// How often it said something new.
     news: u32,
 }
@@ -34,6 +49,9 @@ impl Guest {
             pinned4: false,
             pinned6: false,
             heard: [None; HEARD],
+            last: Now(0),
+            alone: false,
+            moved: None,
             news: 0,
         }
     }
@@ -43,34 +61,95 @@ impl Guest {
         (self.pinned4, self.pinned6) = (v4, v6);
     }
 
+    /// Notes who has sent a frame, and from which address if it carries a packet; `true` if the MAC address is new.
+    pub fn saw_frame(&mut self, mac: Mac, src: Option<IpAddr>, now: Now) -> bool {
+        self.last = now;
+        let new = self.saw_mac(mac);
+        if let Some(src) = src
+            && mac == self.mac
+            && let Some(at) = self.find(src)
+        {
+            self.heard[..=at].rotate_right(1);
+            match &mut self.heard[0] {
+                Some(place) if place.mac == mac => place.last = now,
+                _ => _ = self.saw_addr(src),
+            }
+        }
+        new
+    }
+
     /// Notes the source of a frame; `true` if the MAC address is new.
     pub fn saw_mac(&mut self, mac: Mac) -> bool {
-        let new = !mac.is_multicast() && mac != Mac::ZERO && mac != self.mac;
-        if new {
-            self.mac = mac;
-            self.news = self.news.wrapping_add(1);
+        if mac == self.mac || mac.is_multicast() || mac == Mac::ZERO {
+            return false;
         }
+        let new = !self.heard.iter().flatten().any(|place| place.mac == mac);
+        (self.mac, self.alone) = (mac, new);
+        self.moved = self.moved.filter(|&(gone, _)| gone != mac);
+        self.news = self.news.wrapping_add(new.into());
         new
     }
 
     /// Notes the source of a packet; addresses no host can have (unspecified, multicast, loopback) are ignored. `true` if it
     /// was not known to be there.
     pub fn saw_addr(&mut self, addr: IpAddr) -> bool {
+        let (mac, last) = (self.mac, self.last);
+        self.note(Place { addr, mac, last })
+    }
+
+    fn note(&mut self, place: Place) -> bool {
+        let addr = place.addr;
         if !matches!(class(addr), Class::Global | Class::LinkLocal) {
             return false;
         }
-        let at = self.heard.iter().position(|&heard| heard == Some(addr));
+        let at = self.find(addr);
+        let before = at.map(|_| self.mac_at(addr));
         self.heard[..=at.unwrap_or(HEARD - 1)].rotate_right(1);
-        self.heard[0] = Some(addr);
+        self.heard[0] = Some(place);
         match (class(addr), addr) {
             (_, IpAddr::V4(v4)) if !self.pinned4 => self.addr4 = Some(v4),
             (Class::LinkLocal, IpAddr::V6(v6)) => self.link_local6 = Some(v6),
             (_, IpAddr::V6(v6)) if !self.pinned6 => self.addr6 = Some(v6),
             _ => {}
         }
-        let new = at.is_none();
+        let new = before.is_none_or(|before| before != place.mac);
         self.news = self.news.wrapping_add(new.into());
+        if new && self.alone {
+            self.follow(before, place.mac);
+        }
         new
+    }
+
+    /// One of its addresses is at this MAC address, and was at another before. Has the guest changed it, then those that are
+    /// silent are there too; once the old one is heard again, it is another machine's.
+    fn follow(&mut self, before: Option<Mac>, mac: Mac) {
+        let Some(before) = before else { return };
+        let Some((gone, next)) = self.moved.replace((before, mac)) else {
+            return;
+        };
+        let places = self.heard.iter_mut().flatten();
+        for place in places.filter(|place| place.mac == gone) {
+            place.mac = next;
+        }
+    }
+
+    /// The MAC address that frames to this address of the guest's are for.
+    pub fn mac_at(&self, addr: IpAddr) -> Mac {
+        let place = self.place(addr).map(|place| place.mac);
+        match (place, self.moved) {
+            (None | Some(Mac::BROADCAST), _) => self.mac,
+            (Some(mac), Some((gone, next))) if mac == gone => next,
+            (Some(mac), _) => mac,
+        }
+    }
+
+    fn find(&self, addr: IpAddr) -> Option<usize> {
+        let mut places = self.heard.iter();
+        places.position(|place| matches!(place, Some(place) if place.addr == addr))
+    }
+
+    fn place(&self, addr: IpAddr) -> Option<&Place> {
+        self.heard.get(self.find(addr)?)?.as_ref()
     }
 
     /// Another number each time the client on the link was heard at another address, or as another one.
@@ -81,10 +160,11 @@ impl Guest {
     /// Learns what was seen elsewhere.
     pub fn hear_of(&mut self, other: &Self) {
         self.saw_mac(other.mac);
-        let unknown = other.heard.iter().flatten().rev();
-        for &addr in unknown {
-            if !self.heard.contains(&Some(addr)) {
-                self.saw_addr(addr);
+        for &place in other.heard.iter().flatten().rev() {
+            let mac = other.mac_at(place.addr);
+            let own = self.place(place.addr);
+            if own.is_none_or(|own| own.mac != mac && own.last < place.last) {
+                self.note(Place { mac, ..place });
             }
         }
     }
@@ -99,12 +179,12 @@ impl Guest {
 
     /// Addresses at which the client on the link was heard, latest first.
     pub fn heard(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.heard.iter().flatten().copied()
+        self.heard.iter().flatten().map(|place| place.addr)
     }
 
     /// Whether the client on the link was heard at this address, so that frames to it arrive.
     pub fn is_at(&self, addr: IpAddr) -> bool {
-        self.mac != Mac::BROADCAST && self.heard.contains(&Some(addr))
+        self.mac != Mac::BROADCAST && self.place(addr).is_some()
     }
 
     /// Whether this is one of the addresses at which the guest is to be reached.
@@ -128,6 +208,7 @@ impl Guest {
     pub fn left(&mut self) {
         self.mac = Mac::BROADCAST;
         self.heard = [None; HEARD];
+        self.moved = None;
     }
 }
 
@@ -176,11 +257,12 @@ mod tests {
     #[test]
     fn only_so_many_addresses_are_remembered_the_latest_ones() {
         let mut guest = guest();
-        for host in 1..=20 {
+        let most = HEARD as u8;
+        for host in 1..=12 + most {
             guest.saw_addr([10, 0, 0, host].into());
         }
         guest.saw_addr(ip("10.0.0.13"));
-        assert!(guest.is_at(ip("10.0.0.13")) && guest.is_at(ip("10.0.0.20")));
+        assert!(guest.is_at(ip("10.0.0.13")) && guest.is_at([10, 0, 0, 12 + most].into()));
         assert!(!guest.is_at(ip("10.0.0.12")));
     }
 
@@ -200,5 +282,88 @@ mod tests {
             guest.address_for(ip("2001:db8::2")),
             Some(ip("2001:db8::8"))
         );
+    }
+    const MACS: [Mac; 3] = [
+        Mac([2, 0, 0, 0, 0, 1]),
+        Mac([2, 0, 0, 0, 0, 2]),
+        Mac([2, 0, 0, 0, 0, 3]),
+    ];
+
+    /// A packet of this machine from the last address of these.
+    fn says(guest: &mut Guest, mac: Mac, host: u8) -> IpAddr {
+        let addr = [10, 0, 2, host].into();
+        guest.saw_frame(mac, Some(addr), Now(guest.last.0 + 1));
+        guest.saw_addr(addr);
+        addr
+    }
+
+    #[test]
+    fn each_address_is_at_the_machine_that_was_heard_there() {
+        let mut guest = Guest::new(None, None);
+        let addrs = [2, 3].map(|host| says(&mut guest, MACS[usize::from(host - 2)], host));
+        let news = guest.news();
+        for _ in 0..3 {
+            for (addr, mac) in addrs.into_iter().zip(MACS) {
+                guest.saw_frame(mac, Some(addr), Now(9));
+                assert_eq!(addrs.map(|addr| guest.mac_at(addr)), [MACS[0], MACS[1]]);
+            }
+        }
+        assert_eq!(guest.news(), news, "nothing is new");
+        assert_eq!(guest.mac_at(ip("10.0.2.4")), MACS[1], "where it may be");
+        // One takes an address of the other, as a cluster does.
+        says(&mut guest, MACS[2], 4);
+        says(&mut guest, MACS[0], 2);
+        assert_eq!(says(&mut guest, MACS[1], 4), ip("10.0.2.4"));
+        let places = [2, 3, 4].map(|host| guest.mac_at([10, 0, 2, host].into()));
+        assert_eq!(places, [MACS[0], MACS[1], MACS[1]]);
+        assert!(guest.news() > news);
+    }
+
+    #[test]
+    fn an_address_that_goes_on_talking_is_not_forgotten() {
+        let mut guest = Guest::new(None, None);
+        let talks = says(&mut guest, MACS[0], 2);
+        for host in 3..=3 + HEARD as u8 {
+            says(&mut guest, MACS[1], host);
+            guest.saw_frame(MACS[0], Some(talks), Now(9));
+        }
+        assert!(guest.is_at(talks));
+        assert_eq!(guest.mac_at(talks), MACS[0]);
+    }
+
+    #[test]
+    fn what_is_silent_follows_a_guest_that_changes_its_mac_address() {
+        let mut guest = Guest::new(None, None);
+        let addrs = [2, 3, 4].map(|host| says(&mut guest, MACS[0], host));
+        guest.saw_frame(MACS[1], Some(addrs[1]), Now(9));
+        assert_eq!(addrs.map(|addr| guest.mac_at(addr)), [MACS[1]; 3]);
+        guest.saw_frame(MACS[2], None, Now(10));
+        guest.saw_frame(MACS[2], Some(addrs[0]), Now(11));
+        assert_eq!(addrs.map(|addr| guest.mac_at(addr)), [MACS[2]; 3]);
+    }
+
+    #[test]
+    fn a_machine_that_is_heard_again_has_what_it_had() {
+        let mut guest = Guest::new(None, None);
+        let addrs = [2, 3, 4].map(|host| says(&mut guest, MACS[0], host));
+        says(&mut guest, MACS[1], 3);
+        assert_eq!(guest.mac_at(addrs[0]), MACS[1]);
+        guest.saw_frame(MACS[0], Some(addrs[2]), Now(9));
+        let places = addrs.map(|addr| guest.mac_at(addr));
+        assert_eq!(places, [MACS[0], MACS[1], MACS[0]]);
+    }
+
+    #[test]
+    fn of_what_two_have_heard_the_latest_counts() {
+        let mut here = Guest::new(None, None);
+        let addr = says(&mut here, MACS[0], 2);
+        let mut there = here;
+        says(&mut there, MACS[1], 2);
+        let before = here;
+        here.hear_of(&there);
+        assert_eq!(here.mac_at(addr), MACS[1]);
+        assert_ne!(here.news(), before.news());
+        here.hear_of(&before);
+        assert_eq!(here.mac_at(addr), MACS[1]);
     }
 }

@@ -154,7 +154,7 @@ impl Relay {
     ) {
         let ends = Ends {
             src: self.mac_of(offender),
-            dst: self.guest_mac(),
+            dst: self.guest.mac_at(guest),
         };
         let (packet, out) = (&self.quote, &mut self.scratch);
         let Fault {
@@ -211,5 +211,35 @@ const fn number_of(protocol: Protocol, v4: bool) -> u8 {
         Protocol::Udp => number::UDP,
         Protocol::Echo if v4 => number::ICMP,
         Protocol::Echo => number::ICMPV6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+    use crate::net::{Mac, Now};
+
+    #[test]
+    fn an_error_goes_to_the_machine_that_has_the_senders_address() {
+        let (mut relay, (mut outbox, guest)) = (fixture::relay(16), fixture::link());
+        let machines = [1, 2].map(|n| (Mac([2, 0, 0, 0, 0, n]), IpAddr::from([192, 0, 2, 10 + n])));
+        for (mac, addr) in machines {
+            relay.guest.saw_frame(mac, Some(addr), Now(1));
+            relay.guest.saw_addr(addr);
+        }
+        for (_, addr) in machines {
+            relay.quote.clear();
+            relay.quote.extend([0x45; 28]);
+            let ours = relay.ours(true).unwrap();
+            relay.say_error(addr, ours, Fault::unreachable(true, 1, 0), &mut outbox);
+        }
+        let frames = guest.frames(outbox);
+        assert!(
+            frames
+                .iter()
+                .map(|frame| &frame[..6])
+                .eq(machines.iter().map(|(mac, _)| &mac.0[..]))
+        );
     }
 }

@@ -3,7 +3,11 @@
 
 use std::net::IpAddr;
 
-use super::{flow::Flow, state::Relay, waiting::Waiter};
+use super::{
+    flow::Flow,
+    state::Relay,
+    waiting::{ASKED, Waiter},
+};
 use crate::{
     flow::{Chain, Id, Key},
     link::{Flushed, Outbox},
@@ -24,9 +28,6 @@ const HELD: usize = 1024;
 const OCTETS_FLOW: usize = 64 * 1024;
 const OCTETS: usize = 1 << 20;
 
-/// Addresses asked for at a time; more there can only be by rules that name as many.
-const ASKED: usize = 16;
-
 impl Relay {
     /// Lets a flow wait until the guest is found at its address, or, if it is this peer's, at another that it may go to.
     pub(super) fn wait_for_guest(&mut self, id: Id, peer: Option<IpAddr>, now: Now) {
@@ -42,13 +43,25 @@ impl Relay {
         own.into_iter().chain(now)
     }
 
+    /// The guest does not answer a flow: it may have another MAC address by now, and have said nothing since.
+    pub(super) fn doubt_guest(&mut self, id: Id, now: Now) {
+        let Some(key) = self.flows.key(id) else {
+            return;
+        };
+        let doubts = &mut self.waiting.doubts;
+        if doubts.len() < ASKED && !doubts.contains(&key.guest.addr) {
+            doubts.push(key.guest.addr);
+            self.waiting.ask.get_or_insert(now);
+        }
+    }
+
     /// Asks for the guest, where that is due, and gives up what has waited too long.
     pub(super) fn ask_for_guest(&mut self, outbox: &mut Outbox, heard: Now, now: Now) {
         if self.waiting.ask.is_none_or(|at| at > now) {
             return;
         }
         let flows = std::mem::take(&mut self.waiting.flows);
-        let mut asked: Vec<IpAddr> = Vec::with_capacity(ASKED);
+        let mut asked = std::mem::take(&mut self.waiting.doubts);
         for waiter in flows {
             let tired = match self.flows.get(waiter.id) {
                 Some(Flow::Udp(_)) => heard.since(waiter.since) >= PATIENCE,
@@ -70,7 +83,11 @@ impl Relay {
         for addr in &asked {
             self.solicit(*addr, outbox);
         }
-        self.waiting.ask = (!self.waiting.flows.is_empty()).then(|| now + INTERVAL);
+        // Whoever is in doubt meanwhile waits until then.
+        let any = !self.waiting.flows.is_empty() || !asked.is_empty();
+        self.waiting.ask = any.then(|| now + INTERVAL);
+        asked.clear();
+        self.waiting.doubts = asked;
     }
 
     /// Asks who has an address.

@@ -76,7 +76,7 @@ impl Relay {
     pub(super) fn ends(&self, key: &Key) -> Ends {
         Ends {
             src: self.mac_of(key.remote.addr),
-            dst: self.guest_mac(),
+            dst: self.guest.mac_at(key.guest.addr),
         }
     }
 

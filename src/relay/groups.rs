@@ -383,7 +383,7 @@ impl Relay {
             dst: match key.guest.addr {
                 IpAddr::V4(group) if group.is_multicast() => Mac::of_group4(group),
                 IpAddr::V6(group) if group.is_multicast() => Mac::of_group6(group),
-                _ => self.guest.mac,
+                addr => self.guest.mac_at(addr),
             },
         };
         self.hand_over(&key, ends, UDP, len, received.marks, outbox);

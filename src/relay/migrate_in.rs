@@ -79,29 +79,31 @@ impl Relay {
         self.expect_groups_of_visitor(now);
         let all = state.tcp.len();
         let mut lost = Lost::default();
+        let before = self.flows.len();
         for udp in &state.udp {
             self.settle_udp(udp, now);
         }
+        let udp = self.flows.len().saturating_sub(before);
         let needed = state.tcp.iter().any(takes_helper);
         let helper = if needed { helper() } else { None };
         self.settle_connections(state.tcp, helper, &mut lost, now);
         lost.warn(all);
         log::info!(
-            "Guest arrived with {} of {all} TCP connections and {} UDP flows",
-            all - lost.count,
-            state.udp.len()
+            "Guest arrived with {} of {all} TCP connections and {udp} UDP flows",
+            all - lost.count
         );
         Ok(())
     }
 
     /// The guest is where it was, as far as it can tell.
     fn welcome(&mut self, visitor: &Visitor) {
+        // Which of its machines has which of these will be seen.
+        for &addr in visitor.heard.iter().rev() {
+            self.guest.saw_addr(addr);
+        }
         if let Some(mac) = visitor.mac {
             self.guest.saw_mac(mac);
             self.met = true;
-        }
-        for &addr in visitor.heard.iter().rev() {
-            self.guest.saw_addr(addr);
         }
         self.guest.addr4 = visitor.addr4.or(self.guest.addr4);
         self.guest.addr6 = visitor.addr6.or(self.guest.addr6);

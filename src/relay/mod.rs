@@ -180,7 +180,10 @@ impl Relay {
     ) -> Option<Result<(), Why>> {
         let share = self.share.as_mut()?;
         match share.place(&self.net, read, frame, inbox) {
-            Destination::Elsewhere => Some(Ok(())),
+            Destination::Elsewhere => {
+                self.overhear(read, frame.head, now);
+                Some(Ok(()))
+            }
             Destination::Stays => None,
             Destination::Here(slot) => {
                 let done = self.frame(read, frame, inbox, outbox, now);
@@ -228,8 +231,10 @@ impl Relay {
             self.expect_groups(now);
         }
         self.met = true;
-        if self.guest.saw_mac(read.mac) {
-            self.note_news(true);
+        let news = self.guest.news();
+        let new = self.guest.saw_frame(read.mac, read.body.source(), now);
+        self.note_news(self.guest.news() != news);
+        if new {
             // A guest may change its mind as often as it likes, the log need not hear of it.
             let said = format_args!("New guest MAC address observed: {}", read.mac);
             if first {
@@ -472,6 +477,7 @@ impl Relay {
         self.release_line();
         self.backlog.clear();
         self.waiting.flows.clear();
+        self.waiting.doubts.clear();
         self.waiting.ask = None;
         self.guest.left();
     }

@@ -128,6 +128,14 @@ impl Relay {
         }
     }
 
+    /// What the guest tells its neighbours, by the queue it was asked by most often, concerns more than the relay that answers.
+    pub(super) fn overhear(&mut self, frame: &Classified, head: &[u8], now: Now) {
+        if matches!(frame.body, Body::Arp | Body::Icmp(..)) {
+            self.guest.saw_frame(frame.mac, frame.body.source(), now);
+            self.learn(frame, head);
+        }
+    }
+
     /// Logs what a service has to say; the guest decides how often it is asked.
     fn log_note(&mut self, note: Note, now: Now) {
         if let Some(limit) = self.said.get_mut(note.kind()) {

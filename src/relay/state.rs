@@ -25,7 +25,7 @@ use crate::{
     flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Turnover, Visitors, Wheel},
     host::{listen::Ports, socket::Features},
     link::Passed,
-    net::{Drops, Mac, Now, Protocol, Seq, Span, Why},
+    net::{Drops, Now, Protocol, Seq, Span, Why},
     proto::tcp::{Disorder, Origin, SynRetries},
     service::Note,
     sys::Iovecs,
@@ -222,7 +222,7 @@ impl Relay {
             rested: None,
             syn_retries: SynRetries::default(),
             fresh: Vec::with_capacity(STRAYS + 1),
-            waiting: Waiting::default(),
+            waiting: Waiting::new(),
             requests: Vec::with_capacity(REQUESTS),
             drops: Drops::new(),
             iovecs: Iovecs::new(),
@@ -296,11 +296,8 @@ impl Relay {
             0
         };
         let source = self.neighbours.source(&self.net, key.remote.addr);
-        Template::new(source, self.guest_mac(), key.remote, key.guest, label)
-    }
-
-    pub(super) const fn guest_mac(&self) -> Mac {
-        self.guest.mac
+        let mac = self.guest.mac_at(key.guest.addr);
+        Template::new(source, mac, key.remote, key.guest, label)
     }
 
     /// Whether a protocol is served at all.

@@ -8,12 +8,17 @@ use crate::{
     sys::Marks,
 };
 
+/// Addresses asked for at a time; more there can only be by rules that name as many.
+pub const ASKED: usize = 16;
+
 /// Flows that wait, and datagrams held for them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Waiting {
     pub flows: Vec<Waiter>,
     /// The guest's news when they were last looked at; `None` where they are to be looked at anyway.
     pub news: Option<u32>,
+    /// Addresses at which the guest does not answer, to be asked for.
+    pub doubts: Vec<IpAddr>,
     /// When to ask for the guest next.
     pub ask: Option<Now>,
     /// Datagrams for flows, and how they came, first come first.
@@ -32,6 +37,17 @@ pub struct Waiter {
 }
 
 impl Waiting {
+    pub fn new() -> Self {
+        Self {
+            flows: Vec::new(),
+            news: None,
+            doubts: Vec::with_capacity(ASKED),
+            ask: None,
+            held: Vec::new(),
+            octets: 0,
+        }
+    }
+
     /// The first datagram held for a flow.
     pub fn of(&self, id: Id) -> Option<usize> {
         self.held.iter().position(|(owner, ..)| *owner == id)

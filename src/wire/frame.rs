@@ -48,6 +48,18 @@ pub enum Body {
 }
 
 impl Body {
+    /// The sender of a packet.
+    pub const fn source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(ip, _)
+            | Self::Udp(ip, _)
+            | Self::Icmp(ip, _)
+            | Self::Igmp(ip, _)
+            | Self::Fragment(ip, _) => Some(ip.src),
+            Self::Arp => None,
+        }
+    }
+
     /// Notes of a packet that anybody may cut it into parts.
     pub const fn allow_parts(&mut self) {
         if let Self::Tcp(ip, _) | Self::Udp(ip, _) | Self::Icmp(ip, _) = self {

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     guest::{
         Guest, Icmp, Peer, Scene, Tcp, Udp, Wire, both,
-        frame::{ETHERTYPE_ARP, GUEST_MAC, ethernet, of_type},
+        frame::{ETHERTYPE_ARP, GUEST_MAC, SYN, ethernet, of_type},
         neighbour_of,
     },
     lab::{
@@ -146,6 +146,42 @@ fn probe() -> Vec<u8> {
     let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff12, 0x3456);
     let nobody = Ipv6Addr::UNSPECIFIED;
     Icmp::new(nobody.into(), group.into(), 135, 0, &CHOSEN.octets()).frame()
+}
+
+/// Hears only what is sent to this MAC address, or to all.
+fn heard_at(mac: [u8; 6], frame: &[u8]) -> bool {
+    frame[0] & 1 == 1 || frame[..6] == mac
+}
+
+/// It changed its MAC address, and had nothing to say since.
+#[test]
+fn a_guest_that_does_not_answer_is_asked_where_it_is() {
+    let Some(scene) = Scene::new(&["-t", "80"]) else {
+        return;
+    };
+    let mac = [0x52, 0x54, 0x00, 0x12, 0x34, 0x57];
+    for addr in both(POD4, POD6, 80) {
+        scene.wire.speak_as(GUEST_MAC);
+        announce(&scene.wire);
+        scene.wire.speak_as(mac);
+        let mut client = connect(&scene.world.outside, addr);
+        answer_question(&scene.wire, addr.ip());
+        let syn = scene.wire.expect("SYN", |frame| {
+            Tcp::of_frame(frame).filter(|s| s.has(SYN) && heard_at(mac, frame))
+        });
+        let mut peer = Peer::answer(&scene.wire, &syn);
+        // And again, while a connection is idle.
+        scene.wire.speak_as(GUEST_MAC);
+        announce(&scene.wire);
+        client.write_all(b"hello").unwrap();
+        scene.wire.speak_as(mac);
+        answer_question(&scene.wire, addr.ip());
+        scene.wire.expect("data", |frame| {
+            let segment = Tcp::of_frame(frame)?;
+            (heard_at(mac, frame) && segment.payload == b"hello").then_some(())
+        });
+        peer.rst();
+    }
 }
 
 /// A guest that only autoconfigured shows its address by asking whether anybody else has it.

@@ -17,6 +17,8 @@ pub struct Wire {
     stream: UnixStream,
     inner: RefCell<Inner>,
     read_size: Cell<usize>,
+    /// Whom frames sent are from, if not from whom they say.
+    source: Cell<Option<[u8; 6]>>,
 }
 
 #[derive(Debug, Default)]
@@ -34,7 +36,13 @@ impl Wire {
             stream,
             inner: RefCell::default(),
             read_size: Cell::new(1 << 18),
+            source: Cell::new(None),
         }
+    }
+
+    /// Sends from this MAC address from now on.
+    pub fn speak_as(&self, mac: [u8; 6]) {
+        self.source.set(Some(mac));
     }
 
     /// Reads at most so many octets at a time.
@@ -48,7 +56,11 @@ impl Wire {
 
     /// Sends one frame.
     pub fn send(&self, frame: &[u8]) {
-        self.send_raw(&framed(frame));
+        let mut frame = framed(frame);
+        if let Some(mac) = self.source.get() {
+            frame[10..16].copy_from_slice(&mac);
+        }
+        self.send_raw(&frame);
     }
 
     /// Sends octets as they are.

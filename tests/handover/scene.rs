@@ -151,6 +151,22 @@ impl Scene {
         self.source.expect_log("Guest stays");
     }
 
+    /// The guest's state is saved, something happens, and then the guest is made what it was, by the same front-end.
+    pub fn go_back_after(&mut self, meanwhile: impl FnOnce(&mut Self)) {
+        self.halt();
+        let mut bridge = self.still.take().unwrap();
+        let state = bridge.front_end.save().0.unwrap();
+        self.card = Some(bridge.again());
+        self.source.expect_log("Guest stays");
+        meanwhile(self);
+        self.halt();
+        let mut bridge = self.still.take().unwrap();
+        bridge.front_end.stop_rings();
+        assert!(bridge.front_end.load(&state).0);
+        self.card = Some(bridge.again());
+        self.source.expect_log("Guest arrived");
+    }
+
     /// A helper of ours for the guest's translator.
     pub fn helper(&self) -> Repair {
         helper(&self.nodes.source, &self.source)

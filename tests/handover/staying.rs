@@ -264,3 +264,25 @@ fn another_helper_will_do_for_a_guest_that_stays() {
     }
     assert_eq!(second.end(), Some(0));
 }
+
+/// `savevm` and `loadvm` of one QEMU: what there is by then is of a guest that is no more.
+#[test]
+fn a_guest_that_goes_back_to_what_it_was_leaves_its_flows_behind() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let [listener, _] = scene.listeners();
+    let (handle, old) = scene.connect(&listener);
+    let udp = udp(&mut scene, 5000, PEER[0]);
+    let mut new = None;
+    scene.go_back_after(|scene| new = Some(scene.connect(&listener).1));
+    for mut theirs in [old, new.unwrap()] {
+        let ended = uninterrupted(|| theirs.read(&mut [0]));
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    scene.guest.until("reset", |sockets| {
+        sockets.get::<tcp::Socket<'_>>(handle).state() == tcp::State::Closed
+    });
+    udp.theirs.send_to(b"after", udp.from).unwrap();
+    assert_eq!(scene.guest.recv_from(udp.ours).0, b"after");
+}

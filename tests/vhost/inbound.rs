@@ -9,7 +9,7 @@ use crate::{
     Scene, arp_request,
     guest::{
         Tcp, assert_pattern,
-        frame::{ACK, PSH, SYN},
+        frame::{ACK, ETHERTYPE_ARP, OUR_MAC, PSH, SYN, ethernet, of_type},
         pattern,
     },
     is_arp_reply,
@@ -108,4 +108,43 @@ fn connections_from_outside_come_by_both_queues() {
         assert!(uninterrupted(|| flow.server.read(&mut [0])).is_err());
     }
     scene.translator.expect_fd_count(idle);
+}
+
+/// What a guest at this MAC address says when it is asked for.
+fn answer(frame: &[u8], mac: [u8; 6]) -> Option<Vec<u8>> {
+    let arp = of_type(frame, ETHERTYPE_ARP)?;
+    let (asker, sender, target) = (&arp[8..14], &arp[14..18], &arp[24..28]);
+    let body = [&arp[..7], &[2], &mac, target, asker, sender].concat();
+    let mut reply = ethernet(OUR_MAC, ETHERTYPE_ARP, &body);
+    reply[6..12].copy_from_slice(&mac);
+    Some(reply)
+}
+
+/// A guest that has changed its MAC address answers by the queue it is asked by.
+#[test]
+fn each_thread_learns_where_a_guest_is_that_did_not_answer() {
+    const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x57];
+    let Some(scene) = Scene::new(ARGS) else {
+        return;
+    };
+    let mut guest = scene.guest(Driver::twice(LINUX));
+    guest.transmit_by(1, &HEADER, &arp_request(), 1);
+    guest.expect("ARP reply", is_arp_reply);
+    let connect = || TcpStream::connect(SocketAddr::from((POD4, 8080))).unwrap();
+    let _servers = [(); 4].map(|()| scene.world.outside.run(connect));
+    let mut found = [false; 2];
+    for _ in 0..20 {
+        let (pair, reply) = guest.expect("question", |arrival| {
+            let reply = answer(&arrival.frame, MAC);
+            (reply.is_some() || arrival.frame[..6] == MAC).then_some((arrival.pair, reply))
+        });
+        match reply {
+            Some(reply) => guest.transmit_by(pair, &HEADER, &reply, 1),
+            None => found[pair] = true,
+        }
+        if found == [true; 2] {
+            return;
+        }
+    }
+    panic!("only {found:?}");
 }

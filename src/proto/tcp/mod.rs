@@ -66,6 +66,9 @@ use terms::Clock;
 /// Repetitions of SYN,ACK before the guest is given up; Linux's `tcp_synack_retries`.
 const SYN_ACK_RETRIES: u8 = 5;
 
+/// Retransmissions of the same octets after which the guest may be elsewhere (R1 of RFC 9293, section 3.8.3).
+const DOUBTFUL: u8 = 3;
+
 /// Silence after which timestamps say nothing any more (RFC 7323, section 5.5).
 const OUTDATED: Span = Span::secs(24 * 24 * 3600);
 
@@ -137,6 +140,7 @@ impl Conn {
                 ..Todo::default()
             },
             Timeout::Retransmit => Todo {
+                doubt: self.send.retries() == DOUBTFUL,
                 seek: true,
                 pull: true,
                 ..Todo::default()
@@ -154,6 +158,7 @@ impl Conn {
             return self.give_up();
         }
         Todo {
+            doubt: true,
             ask: true,
             ..Todo::default()
         }
@@ -231,6 +236,7 @@ impl Conn {
         // Which of them is answered cannot be told (Karn; RFC 6298, section 3).
         self.send.forget_timing();
         Todo {
+            doubt: true,
             syn: true,
             ..Todo::default()
         }

@@ -72,6 +72,8 @@ pub struct Todo {
     pub pull: bool,
     /// The connection was established just now.
     pub open: bool,
+    /// The guest does not answer: it is to be asked where it is.
+    pub doubt: bool,
     /// A SYN is due.
     pub syn: bool,
     /// A SYN,ACK is due.

@@ -178,6 +178,9 @@ impl Relay {
         if over {
             return self.finish(id);
         }
+        if todo.doubt {
+            self.doubt_guest(id, now);
+        }
         if todo.syn {
             self.send_syn(id, outbox, now);
         }

@@ -354,7 +354,8 @@ impl Conn {
         {
             self.clock.heard(stamps);
         }
-        let mut todo = self.acknowledged(segment, segment.seq, disorder.as_deref_mut(), now);
+        let at = self.receive.place_of_window(segment.seq);
+        let mut todo = self.acknowledged(segment, at, disorder.as_deref_mut(), now);
         match text {
             Text::Outside => (todo.ack, todo.dropped) = (Ack::Now, Some(Why::OutOfWindow)),
             Text::Gap => self.early(segment, disorder.as_deref(), &mut todo),

@@ -125,6 +125,11 @@ impl Receiver {
         (seq + len).min(self.shown).since(seq)
     }
 
+    /// Where a segment stands that tells its window: beyond a promise that was taken back, where the guest may go on.
+    pub fn place_of_window(&self, seq: Seq) -> Seq {
+        if seq.after(self.edge) { self.nxt } else { seq }
+    }
+
     /// Octets between the next one expected and this one.
     pub fn ahead(&self, seq: Seq) -> u32 {
         seq.since(self.nxt)

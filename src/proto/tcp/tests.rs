@@ -265,6 +265,9 @@ fn acknowledgements_count_though_octets_were_given_back() {
     assert_eq!(conn.send.sendable(), conn.send.octets(40, false) - 4000);
     let edge = segment(expected + promised, una + 2000, Flags::ACK, 0);
     assert_eq!(conn.segment(&edge, None, NOW).forget, 1000);
+    acknowledging.ack = edge.ack;
+    conn.segment(&acknowledging, None, NOW);
+    assert_eq!(conn.send.sendable(), conn.send.octets(40, false) - 3000);
     let rest = segment(expected, una + 2000, Flags::ACK, promised as usize);
     assert_eq!(conn.segment(&rest, None, NOW).take, Some((0, promised)));
     assert_eq!(conn.promised(), 0);

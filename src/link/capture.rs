@@ -5,12 +5,12 @@ use std::{
     io::{self, Write},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    poll::{PollFd, PollFlags, poll},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
 use crate::wire::pcap;
@@ -18,8 +18,9 @@ use crate::wire::pcap;
 /// Octets collected before they are written; also the largest record.
 const BUFFER: usize = 256 << 10;
 
-/// Milliseconds for which the end waits at a time for who reads, as long as they do.
-const PATIENCE: u16 = 500;
+/// How long the end waits for who reads at a time, and in all.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE_MOST: Duration = Duration::from_secs(2);
 
 /// A capture file. Records are buffered whole and written whole: the file can be read at any time, even if the disk is
 /// full or we are killed, and lacks at most the last records. A FIFO and the like gets what it takes at once, and whole
@@ -113,16 +114,15 @@ impl Capture {
         }
     }
 
-    /// Writes the rest to who reads it, however slowly.
+    /// Writes the rest to who reads it, slowly even, but not as slowly as they please.
     fn finish(&mut self) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE_MOST;
         self.flush()?;
-        // A FIFO that is writable takes PIPE_BUF octets at once (pipe(7)).
-        for _ in 0..=BUFFER / libc::PIPE_BUF {
-            let Some(file) = self.file.as_ref().filter(|_| !self.buffer.is_empty()) else {
-                break;
-            };
+        while let Some(file) = self.file.as_ref().filter(|_| !self.buffer.is_empty()) {
+            let left = end.saturating_duration_since(Instant::now());
+            let patience = PollTimeout::try_from(left.min(PATIENCE)).unwrap_or(PollTimeout::ZERO);
             let mut writable = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
-            if poll(&mut writable, PATIENCE)? == 0 {
+            if left.is_zero() || poll(&mut writable, patience)? == 0 {
                 break;
             }
             self.flush()?;

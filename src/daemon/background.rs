@@ -34,7 +34,7 @@ use super::leftover::Leftovers;
 use crate::{
     config::Identity,
     sys::{
-        process::{Forked, fork},
+        process::{Forked, fork, is_ignored},
         reason,
     },
 };
@@ -92,6 +92,14 @@ fn stops() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGQUIT])
 }
 
+/// Those that end a start as well: what the caller's terminal sends reaches only the process that waits. Whoever ignores or
+/// holds them back means the start to go on; held back by us, even ignored ones would be heard.
+fn callers_stops(held: &SigSet) -> SigSet {
+    let theirs = [Signal::SIGINT, Signal::SIGHUP].into_iter();
+    let theirs = theirs.filter(|signal| !held.contains(*signal) && !is_ignored(*signal));
+    stops().iter().chain(theirs).collect()
+}
+
 /// The background process's word to the one that waits for it in the foreground.
 #[derive(Debug)]
 pub struct Ready {
@@ -106,18 +114,28 @@ impl Ready {
         self.pid
     }
 
+    /// Whether somebody waits still.
+    ///
+    /// # Errors
+    /// `EPIPE` if not: the waiting process was killed, or told to stop.
+    pub fn check(&self) -> io::Result<()> {
+        let mut waiting = [PollFd::new(self.waiting.as_fd(), PollFlags::empty())];
+        match poll(&mut waiting, PollTimeout::ZERO)? {
+            0 => Ok(()),
+            _ => Err(Errno::EPIPE.into()),
+        }
+    }
+
     /// Everything is set up: the waiting process may exit with success. Standard descriptors go to /dev/null, so that
     /// whoever reads them sees their end.
     ///
     /// # Errors
-    /// Those of dup2(2).
+    /// Those of dup2(2), and `EPIPE` as above: it does not exit by itself before it hears.
     pub fn tell(mut self) -> io::Result<()> {
         dup2_stdin(self.null.as_fd())?;
         dup2_stdout(self.null.as_fd())?;
         dup2_stderr(self.null.as_fd())?;
-        // Where nobody waits any more, nobody needs to know.
-        let _ = self.waiting.write_all(&[0]);
-        Ok(())
+        self.waiting.write_all(&[0])
     }
 }
 
@@ -126,14 +144,17 @@ impl Ready {
 /// does if it is told to stop, then or while signals were held back before, and ends by that signal.
 ///
 /// # Errors
-/// Those of open(2), socketpair(2), signalfd(2), fork(2), setsid(2) and chdir(2).
+/// Those of open(2), socketpair(2), sigprocmask(2), signalfd(2), fork(2), setsid(2) and chdir(2).
 pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
     let null = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/null")?;
     let (waiting, mut telling) = UnixStream::pair()?;
-    let stops = SignalFd::with_flags(&stops(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let held_before = SigSet::thread_get_mask()?;
+    let stops = callers_stops(&held_before);
+    stops.thread_block()?;
+    let stops = SignalFd::with_flags(&stops, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     match fork()? {
         Forked::Parent { child } => {
             drop(telling);
@@ -141,6 +162,7 @@ pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
         }
         Forked::Child => {
             drop((waiting, stops));
+            held_before.thread_set_mask()?;
             setsid()?;
             chdir("/")?;
             let mut pid = [0; 4];
@@ -163,10 +185,12 @@ fn see_off(child: Pid, mut waiting: UnixStream, stops: &SignalFd, leftovers: &Le
         Ok(stop) => stop,
         Err(_) => None,
     };
-    if let Some(stop) = stop {
-        // It may be held up by anything, and serves nobody yet. Where a policy forbids that, it ends once it would serve.
-        let _ = kill(child, Signal::SIGKILL).or_else(|_| kill(child, stop));
+    if stop.is_some() {
+        // It may be held up by anything, and serves nobody yet. Where a policy forbids that, it ends once it would serve, as
+        // nobody waits.
+        let _ = kill(child, Signal::SIGKILL);
     }
+    drop(waiting);
     // Whoever waits for our end reads then why: it is not written yet.
     let _ = waitpid(child, None);
     leftovers.remove();

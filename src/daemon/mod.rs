@@ -258,6 +258,10 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
         failed("Couldn't write PID file", file.write(pid))?;
     }
     log.begin(pid);
+    if let Some(ready) = &ready {
+        // The last chance to take away what was made.
+        failed("Failed to go to the background", ready.check())?;
+    }
     sandbox.isolate_rest()?;
     failed(
         "Failed to start threads",

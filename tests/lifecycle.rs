@@ -299,12 +299,31 @@ fn a_start_that_waits_for_the_reader_of_a_fifo_can_be_stopped() {
         let (mut translator, _) = start();
         translator.signal(Signal::SIGTERM);
         assert_eq!(translator.wait(LONG), -(Signal::SIGTERM as i32), "{option}");
+        assert!(!translator.socket().exists(), "{option}");
         let (mut translator, path) = start();
         let mut reader = File::open(path).unwrap();
         assert!(reader.read(&mut [0; 4]).unwrap() > 0, "{option}");
         translator.idle_fd_count();
         assert_eq!(translator.stop(), 0);
     }
+}
+
+/// As the first process of a container, which signals that it does not wait for do not end (pid_namespaces(7)).
+#[test]
+fn a_first_process_that_waits_for_the_reader_of_a_fifo_can_be_stopped() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[]);
+    let path = setup.dir().join("fifo");
+    mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let first = wrapper(setup.dir(), "exec unshare --pid --fork PASST \"$@\"");
+    let setup = setup.binary(first).arg("--pid").arg(path.to_str().unwrap());
+    let mut outside = setup.start(&world.pod);
+    let first = children(outside.pid())[0];
+    janitor::watch_pid(first);
+    kill(Pid::from_raw(first.cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(outside.wait(LONG), 128 + Signal::SIGTERM as i32);
+    janitor::gone(first);
+    assert!(!outside.socket().exists());
 }
 
 /// A FIFO that somebody holds open and nobody reads.

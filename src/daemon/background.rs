@@ -17,6 +17,7 @@ use std::{
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl::set_keepcaps,
@@ -39,22 +40,32 @@ use crate::{
     },
 };
 
+/// Milliseconds until it is asked again whether somebody reads a FIFO.
+const ASK_AGAIN: u8 = 100;
+
 /// A PID file, opened while the caller's rights are still ours.
 #[derive(Debug)]
 pub struct PidFile(File);
 
 impl PidFile {
-    /// Opens the file, which may exist already.
+    /// Opens the file, which may exist already. Waits until somebody reads, if it is a FIFO.
     ///
     /// # Errors
     /// One line: it cannot be opened.
-    pub fn open(path: &Path) -> Result<Self, String> {
-        let file = OpenOptions::new()
+    pub fn open(path: &Path, leftovers: &Leftovers) -> Result<Self, String> {
+        let mut options = OpenOptions::new();
+        options
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
-            .open(path);
+            .custom_flags(libc::O_NONBLOCK);
+        let file = open_patiently(path, leftovers, |path| options.open(path));
+        // Writing waits.
+        let file = file.and_then(|file| {
+            fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+            Ok(file)
+        });
         file.map(Self).map_err(|error| {
             format!(
                 "Couldn't open PID file {}: {}",
@@ -73,18 +84,45 @@ impl PidFile {
     }
 }
 
-/// Opens what may be a FIFO, where open(2) waits for who reads: for so long, signals to stop end us as if they were not held
-/// back.
-pub fn open_patiently<T>(path: &Path, open: impl FnOnce(&Path) -> T) -> T {
-    if !fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo()) {
-        return open(path);
+/// Opens what may be a FIFO that nobody reads yet: `open` does not wait for who does (fifo(7)) and is called again. Who is
+/// told to stop meanwhile takes away what the start would leave behind, and ends by that signal.
+///
+/// # Errors
+/// Those of `open` and signalfd(2).
+pub fn open_patiently<T>(
+    path: &Path,
+    leftovers: &Leftovers,
+    open: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let is_fifo = || fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo());
+    loop {
+        match open(path) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) && is_fifo() => {}
+            opened => return opened,
+        }
+        let stops = listen_for(&stops())?;
+        // Interrupted, it only asks sooner.
+        let _ = poll(
+            &mut [PollFd::new(stops.as_fd(), PollFlags::POLLIN)],
+            ASK_AGAIN,
+        );
+        if let Some(stop) = heard(&stops)? {
+            leftovers.remove();
+            end_by(stop);
+        }
     }
-    let stops = stops();
-    // Where these fail, it only waits for longer.
-    let _ = stops.thread_unblock();
-    let opened = open(path);
-    let _ = stops.thread_block();
-    opened
+}
+
+fn listen_for(signals: &SigSet) -> nix::Result<SignalFd> {
+    SignalFd::with_flags(signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+fn heard(signals: &SignalFd) -> nix::Result<Option<Signal>> {
+    let Some(info) = signals.read_signal()? else {
+        return Ok(None);
+    };
+    let signal = i32::try_from(info.ssi_signo).unwrap_or_default();
+    Signal::try_from(signal).map(Some)
 }
 
 /// The signals that end us.
@@ -154,7 +192,7 @@ pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
     let held_before = SigSet::thread_get_mask()?;
     let stops = callers_stops(&held_before);
     stops.thread_block()?;
-    let stops = SignalFd::with_flags(&stops, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let stops = listen_for(&stops)?;
     match fork()? {
         Forked::Parent { child } => {
             drop(telling);
@@ -202,9 +240,8 @@ fn hear(waiting: &mut UnixStream, stops: &SignalFd) -> io::Result<Option<Signal>
     let mut sources =
         [stops.as_fd(), waiting.as_fd()].map(|source| PollFd::new(source, PollFlags::POLLIN));
     while poll(&mut sources, PollTimeout::NONE) == Err(Errno::EINTR) {}
-    if let Some(info) = stops.read_signal()? {
-        let signal = i32::try_from(info.ssi_signo).unwrap_or_default();
-        return Ok(Some(Signal::try_from(signal)?));
+    if let Some(stop) = heard(stops)? {
+        return Ok(Some(stop));
     }
     waiting.read_exact(&mut [0])?;
     Ok(None)
@@ -311,10 +348,13 @@ mod tests {
     #[test]
     fn a_pid_file_may_exist_and_is_rewritten_whole() {
         let path = std::env::temp_dir().join(format!("passt-pid-{}", process::id()));
-        PidFile::open(&path).unwrap();
+        PidFile::open(&path, &Leftovers::default()).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         fs::write(&path, "4294967295\nrubbish\n").unwrap();
-        PidFile::open(&path).unwrap().write(17).unwrap();
+        PidFile::open(&path, &Leftovers::default())
+            .unwrap()
+            .write(17)
+            .unwrap();
         let text = fs::read_to_string(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!((text.as_str(), mode & 0o777), ("17\n", 0o600));
@@ -323,7 +363,7 @@ mod tests {
     #[test]
     fn a_pid_file_that_cannot_be_opened_is_named_with_the_reason() {
         assert_eq!(
-            PidFile::open(Path::new("/nonexistent/pid")).unwrap_err(),
+            PidFile::open(Path::new("/nonexistent/pid"), &Leftovers::default()).unwrap_err(),
             "Couldn't open PID file /nonexistent/pid: No such file or directory"
         );
     }

@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::wire::pcap;
 
@@ -38,18 +35,15 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Creates the file for its owner alone, or empties one that exists. Waits until somebody reads, if it is a FIFO.
+    /// Creates the file for its owner alone, or empties one that exists. A FIFO that nobody reads is `ENXIO`.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
+            .custom_flags(libc::O_NONBLOCK)
             .open(path)?;
-        if !file.metadata()?.is_file() {
-            let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
-            fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        }
         let mut capture = Self {
             file: Some(file),
             buffer: Vec::with_capacity(BUFFER),
@@ -256,17 +250,19 @@ mod tests {
     fn who_reads_a_fifo_slowly_finds_all_when_the_capture_is_dropped() {
         let path = Scratch::new("fifo");
         mkfifo(&path.0, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-        let reader = thread::spawn({
-            let fifo = path.0.clone();
-            move || {
-                let (mut octets, mut fifo) = (Vec::new(), File::open(fifo).unwrap());
-                while (&mut fifo).take(4_096).read_to_end(&mut octets).unwrap() > 0 {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                octets.len()
-            }
-        });
+        assert!(Capture::open(&path.0).is_err());
+        // Open both ways, so that nobody waits for the other end.
+        let both = File::options().read(true).write(true).open(&path.0);
+        let mut fifo = File::open(&path.0).unwrap();
         let mut capture = Capture::open(&path.0).unwrap();
+        drop(both);
+        let reader = thread::spawn(move || {
+            let mut octets = Vec::new();
+            while (&mut fifo).take(4_096).read_to_end(&mut octets).unwrap() > 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            octets.len()
+        });
         for _ in 0..100 {
             capture.record(Duration::ZERO, &[&[7; 1_514]]).unwrap();
         }

@@ -187,7 +187,11 @@ fn a_start_that_is_stopped_on_its_way_to_the_background_fails_and_leaves_nothing
         (Signal::SIGTERM, false),
         (Signal::SIGINT, false),
     ] {
-        let mut setup = Setup::new(&[]);
+        let setup = Setup::new(&[]);
+        // Our own caller may ignore some.
+        let script = "exec env --default-signal PASST \"$@\"";
+        let heeding = wrapper(setup.dir(), script);
+        let mut setup = setup.binary(heeding);
         if !may_kill {
             // As policies of SELinux have it.
             setup = setup.forbid(

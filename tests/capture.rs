@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     process::Command,
+    time::Duration,
 };
 
 use guest::{
@@ -17,8 +18,11 @@ use guest::{
     dhcp::{Dhcp, REQUEST},
     guest_addr, pattern,
 };
-use lab::{Setup, World, servers::UdpEcho, world::INTERNET4};
-use nix::{sys::stat::Mode, unistd::mkfifo};
+use lab::{LONG, Setup, World, servers::UdpEcho, wait_until, world::INTERNET4};
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 
 /// The frames of a capture file with microsecond timestamps, in either byte order.
 fn frames(file: &[u8]) -> Vec<Vec<u8>> {
@@ -152,6 +156,30 @@ fn a_reader_that_stops_for_good_does_not_keep_it_from_its_end() {
     wire.send(&Dhcp::new(REQUEST).frame());
     wire.expect("DHCP message", Dhcp::of_frame);
     assert_eq!(translator.stop(), 0);
+}
+
+/// It would take more than 20 seconds to read it all.
+#[test]
+fn a_reader_that_is_too_slow_does_not_keep_it_from_its_end() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[]);
+    let path = setup.dir().join("fifo");
+    let mut fifo = fifo(&path);
+    let setup = setup.arg("--pcap").arg(path.to_str().unwrap());
+    let mut translator = setup.start(&world.pod);
+    let wire = Wire::new(translator.connect());
+    for _ in 0..200 {
+        wire.send(&[3; 1_400]);
+    }
+    wire.send(&Dhcp::new(REQUEST).frame());
+    wire.expect("DHCP message", Dhcp::of_frame);
+    translator.signal(Signal::SIGTERM);
+    let ended = (0..25).any(|_| {
+        let _ = fifo.read(&mut [0; 4_096]);
+        wait_until(Duration::from_millis(400), || translator.has_ended())
+    });
+    assert!(ended);
+    assert_eq!(translator.wait(LONG), 0);
 }
 
 /// Held open by nobody but us.

@@ -15,6 +15,7 @@ use std::{
 use guest::{Guest, Peer, Udp, Wire, both, guest_addr};
 use lab::{
     LONG, Setup, Translator, World, janitor,
+    programs::wrapper,
     servers::{TcpServer, UdpEcho, accept, tcp_listener},
     wait_until,
     world::{BLACKHOLE4, INTERNET4, INTERNET6},
@@ -181,9 +182,16 @@ fn a_start_that_is_stopped_on_its_way_to_the_background_fails_and_leaves_nothing
     for (stop, may_kill) in [
         (Signal::SIGTERM, true),
         (Signal::SIGQUIT, true),
+        (Signal::SIGINT, true),
+        (Signal::SIGHUP, true),
         (Signal::SIGTERM, false),
+        (Signal::SIGINT, false),
     ] {
-        let mut setup = Setup::new(&[]).background();
+        let setup = Setup::new(&[]);
+        // Our own caller may ignore some.
+        let script = "exec env --default-signal PASST \"$@\"";
+        let heeding = wrapper(setup.dir(), script);
+        let mut setup = setup.binary(heeding);
         if !may_kill {
             // As policies of SELinux have it.
             setup = setup.forbid(
@@ -192,32 +200,91 @@ fn a_start_that_is_stopped_on_its_way_to_the_background_fails_and_leaves_nothing
                 Errno::EACCES,
             );
         }
-        let pid = setup.dir().join("pid");
-        // It takes no process number until somebody reads.
-        let mut full = full_fifo(&pid);
-        let setup = setup.arg("--pid").arg(pid.to_str().unwrap());
-        let mut launcher = setup.try_start(&world.pod);
-        let children = || -> Vec<u32> {
-            let list = format!("/proc/{0}/task/{0}/children", launcher.pid());
-            let list = fs::read_to_string(list).unwrap();
-            list.split_whitespace()
-                .map(|pid| pid.parse().unwrap())
-                .collect()
-        };
-        let forked = wait_until(LONG, || children().len() == 2);
-        assert!(forked, "{:?}", children());
-        let children = children();
-        children.iter().copied().for_each(janitor::watch_pid);
-        launcher.signal(stop);
+        let mut start = HeldUp::new(&world, setup);
+        start.launcher.signal(stop);
         if !may_kill {
-            let _ = full.read(&mut [0; 8_192]).unwrap();
+            start.go_on();
         }
-        assert_eq!(launcher.wait(LONG), -(stop as i32));
-        let ended = || children.iter().copied().all(has_ended);
-        assert!(wait_until(LONG, ended));
-        children.iter().copied().for_each(janitor::gone);
-        assert!(!launcher.socket().exists());
+        assert_eq!(start.launcher.wait(LONG), -(stop as i32));
+        start.expect_nothing_left();
     }
+}
+
+/// Nobody but the new process can notice.
+#[test]
+fn a_start_that_is_killed_on_its_way_to_the_background_leaves_nothing() {
+    let Some(world) = World::pod() else { return };
+    let mut start = HeldUp::new(&world, Setup::new(&[]));
+    start.launcher.signal(Signal::SIGKILL);
+    assert_eq!(start.launcher.wait(LONG), -(Signal::SIGKILL as i32));
+    start.go_on();
+    start.expect_nothing_left();
+}
+
+/// As nohup(1) and shells do it.
+#[test]
+fn a_start_whose_caller_ignores_a_signal_goes_on_to_the_background() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[]);
+    let ignoring = wrapper(setup.dir(), "trap '' INT HUP; exec PASST \"$@\"");
+    let mut start = HeldUp::new(&world, setup.binary(ignoring));
+    start.launcher.signal(Signal::SIGINT);
+    start.launcher.signal(Signal::SIGHUP);
+    start.go_on();
+    assert_eq!(start.launcher.wait(LONG), 0);
+    let alive = |pid: &&u32| !has_ended(**pid);
+    assert_eq!(start.children.iter().filter(alive).count(), 2);
+    for pid in &start.children {
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
+    }
+    start.expect_ended();
+}
+
+/// A start on its way to the background: the new process's number goes to a FIFO, and waits there for who reads.
+struct HeldUp {
+    launcher: Translator,
+    full: File,
+    /// The new process, and the one that watches resolv.conf.
+    children: Vec<u32>,
+}
+
+impl HeldUp {
+    fn new(world: &World, setup: Setup) -> Self {
+        let pid = setup.dir().join("pid");
+        let full = full_fifo(&pid);
+        let setup = setup.background().arg("--pid").arg(pid.to_str().unwrap());
+        let launcher = setup.try_start(&world.pod);
+        let forked = wait_until(LONG, || children(launcher.pid()).len() == 2);
+        let children = children(launcher.pid());
+        assert!(forked, "{children:?}");
+        children.iter().copied().for_each(janitor::watch_pid);
+        Self {
+            launcher,
+            full,
+            children,
+        }
+    }
+
+    fn go_on(&mut self) {
+        let _ = self.full.read(&mut [0; 8_192]).unwrap();
+    }
+
+    fn expect_ended(&self) {
+        let ended = || self.children.iter().copied().all(has_ended);
+        assert!(wait_until(LONG, ended));
+        self.children.iter().copied().for_each(janitor::gone);
+    }
+
+    fn expect_nothing_left(&self) {
+        self.expect_ended();
+        assert!(!self.launcher.socket().exists());
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let list = list.split_whitespace();
+    list.map(|pid| pid.parse().unwrap()).collect()
 }
 
 /// As a shell would have it: the start waits for who reads, or for a signal.
@@ -236,12 +303,31 @@ fn a_start_that_waits_for_the_reader_of_a_fifo_can_be_stopped() {
         let (mut translator, _) = start();
         translator.signal(Signal::SIGTERM);
         assert_eq!(translator.wait(LONG), -(Signal::SIGTERM as i32), "{option}");
+        assert!(!translator.socket().exists(), "{option}");
         let (mut translator, path) = start();
         let mut reader = File::open(path).unwrap();
         assert!(reader.read(&mut [0; 4]).unwrap() > 0, "{option}");
         translator.idle_fd_count();
         assert_eq!(translator.stop(), 0);
     }
+}
+
+/// As the first process of a container, which signals that it does not wait for do not end (pid_namespaces(7)).
+#[test]
+fn a_first_process_that_waits_for_the_reader_of_a_fifo_can_be_stopped() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&[]);
+    let path = setup.dir().join("fifo");
+    mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let first = wrapper(setup.dir(), "exec unshare --pid --fork PASST \"$@\"");
+    let setup = setup.binary(first).arg("--pid").arg(path.to_str().unwrap());
+    let mut outside = setup.start(&world.pod);
+    let first = children(outside.pid())[0];
+    janitor::watch_pid(first);
+    kill(Pid::from_raw(first.cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(outside.wait(LONG), 128 + Signal::SIGTERM as i32);
+    janitor::gone(first);
+    assert!(!outside.socket().exists());
 }
 
 /// A FIFO that somebody holds open and nobody reads.

@@ -17,6 +17,7 @@ use std::{
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl::set_keepcaps,
@@ -34,27 +35,37 @@ use super::leftover::Leftovers;
 use crate::{
     config::Identity,
     sys::{
-        process::{Forked, fork},
+        process::{Forked, fork, is_ignored},
         reason,
     },
 };
+
+/// Milliseconds until it is asked again whether somebody reads a FIFO.
+const ASK_AGAIN: u8 = 100;
 
 /// A PID file, opened while the caller's rights are still ours.
 #[derive(Debug)]
 pub struct PidFile(File);
 
 impl PidFile {
-    /// Opens the file, which may exist already.
+    /// Opens the file, which may exist already. Waits until somebody reads, if it is a FIFO.
     ///
     /// # Errors
     /// One line: it cannot be opened.
-    pub fn open(path: &Path) -> Result<Self, String> {
-        let file = OpenOptions::new()
+    pub fn open(path: &Path, leftovers: &Leftovers) -> Result<Self, String> {
+        let mut options = OpenOptions::new();
+        options
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
-            .open(path);
+            .custom_flags(libc::O_NONBLOCK);
+        let file = open_patiently(path, leftovers, |path| options.open(path));
+        // Writing waits.
+        let file = file.and_then(|file| {
+            fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+            Ok(file)
+        });
         file.map(Self).map_err(|error| {
             format!(
                 "Couldn't open PID file {}: {}",
@@ -73,23 +84,58 @@ impl PidFile {
     }
 }
 
-/// Opens what may be a FIFO, where open(2) waits for who reads: for so long, signals to stop end us as if they were not held
-/// back.
-pub fn open_patiently<T>(path: &Path, open: impl FnOnce(&Path) -> T) -> T {
-    if !fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo()) {
-        return open(path);
+/// Opens what may be a FIFO that nobody reads yet: `open` does not wait for who does (fifo(7)) and is called again. Who is
+/// told to stop meanwhile takes away what the start would leave behind, and ends by that signal.
+///
+/// # Errors
+/// Those of `open` and signalfd(2).
+pub fn open_patiently<T>(
+    path: &Path,
+    leftovers: &Leftovers,
+    open: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let is_fifo = || fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo());
+    loop {
+        match open(path) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) && is_fifo() => {}
+            opened => return opened,
+        }
+        let stops = listen_for(&stops())?;
+        // Interrupted, it only asks sooner.
+        let _ = poll(
+            &mut [PollFd::new(stops.as_fd(), PollFlags::POLLIN)],
+            ASK_AGAIN,
+        );
+        if let Some(stop) = heard(&stops)? {
+            leftovers.remove();
+            end_by(stop);
+        }
     }
-    let stops = stops();
-    // Where these fail, it only waits for longer.
-    let _ = stops.thread_unblock();
-    let opened = open(path);
-    let _ = stops.thread_block();
-    opened
+}
+
+fn listen_for(signals: &SigSet) -> nix::Result<SignalFd> {
+    SignalFd::with_flags(signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+fn heard(signals: &SignalFd) -> nix::Result<Option<Signal>> {
+    let Some(info) = signals.read_signal()? else {
+        return Ok(None);
+    };
+    let signal = i32::try_from(info.ssi_signo).unwrap_or_default();
+    Signal::try_from(signal).map(Some)
 }
 
 /// The signals that end us.
 fn stops() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGQUIT])
+}
+
+/// Those that end a start as well: what the caller's terminal sends reaches only the process that waits. Whoever ignores or
+/// holds them back means the start to go on; held back by us, even ignored ones would be heard.
+fn callers_stops(held: &SigSet) -> SigSet {
+    let theirs = [Signal::SIGINT, Signal::SIGHUP].into_iter();
+    let theirs = theirs.filter(|signal| !held.contains(*signal) && !is_ignored(*signal));
+    stops().iter().chain(theirs).collect()
 }
 
 /// The background process's word to the one that waits for it in the foreground.
@@ -106,18 +152,28 @@ impl Ready {
         self.pid
     }
 
+    /// Whether somebody waits still.
+    ///
+    /// # Errors
+    /// `EPIPE` if not: the waiting process was killed, or told to stop.
+    pub fn check(&self) -> io::Result<()> {
+        let mut waiting = [PollFd::new(self.waiting.as_fd(), PollFlags::empty())];
+        match poll(&mut waiting, PollTimeout::ZERO)? {
+            0 => Ok(()),
+            _ => Err(Errno::EPIPE.into()),
+        }
+    }
+
     /// Everything is set up: the waiting process may exit with success. Standard descriptors go to /dev/null, so that
     /// whoever reads them sees their end.
     ///
     /// # Errors
-    /// Those of dup2(2).
+    /// Those of dup2(2), and `EPIPE` as above: it does not exit by itself before it hears.
     pub fn tell(mut self) -> io::Result<()> {
         dup2_stdin(self.null.as_fd())?;
         dup2_stdout(self.null.as_fd())?;
         dup2_stderr(self.null.as_fd())?;
-        // Where nobody waits any more, nobody needs to know.
-        let _ = self.waiting.write_all(&[0]);
-        Ok(())
+        self.waiting.write_all(&[0])
     }
 }
 
@@ -126,14 +182,17 @@ impl Ready {
 /// does if it is told to stop, then or while signals were held back before, and ends by that signal.
 ///
 /// # Errors
-/// Those of open(2), socketpair(2), signalfd(2), fork(2), setsid(2) and chdir(2).
+/// Those of open(2), socketpair(2), sigprocmask(2), signalfd(2), fork(2), setsid(2) and chdir(2).
 pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
     let null = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/null")?;
     let (waiting, mut telling) = UnixStream::pair()?;
-    let stops = SignalFd::with_flags(&stops(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let held_before = SigSet::thread_get_mask()?;
+    let stops = callers_stops(&held_before);
+    stops.thread_block()?;
+    let stops = listen_for(&stops)?;
     match fork()? {
         Forked::Parent { child } => {
             drop(telling);
@@ -141,6 +200,7 @@ pub fn detach(leftovers: &Leftovers) -> io::Result<Ready> {
         }
         Forked::Child => {
             drop((waiting, stops));
+            held_before.thread_set_mask()?;
             setsid()?;
             chdir("/")?;
             let mut pid = [0; 4];
@@ -163,10 +223,12 @@ fn see_off(child: Pid, mut waiting: UnixStream, stops: &SignalFd, leftovers: &Le
         Ok(stop) => stop,
         Err(_) => None,
     };
-    if let Some(stop) = stop {
-        // It may be held up by anything, and serves nobody yet. Where a policy forbids that, it ends once it would serve.
-        let _ = kill(child, Signal::SIGKILL).or_else(|_| kill(child, stop));
+    if stop.is_some() {
+        // It may be held up by anything, and serves nobody yet. Where a policy forbids that, it ends once it would serve, as
+        // nobody waits.
+        let _ = kill(child, Signal::SIGKILL);
     }
+    drop(waiting);
     // Whoever waits for our end reads then why: it is not written yet.
     let _ = waitpid(child, None);
     leftovers.remove();
@@ -178,9 +240,8 @@ fn hear(waiting: &mut UnixStream, stops: &SignalFd) -> io::Result<Option<Signal>
     let mut sources =
         [stops.as_fd(), waiting.as_fd()].map(|source| PollFd::new(source, PollFlags::POLLIN));
     while poll(&mut sources, PollTimeout::NONE) == Err(Errno::EINTR) {}
-    if let Some(info) = stops.read_signal()? {
-        let signal = i32::try_from(info.ssi_signo).unwrap_or_default();
-        return Ok(Some(Signal::try_from(signal)?));
+    if let Some(stop) = heard(stops)? {
+        return Ok(Some(stop));
     }
     waiting.read_exact(&mut [0])?;
     Ok(None)
@@ -287,10 +348,13 @@ mod tests {
     #[test]
     fn a_pid_file_may_exist_and_is_rewritten_whole() {
         let path = std::env::temp_dir().join(format!("passt-pid-{}", process::id()));
-        PidFile::open(&path).unwrap();
+        PidFile::open(&path, &Leftovers::default()).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         fs::write(&path, "4294967295\nrubbish\n").unwrap();
-        PidFile::open(&path).unwrap().write(17).unwrap();
+        PidFile::open(&path, &Leftovers::default())
+            .unwrap()
+            .write(17)
+            .unwrap();
         let text = fs::read_to_string(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!((text.as_str(), mode & 0o777), ("17\n", 0o600));
@@ -299,7 +363,7 @@ mod tests {
     #[test]
     fn a_pid_file_that_cannot_be_opened_is_named_with_the_reason() {
         assert_eq!(
-            PidFile::open(Path::new("/nonexistent/pid")).unwrap_err(),
+            PidFile::open(Path::new("/nonexistent/pid"), &Leftovers::default()).unwrap_err(),
             "Couldn't open PID file /nonexistent/pid: No such file or directory"
         );
     }

@@ -234,9 +234,10 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
     for warning in opened.warnings {
         ::log::warn!("{warning}");
     }
-    let open = |path| background::open_patiently(path, PidFile::open);
+    let open = |path| PidFile::open(path, leftovers);
     let mut pid_file = config.pid_file.as_deref().map(open).transpose()?;
-    let capture = config.pcap.as_deref().and_then(open_capture);
+    let open = |path| open_capture(path, leftovers);
+    let capture = config.pcap.as_deref().and_then(open);
     background::leave_root(config.identity)?;
 
     let mut sandbox = Sandbox::new(config.require_sandbox);
@@ -258,6 +259,10 @@ fn build(config: &Config, opened: Opening, leftovers: &mut Leftovers) -> Result<
         failed("Couldn't write PID file", file.write(pid))?;
     }
     log.begin(pid);
+    if let Some(ready) = &ready {
+        // The last chance to take away what was made.
+        failed("Failed to go to the background", ready.check())?;
+    }
     sandbox.isolate_rest()?;
     failed(
         "Failed to start threads",
@@ -392,8 +397,8 @@ fn forward(config: &Config, descriptors: u64) -> Result<(Ports, Option<String>),
 }
 
 /// A capture that cannot be written is no reason not to serve.
-fn open_capture(path: &Path) -> Option<Capture> {
-    background::open_patiently(path, Capture::open)
+fn open_capture(path: &Path, leftovers: &Leftovers) -> Option<Capture> {
+    background::open_patiently(path, leftovers, Capture::open)
         .map_err(|error| {
             ::log::warn!(
                 "Couldn't open pcap file {}: {}",

@@ -5,21 +5,19 @@ use std::{
     io::{self, Write},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
-    poll::{PollFd, PollFlags, poll},
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::wire::pcap;
 
 /// Octets collected before they are written; also the largest record.
 const BUFFER: usize = 256 << 10;
 
-/// Milliseconds for which the end waits at a time for who reads, as long as they do.
-const PATIENCE: u16 = 500;
+/// How long the end waits for who reads at a time, and in all.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE_MOST: Duration = Duration::from_secs(2);
 
 /// A capture file. Records are buffered whole and written whole: the file can be read at any time, even if the disk is
 /// full or we are killed, and lacks at most the last records. A FIFO and the like gets what it takes at once, and whole
@@ -37,18 +35,15 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Creates the file for its owner alone, or empties one that exists. Waits until somebody reads, if it is a FIFO.
+    /// Creates the file for its owner alone, or empties one that exists. A FIFO that nobody reads is `ENXIO`.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
+            .custom_flags(libc::O_NONBLOCK)
             .open(path)?;
-        if !file.metadata()?.is_file() {
-            let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
-            fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        }
         let mut capture = Self {
             file: Some(file),
             buffer: Vec::with_capacity(BUFFER),
@@ -113,16 +108,15 @@ impl Capture {
         }
     }
 
-    /// Writes the rest to who reads it, however slowly.
+    /// Writes the rest to who reads it, slowly even, but not as slowly as they please.
     fn finish(&mut self) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE_MOST;
         self.flush()?;
-        // A FIFO that is writable takes PIPE_BUF octets at once (pipe(7)).
-        for _ in 0..=BUFFER / libc::PIPE_BUF {
-            let Some(file) = self.file.as_ref().filter(|_| !self.buffer.is_empty()) else {
-                break;
-            };
+        while let Some(file) = self.file.as_ref().filter(|_| !self.buffer.is_empty()) {
+            let left = end.saturating_duration_since(Instant::now());
+            let patience = PollTimeout::try_from(left.min(PATIENCE)).unwrap_or(PollTimeout::ZERO);
             let mut writable = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
-            if poll(&mut writable, PATIENCE)? == 0 {
+            if left.is_zero() || poll(&mut writable, patience)? == 0 {
                 break;
             }
             self.flush()?;
@@ -256,17 +250,19 @@ mod tests {
     fn who_reads_a_fifo_slowly_finds_all_when_the_capture_is_dropped() {
         let path = Scratch::new("fifo");
         mkfifo(&path.0, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-        let reader = thread::spawn({
-            let fifo = path.0.clone();
-            move || {
-                let (mut octets, mut fifo) = (Vec::new(), File::open(fifo).unwrap());
-                while (&mut fifo).take(4_096).read_to_end(&mut octets).unwrap() > 0 {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                octets.len()
-            }
-        });
+        assert!(Capture::open(&path.0).is_err());
+        // Open both ways, so that nobody waits for the other end.
+        let both = File::options().read(true).write(true).open(&path.0);
+        let mut fifo = File::open(&path.0).unwrap();
         let mut capture = Capture::open(&path.0).unwrap();
+        drop(both);
+        let reader = thread::spawn(move || {
+            let mut octets = Vec::new();
+            while (&mut fifo).take(4_096).read_to_end(&mut octets).unwrap() > 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            octets.len()
+        });
         for _ in 0..100 {
             capture.record(Duration::ZERO, &[&[7; 1_514]]).unwrap();
         }

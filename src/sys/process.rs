@@ -2,10 +2,12 @@
 
 use std::{
     fs, io,
+    mem::MaybeUninit,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
 };
 
-use libc::c_uint;
+use libc::{c_int, c_uint};
 use nix::{
     fcntl::{FcntlArg, fcntl},
     sys::signal::{self, SigHandler, Signal},
@@ -89,6 +91,16 @@ pub fn settle_signals() {
         // SAFETY: neither disposition runs any code of ours.
         let _ = unsafe { signal::signal(signal, handler) };
     }
+}
+
+/// Whether a caller has the signal ignored.
+pub fn is_ignored(signal: Signal) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only writes the old one, to memory of ours.
+    let asked = unsafe { libc::sigaction(signal as c_int, ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all zeros is a value of plain integers and an empty pointer, if the call wrote none.
+    let action = unsafe { action.assume_init() };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Takes over the inherited descriptor `fd`: moves it above the standard ones, closed on exec, and frees its old number

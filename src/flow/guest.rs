@@ -158,6 +158,13 @@ impl Guest {
         }
     }
 
+    /// Whether a MAC address that was new was heard since this address was, at another: it may be there by now.
+    pub fn may_have_moved(&self, addr: IpAddr) -> bool {
+        let (since, mac) = self.newest;
+        let place = self.place(addr);
+        place.is_some_and(|place| place.last <= since) && self.mac_at(addr) != mac
+    }
+
     fn find(&self, addr: IpAddr) -> Option<usize> {
         let mut places = self.heard.iter();
         places.position(|place| matches!(place, Some(place) if place.addr == addr))

@@ -43,14 +43,24 @@ impl Relay {
         own.into_iter().chain(now)
     }
 
-    /// The guest does not answer a flow, or would not: it may have another MAC address by now, and have said nothing since.
+    /// The guest does not answer a flow: it may have another MAC address by now, and have said nothing since.
     pub(super) fn doubt_guest(&mut self, id: Id, now: Now) {
-        let Some(key) = self.flows.key(id) else {
-            return;
-        };
+        if let Some(key) = self.flows.key(id) {
+            self.doubt(key.guest.addr, now);
+        }
+    }
+
+    /// Datagrams go to this address, and none of them misses an answer.
+    pub(super) fn doubt_moved(&mut self, addr: IpAddr) {
+        if self.guest.may_have_moved(addr) {
+            self.doubt(addr, self.turn);
+        }
+    }
+
+    fn doubt(&mut self, addr: IpAddr, now: Now) {
         let doubts = &mut self.waiting.doubts;
-        if doubts.len() < ASKED && !doubts.contains(&key.guest.addr) {
-            doubts.push(key.guest.addr);
+        if doubts.len() < ASKED && !doubts.contains(&addr) {
+            doubts.push(addr);
             self.waiting.ask.get_or_insert(now);
         }
     }

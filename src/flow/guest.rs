@@ -81,6 +81,13 @@ impl Guest {
         new
     }
 
+    /// Notes who has sent a frame that goes no further, if its sender is known.
+    pub fn saw_known(&mut self, mac: Mac, now: Now) {
+        if self.heard.iter().flatten().any(|place| place.mac == mac) {
+            self.saw_frame(mac, None, now);
+        }
+    }
+
     /// Notes the source of a frame; `true` if the MAC address is new.
     pub fn saw_mac(&mut self, mac: Mac) -> bool {
         self.is_not_gone(mac);

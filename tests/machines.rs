@@ -4,9 +4,16 @@
 mod guest;
 mod lab;
 
-use std::{io::Write, net::SocketAddr};
+use std::{
+    io::{Read, Write},
+    net::SocketAddr,
+};
 
-use guest::{Peer, Scene, Tcp, Udp, Wire, both, frame::GUEST_MAC, guest_addr, neighbour_of};
+use guest::{
+    Peer, Scene, Tcp, Udp, Wire, both,
+    frame::{GUEST_MAC, ethernet},
+    guest_addr, neighbour_of,
+};
 use lab::{
     servers::{accept, tcp_listener, udp_socket},
     world::{INTERNET4, INTERNET6},
@@ -72,6 +79,30 @@ fn a_datagram_goes_to_the_machine_that_has_its_address() {
             }
         }
     }
+}
+
+/// What it says goes no further (a VLAN of its own, VRRP), but it is there.
+#[test]
+fn a_machine_whose_frames_are_not_carried_is_heard() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let remote = SocketAddr::from((INTERNET4, 80));
+    let listener = tcp_listener(&scene.world.outside, remote);
+    let local = guest_addr(remote, 1000);
+    let [own, mut shared] = [local, neighbour_of(local)].map(|local| {
+        let peer = Peer::connect(&scene.wire, local, remote);
+        (peer, accept(&listener))
+    });
+    scene.wire.speak_as(OTHER_MAC);
+    shared.0.ack();
+    scene.wire.speak_as(GUEST_MAC);
+    scene
+        .wire
+        .send(&ethernet([1, 0, 0x5e, 0, 0, 18], 0x8100, &[0; 46]));
+    scene.wire.speak_as(OTHER_MAC);
+    shared.0.send_data(b"hello");
+    shared.1.read_exact(&mut [0; 5]).unwrap();
+    (&own.1).write_all(b"hello").unwrap();
+    assert_eq!(expect_data(&scene.wire, own.0.local), GUEST_MAC);
 }
 
 /// `ip link set address`: what is silent is where the rest of the guest is now.

@@ -60,7 +60,10 @@ impl Reactor {
         let now = self.now();
         // Flows there are already, of a guest that goes back to what it was, are not its any more; their ports may be.
         self.gather(now);
-        self.core.relay.guest_left();
+        // What waits for a guest that was never here waits for this one.
+        if self.core.relay.has_met_guest() {
+            self.core.relay.guest_left();
+        }
         self.core.relay.end_silence();
         self.core.register();
         // A guest without its flows is better than none.

@@ -35,6 +35,8 @@ pub struct Guest {
     alone: bool,
     /// A MAC address that is not heard any more, and the one that has come in its place.
     moved: Option<(Mac, Mac)>,
+    /// When the last MAC address that was new was first heard, and which.
+    newest: (Now, Mac),
     /// How often it said something new.
     news: u32,
 }
@@ -52,6 +54,7 @@ impl Guest {
             last: Now(0),
             alone: false,
             moved: None,
+            newest: (Now(0), Mac::BROADCAST),
             news: 0,
         }
     }
@@ -78,14 +81,24 @@ impl Guest {
         new
     }
 
+    /// Notes who has sent a frame that goes no further, if its sender is known.
+    pub fn saw_known(&mut self, mac: Mac, now: Now) {
+        if self.heard.iter().flatten().any(|place| place.mac == mac) {
+            self.saw_frame(mac, None, now);
+        }
+    }
+
     /// Notes the source of a frame; `true` if the MAC address is new.
     pub fn saw_mac(&mut self, mac: Mac) -> bool {
+        self.is_not_gone(mac);
         if mac == self.mac || mac.is_multicast() || mac == Mac::ZERO {
             return false;
         }
         let new = !self.heard.iter().flatten().any(|place| place.mac == mac);
         (self.mac, self.alone) = (mac, new);
-        self.moved = self.moved.filter(|&(gone, _)| gone != mac);
+        if new {
+            self.newest = (self.last, mac);
+        }
         self.news = self.news.wrapping_add(new.into());
         new
     }
@@ -94,7 +107,15 @@ impl Guest {
     /// was not known to be there.
     pub fn saw_addr(&mut self, addr: IpAddr) -> bool {
         let (mac, last) = (self.mac, self.last);
-        self.note(Place { addr, mac, last })
+        let before = self.place(addr).map(|_| self.mac_at(addr));
+        let new = self.note(Place { addr, mac, last });
+        if let Some(before) = before
+            && new
+            && self.alone
+        {
+            self.follow(before, mac);
+        }
+        new
     }
 
     fn note(&mut self, place: Place) -> bool {
@@ -114,16 +135,12 @@ impl Guest {
         }
         let new = before.is_none_or(|before| before != place.mac);
         self.news = self.news.wrapping_add(new.into());
-        if new && self.alone {
-            self.follow(before, place.mac);
-        }
         new
     }
 
     /// One of its addresses is at this MAC address, and was at another before. Has the guest changed it, then those that are
     /// silent are there too; once the old one is heard again, it is another machine's.
-    fn follow(&mut self, before: Option<Mac>, mac: Mac) {
-        let Some(before) = before else { return };
+    fn follow(&mut self, before: Mac, mac: Mac) {
         let Some((gone, next)) = self.moved.replace((before, mac)) else {
             return;
         };
@@ -131,6 +148,11 @@ impl Guest {
         for place in places.filter(|place| place.mac == gone) {
             place.mac = next;
         }
+    }
+
+    /// What has this MAC address was heard.
+    fn is_not_gone(&mut self, mac: Mac) {
+        self.moved = self.moved.filter(|&(gone, _)| gone != mac);
     }
 
     /// The MAC address that frames to this address of the guest's are for.
@@ -141,6 +163,13 @@ impl Guest {
             (Some(mac), Some((gone, next))) if mac == gone => next,
             (Some(mac), _) => mac,
         }
+    }
+
+    /// Whether a MAC address that was new was heard since this address was, at another: it may be there by now.
+    pub fn may_have_moved(&self, addr: IpAddr) -> bool {
+        let (since, mac) = self.newest;
+        let place = self.place(addr);
+        place.is_some_and(|place| place.last <= since) && self.mac_at(addr) != mac
     }
 
     fn find(&self, addr: IpAddr) -> Option<usize> {
@@ -157,15 +186,37 @@ impl Guest {
         self.news
     }
 
-    /// Learns what was seen elsewhere.
+    /// Learns what was seen elsewhere. That an address is at another machine there makes no machine another: what follows a
+    /// guest that has changed its MAC address is known there as well.
     pub fn hear_of(&mut self, other: &Self) {
-        self.saw_mac(other.mac);
+        let newest = self.newest;
+        let new = self.saw_mac(other.mac);
+        self.alone &= other.alone;
+        self.newest = newest.max(other.newest);
         for &place in other.heard.iter().flatten().rev() {
             let mac = other.mac_at(place.addr);
+            let now = self.mac_at(place.addr);
             let own = self.place(place.addr);
-            if own.is_none_or(|own| own.mac != mac && own.last < place.last) {
+            if own.is_none_or(|own| now != mac && own.last < place.last) {
                 self.note(Place { mac, ..place });
+                if place.last > newest.0 {
+                    self.is_not_gone(mac);
+                }
             }
+        }
+        if let Some((gone, next)) = other.moved
+            && new
+        {
+            self.follow(gone, next);
+        }
+    }
+
+    /// The same, by a client on the link that was heard here later.
+    pub fn hear_of_before(&mut self, other: &Self) {
+        let mac = self.mac;
+        self.hear_of(other);
+        if mac != Mac::BROADCAST && mac != self.mac {
+            (self.mac, self.alone) = (mac, false);
         }
     }
 
@@ -351,6 +402,52 @@ mod tests {
         guest.saw_frame(MACS[0], Some(addrs[2]), Now(9));
         let places = addrs.map(|addr| guest.mac_at(addr));
         assert_eq!(places, [MACS[0], MACS[1], MACS[0]]);
+    }
+
+    /// Each of two relays hears one of the machines, and of the other by what it is told.
+    #[test]
+    fn what_was_heard_elsewhere_makes_no_machine_another() {
+        let mut here = Guest::new(None, None);
+        let own = says(&mut here, MACS[0], 2);
+        let shared = says(&mut here, MACS[0], 3);
+        // The other has heard both machines when the second takes an address of the first.
+        let mut there = here;
+        says(&mut there, MACS[1], 4);
+        there.saw_frame(MACS[0], None, Now(8));
+        there.saw_frame(MACS[1], Some(shared), Now(9));
+        assert_eq!([own, shared].map(|addr| there.mac_at(addr)), MACS[..2]);
+        here.hear_of_before(&there);
+        assert_eq!([own, shared].map(|addr| here.mac_at(addr)), MACS[..2]);
+        // And the first takes it back.
+        here.saw_frame(MACS[0], Some(shared), Now(10));
+        let places = [own, shared, ip("10.0.2.4")].map(|addr| here.mac_at(addr));
+        assert_eq!(places, [MACS[0], MACS[0], MACS[1]]);
+    }
+
+    #[test]
+    fn a_machine_that_was_heard_elsewhere_again_has_what_it_had() {
+        let mut here = Guest::new(None, None);
+        let addrs = [2, 3, 4].map(|host| says(&mut here, MACS[0], host));
+        let mut there = here;
+        says(&mut here, MACS[1], 3);
+        assert_eq!(here.mac_at(addrs[0]), MACS[1]);
+        there.saw_frame(MACS[0], Some(addrs[0]), Now(8));
+        there.saw_frame(MACS[2], None, Now(9));
+        here.hear_of(&there);
+        let places = addrs.map(|addr| here.mac_at(addr));
+        assert_eq!(places, [MACS[0], MACS[1], MACS[0]]);
+    }
+
+    #[test]
+    fn what_is_silent_follows_a_guest_that_was_heard_elsewhere() {
+        let mut here = Guest::new(None, None);
+        let addrs = [2, 3, 4].map(|host| says(&mut here, MACS[0], host));
+        let mut there = here;
+        for (at, mac) in [(1, MACS[1]), (0, MACS[2])] {
+            says(&mut there, mac, 2 + at);
+            here.hear_of_before(&there);
+            assert_eq!(addrs.map(|addr| here.mac_at(addr)), [mac; 3]);
+        }
     }
 
     #[test]

@@ -45,12 +45,22 @@ impl Relay {
 
     /// The guest does not answer a flow: it may have another MAC address by now, and have said nothing since.
     pub(super) fn doubt_guest(&mut self, id: Id, now: Now) {
-        let Some(key) = self.flows.key(id) else {
-            return;
-        };
+        if let Some(key) = self.flows.key(id) {
+            self.doubt(key.guest.addr, now);
+        }
+    }
+
+    /// Datagrams go to this address, and none of them misses an answer.
+    pub(super) fn doubt_moved(&mut self, addr: IpAddr) {
+        if self.guest.may_have_moved(addr) {
+            self.doubt(addr, self.turn);
+        }
+    }
+
+    fn doubt(&mut self, addr: IpAddr, now: Now) {
         let doubts = &mut self.waiting.doubts;
-        if doubts.len() < ASKED && !doubts.contains(&key.guest.addr) {
-            doubts.push(key.guest.addr);
+        if doubts.len() < ASKED && !doubts.contains(&addr) {
+            doubts.push(addr);
             self.waiting.ask.get_or_insert(now);
         }
     }
@@ -135,7 +145,9 @@ impl Relay {
         let Some(key) = self.flows.key(waiter.id) else {
             return true;
         };
-        let Some(addr) = self.sought(waiter).find(|&addr| self.guest.is_at(addr)) else {
+        // Where the client on the host has the guest's address, that is not where it goes.
+        let mut sought = self.sought(waiter).filter(|&addr| addr != key.remote.addr);
+        let Some(addr) = sought.find(|&addr| self.guest.is_at(addr)) else {
             return false;
         };
         if addr == key.guest.addr {
@@ -275,6 +287,22 @@ mod tests {
         relay.guest.saw_addr(fixture::GUEST.into());
         relay.release_waiting(&mut outbox, Now(3));
         assert!(relay.waiting.flows.is_empty() && relay.waiting.of(many).is_none());
+    }
+
+    /// The client has that address on its side.
+    #[test]
+    fn a_flow_does_not_go_to_where_it_came_from() {
+        let (mut relay, [id, _]) = waiting();
+        let (mut outbox, _guest) = fixture::link();
+        relay.waiting.flows.clear();
+        relay.wait_for_guest(id, Some(fixture::REMOTE.into()), Now(0));
+        relay.guest.saw_mac(Mac([2, 0, 0, 0, 0, 1]));
+        relay.guest.saw_addr(fixture::REMOTE.into());
+        relay.release_waiting(&mut outbox, Now(1));
+        assert_eq!(relay.waiting.flows.len(), 1);
+        relay.guest.saw_addr(fixture::GUEST.into());
+        relay.release_waiting(&mut outbox, Now(2));
+        assert!(relay.waiting.flows.is_empty());
     }
 
     /// Its answer comes under another key than its peer came by, and is to find it.

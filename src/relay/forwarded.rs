@@ -432,6 +432,7 @@ impl Relay {
 
     /// Sends the guest a datagram whose payload is in `scratch`.
     fn udp_scratch(&mut self, key: &Key, marks: Marks, outbox: &mut Outbox) {
+        self.doubt_moved(key.guest.addr);
         let len = udp_to_guest::datagram(&mut self.message, key, &self.scratch);
         self.udp_packet(key, len, marks, outbox);
     }

@@ -163,7 +163,13 @@ impl Relay {
         now: Now,
     ) -> Option<Result<(), Why>> {
         match &classify(frame.head, frame.whole.len()) {
-            Err(why) => Some(Err(*why)),
+            Err(why) => {
+                if let Some(&[_, _, _, _, _, _, a, b, c, d, e, f, _, _]) = frame.head.first_chunk()
+                {
+                    self.guest.saw_known(Mac([a, b, c, d, e, f]), now);
+                }
+                Some(Err(*why))
+            }
             Ok(read) if self.share.is_none() => Some(self.frame(read, frame, inbox, outbox, now)),
             Ok(read) => self.place(read, frame, inbox, outbox, now),
         }

@@ -161,12 +161,8 @@ impl Relay {
     /// What another relay knows of the guest comes with what it hands on.
     fn learn_of_guest(&mut self, guest: &Guest) {
         self.met = true;
-        let mac = self.guest.mac;
-        self.guest.hear_of(guest);
         // What came by our own queue is newer.
-        if mac != Mac::BROADCAST {
-            self.guest.mac = mac;
-        }
+        self.guest.hear_of_before(guest);
     }
 
     /// Takes what other relays have handed over for as long as it fits at once; its frames are in the inbox, which is to be

@@ -51,6 +51,7 @@ impl Relay {
         if !self.deliver_held(id, outbox) {
             return;
         }
+        self.doubt_moved(key.guest.addr);
         let template = self.template(&key);
         let (mut octets, mut datagrams, mut calls, mut failures) = (0, 0, 0, 0);
         while octets < TURN && datagrams + calls < TURN_WORK {

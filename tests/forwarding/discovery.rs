@@ -184,6 +184,40 @@ fn a_guest_that_does_not_answer_is_asked_where_it_is() {
     }
 }
 
+/// The guest says something from an address that is new, and datagrams alone never miss an answer.
+#[test]
+fn a_guest_that_got_another_mac_address_is_asked_where_a_silent_address_is() {
+    let mac = [0x52, 0x54, 0x00, 0x12, 0x34, 0x57];
+    for (to, from) in both(POD4, POD6, 5000)
+        .into_iter()
+        .zip(both(INTERNET4, INTERNET6, 0))
+    {
+        let Some(scene) = Scene::new(&["-u", "5000"]) else {
+            return;
+        };
+        let client = udp_socket(&scene.world.outside, from);
+        scene.wire.speak_as(GUEST_MAC);
+        announce(&scene.wire);
+        scene.wire.speak_as(mac);
+        let all_routers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+        let own = "fe80::5054:ff:fe12:3457".parse().unwrap();
+        let ask = Icmp::new(own, all_routers.into(), 133, 0, &[]).frame();
+        scene.wire.ask("router advertisement", &ask, |frame| {
+            Icmp::of_frame(frame).filter(|icmp| icmp.kind == 134)
+        });
+        client.send_to(b"lost", to).unwrap();
+        answer_question(&scene.wire, to.ip());
+        scene.wire.ask("router advertisement", &ask, |frame| {
+            Icmp::of_frame(frame).filter(|icmp| icmp.kind == 134)
+        });
+        client.send_to(b"found", to).unwrap();
+        scene.wire.expect("datagram", |frame| {
+            let udp = Udp::of_frame(frame)?;
+            (heard_at(mac, frame) && udp.payload == b"found").then_some(())
+        });
+    }
+}
+
 /// A guest that only autoconfigured shows its address by asking whether anybody else has it.
 #[test]
 fn an_address_the_guest_chose_itself_is_found() {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use smoltcp::{iface::SocketHandle, socket::tcp};
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     guest::{Guest, assert_pattern, pattern},
@@ -175,6 +176,30 @@ fn streams_that_run_go_on() {
         all.iter()
             .all(|one| one.up.sent > PIECE && one.down.sent > PIECE)
     );
+}
+
+/// Its peer may be there before the front-end is.
+#[test]
+fn a_connection_that_waits_for_the_guest_gets_it_when_it_arrives() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    // The guest has to be known before.
+    let listener = &scene.listeners()[0];
+    let _ = scene.connect(listener);
+    scene.nodes.target.ip("addr add 192.0.2.9/24 dev eth0");
+    let theirs = scene.nodes.target.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let [own, to] = [([192, 0, 2, 9], 0), ([192, 0, 2, 8], 8080)].map(SocketAddr::from);
+        socket.bind(&own.into()).unwrap();
+        socket.connect(&to.into()).unwrap();
+        TcpStream::from(socket)
+    });
+    limit(&theirs);
+    let handle = scene.guest.listen(8080);
+    scene.hand_over();
+    scene.guest.accept(handle);
+    exchange(&mut scene.guest, handle, &theirs);
 }
 
 #[test]

@@ -66,7 +66,7 @@ use terms::Clock;
 /// Repetitions of SYN,ACK before the guest is given up; Linux's `tcp_synack_retries`.
 const SYN_ACK_RETRIES: u8 = 5;
 
-/// Retransmissions of the same octets after which the guest may be elsewhere (R1 of RFC 9293, section 3.8.3).
+/// Retransmissions of the same octets from which on the guest may be elsewhere (R1 of RFC 9293, section 3.8.3).
 const DOUBTFUL: u8 = 3;
 
 /// Silence after which timestamps say nothing any more (RFC 7323, section 5.5).
@@ -140,7 +140,7 @@ impl Conn {
                 ..Todo::default()
             },
             Timeout::Retransmit => Todo {
-                doubt: self.send.retries() == DOUBTFUL,
+                doubt: self.send.retries() >= DOUBTFUL,
                 seek: true,
                 pull: true,
                 ..Todo::default()

@@ -529,6 +529,7 @@ fn a_silent_guest_is_given_up_after_fifteen_retries() {
         }
         conn.sent(100, at);
         retries += 1;
+        assert_eq!(todo.doubt, retries >= DOUBTFUL, "of {retries}");
     };
     assert_eq!((retries, rst.flags), (15, Flags::RST | Flags::ACK));
 }

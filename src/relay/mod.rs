@@ -94,7 +94,7 @@ use crate::{
     sys::reason,
     wire::{
         self,
-        frame::{Body, classify},
+        frame::{Body, classify, sender},
     },
 };
 
@@ -164,9 +164,8 @@ impl Relay {
     ) -> Option<Result<(), Why>> {
         match &classify(frame.head, frame.whole.len()) {
             Err(why) => {
-                if let Some(&[_, _, _, _, _, _, a, b, c, d, e, f, _, _]) = frame.head.first_chunk()
-                {
-                    self.guest.saw_known(Mac([a, b, c, d, e, f]), now);
+                if let Some(mac) = sender(frame.head) {
+                    self.guest.saw_known(mac, now);
                 }
                 Some(Err(*why))
             }

@@ -146,6 +146,12 @@ impl Ip {
     }
 }
 
+/// Who has sent a frame that starts like this. `None` if it is too short for one.
+pub fn sender(head: &[u8]) -> Option<Mac> {
+    let &[_, _, _, _, _, _, a, b, c, d, e, f, _, _]: &[u8; ETHERNET_LEN] = head.first_chunk()?;
+    Some(Mac([a, b, c, d, e, f]))
+}
+
 /// Reads a frame of `len` octets, of which `head` holds the first ones: all headers at least, and all of an ICMP message.
 ///
 /// TCP and UDP checksums are not verified: a guest with offloads leaves them partial.
@@ -154,8 +160,8 @@ impl Ip {
 /// Why the frame goes no further.
 pub fn classify(head: &[u8], len: usize) -> Result<Classified, Why> {
     let ethernet: &[u8; ETHERNET_LEN] = head.first_chunk().ok_or(Why::Truncated)?;
-    let &[_, _, _, _, _, _, a, b, c, d, e, f, high, low] = ethernet;
-    let mac = Mac([a, b, c, d, e, f]);
+    let mac = sender(head).ok_or(Why::Truncated)?;
+    let &[.., high, low] = ethernet;
     let body = match u16::from_be_bytes([high, low]) {
         ETHERTYPE_ARP => Body::Arp,
         ETHERTYPE_IPV4 => ipv4(head, len)?,

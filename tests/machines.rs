@@ -11,16 +11,13 @@ use std::{
 
 use guest::{
     Peer, Scene, Tcp, Udp, Wire, both,
-    frame::{GUEST_MAC, ethernet},
+    frame::{GUEST_MAC, OTHER_MAC, ethernet},
     guest_addr, neighbour_of,
 };
 use lab::{
     servers::{accept, tcp_listener, udp_socket},
     world::{INTERNET4, INTERNET6},
 };
-
-/// Of the machine beside the first, and of the first when it has another.
-const OTHER_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x57];
 
 /// Where the next segment with payload for this address goes.
 fn expect_data(wire: &Wire, to: SocketAddr) -> [u8; 6] {

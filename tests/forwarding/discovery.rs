@@ -9,7 +9,7 @@ use std::{
 use crate::{
     guest::{
         Guest, Icmp, Peer, Scene, Tcp, Udp, Wire, both,
-        frame::{ETHERTYPE_ARP, GUEST_MAC, SYN, ethernet, of_type},
+        frame::{ETHERTYPE_ARP, GUEST_MAC, OTHER_MAC, SYN, ethernet, of_type},
         neighbour_of,
     },
     lab::{
@@ -159,26 +159,36 @@ fn a_guest_that_does_not_answer_is_asked_where_it_is() {
     let Some(scene) = Scene::new(&["-t", "80"]) else {
         return;
     };
-    let mac = [0x52, 0x54, 0x00, 0x12, 0x34, 0x57];
     for addr in both(POD4, POD6, 80) {
         scene.wire.speak_as(GUEST_MAC);
         announce(&scene.wire);
-        scene.wire.speak_as(mac);
-        let mut client = connect(&scene.world.outside, addr);
+        scene.wire.speak_as(OTHER_MAC);
+        let _client = connect(&scene.world.outside, addr);
         answer_question(&scene.wire, addr.ip());
         let syn = scene.wire.expect("SYN", |frame| {
-            Tcp::of_frame(frame).filter(|s| s.has(SYN) && heard_at(mac, frame))
+            Tcp::of_frame(frame).filter(|s| s.has(SYN) && heard_at(OTHER_MAC, frame))
         });
-        let mut peer = Peer::answer(&scene.wire, &syn);
-        // And again, while a connection is idle.
+        Peer::answer(&scene.wire, &syn).rst();
+    }
+}
+
+/// The same, while a connection is idle.
+#[test]
+fn a_guest_that_does_not_acknowledge_is_asked_where_it_is() {
+    let Some(scene) = Scene::new(&["-t", "80"]) else {
+        return;
+    };
+    for addr in both(POD4, POD6, 80) {
         scene.wire.speak_as(GUEST_MAC);
         announce(&scene.wire);
+        let mut client = connect(&scene.world.outside, addr);
+        let mut peer = Peer::accept(&scene.wire, 80);
         client.write_all(b"hello").unwrap();
-        scene.wire.speak_as(mac);
+        scene.wire.speak_as(OTHER_MAC);
         answer_question(&scene.wire, addr.ip());
         scene.wire.expect("data", |frame| {
             let segment = Tcp::of_frame(frame)?;
-            (heard_at(mac, frame) && segment.payload == b"hello").then_some(())
+            (heard_at(OTHER_MAC, frame) && segment.payload == b"hello").then_some(())
         });
         peer.rst();
     }
@@ -187,7 +197,6 @@ fn a_guest_that_does_not_answer_is_asked_where_it_is() {
 /// The guest says something from an address that is new, and datagrams alone never miss an answer.
 #[test]
 fn a_guest_that_got_another_mac_address_is_asked_where_a_silent_address_is() {
-    let mac = [0x52, 0x54, 0x00, 0x12, 0x34, 0x57];
     for (to, from) in both(POD4, POD6, 5000)
         .into_iter()
         .zip(both(INTERNET4, INTERNET6, 0))
@@ -198,7 +207,7 @@ fn a_guest_that_got_another_mac_address_is_asked_where_a_silent_address_is() {
         let client = udp_socket(&scene.world.outside, from);
         scene.wire.speak_as(GUEST_MAC);
         announce(&scene.wire);
-        scene.wire.speak_as(mac);
+        scene.wire.speak_as(OTHER_MAC);
         let all_routers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
         let own = "fe80::5054:ff:fe12:3457".parse().unwrap();
         let ask = Icmp::new(own, all_routers.into(), 133, 0, &[]).frame();
@@ -213,7 +222,7 @@ fn a_guest_that_got_another_mac_address_is_asked_where_a_silent_address_is() {
         client.send_to(b"found", to).unwrap();
         scene.wire.expect("datagram", |frame| {
             let udp = Udp::of_frame(frame)?;
-            (heard_at(mac, frame) && udp.payload == b"found").then_some(())
+            (heard_at(OTHER_MAC, frame) && udp.payload == b"found").then_some(())
         });
     }
 }

@@ -7,6 +7,9 @@ use smoltcp::wire::checksum;
 /// The guest's address on the link.
 pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
+/// Of the machine beside it, or of the guest once it has another.
+pub const OTHER_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x57];
+
 /// The translator's, unless told otherwise.
 pub const OUR_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
 

@@ -18,7 +18,7 @@ use guest::{
     dhcp::{Dhcp, REQUEST},
     guest_addr, pattern,
 };
-use lab::{LONG, Setup, World, servers::UdpEcho, wait_until, world::INTERNET4};
+use lab::{LONG, Setup, Translator, World, servers::UdpEcho, wait_until, world::INTERNET4};
 use nix::{
     sys::{signal::Signal, stat::Mode},
     unistd::mkfifo,
@@ -103,16 +103,22 @@ fn a_capture_holds_both_directions_and_tcpdump_reads_it() {
     }
 }
 
+/// A translator that captures to a FIFO, its link, and the FIFO.
+fn capturing(world: &World) -> (Translator, Wire, File) {
+    let setup = Setup::new(&[]);
+    let path = setup.dir().join("fifo");
+    let fifo = fifo(&path);
+    let setup = setup.arg("--pcap").arg(path.to_str().unwrap());
+    let translator = setup.start(&world.pod);
+    let wire = Wire::new(translator.connect());
+    (translator, wire, fifo)
+}
+
 /// A FIFO has room for 64 KiB, and the capture for 256 KiB more.
 #[test]
 fn a_reader_that_stops_holds_nobody_up_and_finds_whole_frames_later() {
     let Some(world) = World::pod() else { return };
-    let setup = Setup::new(&[]);
-    let path = setup.dir().join("fifo");
-    let mut fifo = fifo(&path);
-    let setup = setup.arg("--pcap").arg(path.to_str().unwrap());
-    let mut translator = setup.start(&world.pod);
-    let wire = Wire::new(translator.connect());
+    let (mut translator, wire, mut fifo) = capturing(&world);
     let ask = || {
         wire.send(&Dhcp::new(REQUEST).frame());
         wire.expect("DHCP message", |frame| {
@@ -144,12 +150,7 @@ fn a_reader_that_stops_holds_nobody_up_and_finds_whole_frames_later() {
 #[test]
 fn a_reader_that_stops_for_good_does_not_keep_it_from_its_end() {
     let Some(world) = World::pod() else { return };
-    let setup = Setup::new(&[]);
-    let path = setup.dir().join("fifo");
-    let _fifo = fifo(&path);
-    let setup = setup.arg("--pcap").arg(path.to_str().unwrap());
-    let mut translator = setup.start(&world.pod);
-    let wire = Wire::new(translator.connect());
+    let (mut translator, wire, _fifo) = capturing(&world);
     for _ in 0..150 {
         wire.send(&[3; 1_400]);
     }
@@ -162,12 +163,7 @@ fn a_reader_that_stops_for_good_does_not_keep_it_from_its_end() {
 #[test]
 fn a_reader_that_is_too_slow_does_not_keep_it_from_its_end() {
     let Some(world) = World::pod() else { return };
-    let setup = Setup::new(&[]);
-    let path = setup.dir().join("fifo");
-    let mut fifo = fifo(&path);
-    let setup = setup.arg("--pcap").arg(path.to_str().unwrap());
-    let mut translator = setup.start(&world.pod);
-    let wire = Wire::new(translator.connect());
+    let (mut translator, wire, mut fifo) = capturing(&world);
     for _ in 0..200 {
         wire.send(&[3; 1_400]);
     }

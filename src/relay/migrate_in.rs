@@ -131,10 +131,7 @@ impl Relay {
     /// to open it anew.
     fn asks_elsewhere(&self, udp: &Udp) -> bool {
         let target = flow::outbound(&self.net, Protocol::Udp, udp.key.remote);
-        target.is_ok_and(|target| {
-            let there = (target.addr.addr, target.addr.port);
-            target.dns && there != (udp.peer.ip(), udp.peer.port())
-        })
+        target.is_ok_and(|target| target.dns && target.addr != udp.peer.into())
     }
 
     fn settle_udp(&mut self, udp: &Udp, now: Now) {

@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -100,6 +100,15 @@ fn a_connection_waits_for_a_guest_that_is_not_there_yet() {
     assert_eq!(guest.accept(server), client.local_addr().unwrap());
 }
 
+/// A client that sends the datagrams 0 to 4.
+fn client_of_five(scene: &Scene, from: SocketAddr, to: SocketAddr) -> UdpSocket {
+    let client = udp_socket(&scene.world.outside, from);
+    for n in 0..5 {
+        client.send_to(&[n], to).unwrap();
+    }
+    client
+}
+
 /// Regressions U32 and U26: nothing of a silent guest's first datagrams is lost or comes out of order; bugs.passt.top 16.
 #[test]
 fn datagrams_for_a_silent_guest_wait_until_it_is_found() {
@@ -110,10 +119,7 @@ fn datagrams_for_a_silent_guest_wait_until_it_is_found() {
         .into_iter()
         .zip(both(INTERNET4, INTERNET6, 0))
     {
-        let client = udp_socket(&scene.world.outside, from);
-        for n in 0..5 {
-            client.send_to(&[n], to).unwrap();
-        }
+        let client = client_of_five(&scene, from, to);
         answer_question(&scene.wire, to.ip());
         for n in 0..5 {
             let datagram = scene.wire.expect("datagram", Udp::of_frame);
@@ -273,10 +279,7 @@ fn datagrams_go_where_the_guest_turns_up_and_in_order() {
         .into_iter()
         .zip(both(INTERNET4, INTERNET6, 0))
     {
-        let client = udp_socket(&scene.world.outside, from);
-        for n in 0..5 {
-            client.send_to(&[n], to).unwrap();
-        }
+        let client = client_of_five(&scene, from, to);
         await_question(&scene.wire, to.ip());
         let found = SocketAddr::new(neighbour_of(to).ip(), 53);
         scene.wire.send(&notice(found.ip()));

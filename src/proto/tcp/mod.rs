@@ -7,9 +7,9 @@
 //! What a connection has to remember while its streams have gaps is a [`Disorder`], which it is lent for as long. How far it
 //! has come is its [`Phase`].
 //!
-//! Always true: the edge of a window that was promised never moves left, but where no room is left for what came; what is acknowledged was taken by the host's socket
-//! or lies in the spill pool; what the guest has not acknowledged is still in the host's socket; a FIN goes on only behind
-//! every octet before it.
+//! Always true: the edge of a window that was promised never moves left, but where no room is left for what came; what is
+//! acknowledged was taken by the host's socket or lies in the spill pool; what the guest has not acknowledged is still in the
+//! host's socket; a FIN goes on only behind every octet before it.
 #![doc = include_str!("rfc.md")]
 
 mod syn;

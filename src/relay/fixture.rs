@@ -15,7 +15,7 @@ use crate::{
     flow::{Id, Key},
     host::socket::Features,
     link::{Flushed, Outbox},
-    net::{Endpoint, Now, Protocol, Seq},
+    net::{Endpoint, Now, Protocol, Seq, Span},
     proto::tcp::{Conn, Origin, SynRetries},
     service::fixture,
     wire::{
@@ -95,16 +95,26 @@ pub(super) fn ended_connection(relay: &mut Relay, now: Now) -> (Id, TcpStream) {
 
 /// A connection that the guest has just accepted, and its other end.
 pub(super) fn connection(relay: &mut Relay, now: Now) -> (Id, TcpStream) {
+    connection_from(relay, 80, Span::ZERO, now)
+}
+
+/// The same, at this port of the guest, with an end that answers after so long.
+pub(super) fn connection_from(
+    relay: &mut Relay,
+    port: u16,
+    trip: Span,
+    now: Now,
+) -> (Id, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (ours, _) = listener.accept().unwrap();
     ours.set_nonblocking(true).unwrap();
-    let key = key(Protocol::Tcp, 80);
+    let key = key(Protocol::Tcp, port);
     let origin = Origin { iss: ISS, clock: 0 };
     let mut conn = Conn::toward_guest(origin, 1460, SynRetries::default(), now);
     let mut syn_ack = segment(IRS, ISS + 1, Flags::SYN | Flags::ACK);
     syn_ack.options.mss = Some(1460);
-    assert!(conn.segment(&syn_ack, None, now).open);
+    assert!(conn.segment(&syn_ack, None, now + trip).open);
     let flow = TcpFlow::new(ours.into(), conn, Syn::default(), false);
     let id = relay.insert(key, Flow::Tcp(flow)).unwrap();
     (id, theirs)

@@ -5,6 +5,8 @@ mod request;
 
 mod limit;
 
+mod company;
+
 mod kinds;
 
 mod group_state;

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     backlog::Backlog,
+    company::Company,
     flow::{Burst, Flow, UdpFlow},
     group_state::Groups,
     limit::{OncePerMinute, RateLimit},
@@ -122,6 +123,7 @@ pub struct Relay {
     pub(super) fragment_ids: Arc<AtomicU32>,
     /// The flow found last: frames of one flow come in rows.
     pub(super) last: Option<(Key, Id)>,
+    pub(super) company: Company,
     /// Flows that had something for the guest when the link was full, first come first.
     pub(super) starved: VecDeque<Id>,
     /// Connections whose acknowledgements wait for an answer, and since when, the earliest first.
@@ -213,6 +215,7 @@ impl Relay {
             backlog: Backlog::new(),
             fragment_ids: Arc::new(AtomicU32::new(RandomState::new().hash_one(()) as u32)),
             last: None,
+            company: Company::default(),
             starved: VecDeque::with_capacity(longest_line(limits.flows)),
             postponed: VecDeque::with_capacity(limits.flows),
             ports: Ports::default(),

@@ -37,7 +37,9 @@ impl Relay {
             return Some(*id);
         }
         let id = self.flows.find(key)?;
-        self.last = Some((*key, id));
+        if self.last.replace((*key, id)).is_some() {
+            self.company.joined(self.turn);
+        }
         Some(id)
     }
 

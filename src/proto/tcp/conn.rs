@@ -148,6 +148,11 @@ impl Conn {
         self.send.ends_at(self.send.una - 1)
     }
 
+    /// Whether the other end is somewhere behind the guest.
+    pub fn is_far(&self) -> bool {
+        self.send.rtt().is_far()
+    }
+
     /// The least window, in octets, that the largest segment of the guest fits in.
     pub fn largest_segment(&self) -> u32 {
         self.receive.segment()

@@ -49,6 +49,11 @@ impl Rtt {
         self.smoothed < NEAR
     }
 
+    /// Whether it was never near: somebody behind the guest answers, or a slow guest. A long queue on the wire passes.
+    pub const fn is_far(&self) -> bool {
+        self.least >= NEAR
+    }
+
     /// The shortest measured.
     pub const fn least(&self) -> Span {
         Span(self.least as u64)

@@ -537,7 +537,7 @@ impl Sender {
         }
     }
 
-    #[cfg(test)]
+    /// Round trips to the guest.
     pub const fn rtt(&self) -> Rtt {
         self.rtt
     }

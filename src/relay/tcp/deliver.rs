@@ -245,6 +245,7 @@ impl Relay {
     /// Sends a bare acknowledgement with the window of the moment.
     pub(in super::super) fn acknowledge(&mut self, id: Id, outbox: &mut Outbox, now: Now) {
         let waits = !outbox.has_room();
+        let most = self.company.window(self.turn);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
@@ -257,7 +258,7 @@ impl Relay {
         if waits {
             return self.starve(id);
         }
-        let free = window_space(flow, id, &mut self.pool, &mut self.requests);
+        let free = window_space(flow, id, most, &mut self.pool, &mut self.requests);
         let disorder = flow
             .state
             .disorder
@@ -291,24 +292,37 @@ impl Relay {
         }
     }
 
-    /// The octets a flow's socket can take from the guest.
+    /// The octets a flow may send.
     pub(in super::super) fn space(&mut self, id: Id) -> u32 {
+        let most = self.company.window(self.turn);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return 0;
         };
-        window_space(flow, id, &mut self.pool, &mut self.requests)
+        window_space(flow, id, most, &mut self.pool, &mut self.requests)
+    }
+}
+
+/// The octets a flow may send: what its socket can take, and `most` at most, as they queue in the guest.
+pub(in super::super) fn window_space(
+    flow: &mut TcpFlow,
+    id: Id,
+    most: u32,
+    pool: &mut Pool,
+    requests: &mut Vec<Request>,
+) -> u32 {
+    let space = socket_space(flow, id, pool, requests);
+    // From somewhere behind the guest they are on the way, which is long.
+    if flow.conn.is_far() {
+        space
+    } else {
+        space.min(most)
     }
 }
 
 /// The octets a flow's socket can take. Where little is free, asks to be told when that changes: only then does the kernel
 /// tell, and only then does its buffer grow. Where it would not tell though less than a segment fits, the pool covers the
 /// rest of one: a guest that waits to send a whole segment must not wait for its timer.
-pub(in super::super) fn window_space(
-    flow: &mut TcpFlow,
-    id: Id,
-    pool: &mut Pool,
-    requests: &mut Vec<Request>,
-) -> u32 {
+fn socket_space(flow: &mut TcpFlow, id: Id, pool: &mut Pool, requests: &mut Vec<Request>) -> u32 {
     if let Some(space) = flow.space {
         return space.octets();
     }

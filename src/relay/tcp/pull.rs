@@ -242,7 +242,8 @@ impl Relay {
             flow.state.readable = false;
         }
         self.budget = self.budget.saturating_sub(octets);
-        let free = window_space(flow, id, &mut self.pool, &mut self.requests);
+        let most = self.company.window(self.turn);
+        let free = window_space(flow, id, most, &mut self.pool, &mut self.requests);
         let conn = &mut flow.conn;
         outbox.commit(room, octets, cut, |part, headers| {
             let flags = if part.last { Flags::PSH } else { Flags::NONE };
@@ -282,7 +283,8 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return false;
         };
-        let free = window_space(flow, id, &mut self.pool, &mut self.requests);
+        let most = self.company.window(self.turn);
+        let free = window_space(flow, id, most, &mut self.pool, &mut self.requests);
         let fields = flow.conn.data(seq, Flags::FIN, free, now);
         let said = self.say(id, fields, outbox);
         if !said {

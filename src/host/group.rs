@@ -9,7 +9,7 @@ use std::{
 
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::socket::{Peer, bind};
+use super::ends::{Peer, bind};
 use crate::{config::Outbound, sys::sockopt};
 
 /// Opens a socket that sends to groups and broadcast addresses, from `port` where that can be shared. It is not connected, so

@@ -15,10 +15,7 @@ use nix::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{
-    group::keep_to_members,
-    socket::{is_of_port, prepare_tcp},
-};
+use super::{ends::is_of_port, group::keep_to_members, socket::prepare_tcp};
 use crate::{
     config::Rule,
     net::Protocol,

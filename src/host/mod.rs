@@ -1,5 +1,7 @@
 //! Host side: sockets, and what the host's network is.
 
+pub mod ends;
+
 pub mod socket;
 
 pub mod moving;

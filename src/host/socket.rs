@@ -7,12 +7,10 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
-};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
+use super::ends::{Peer, bind, bind_address, bind_interface, is_local, no_way_out};
 use crate::{
     config::Outbound,
     net::{Endpoint, Span},
@@ -92,24 +90,6 @@ impl Default for Manner {
     }
 }
 
-/// Where a flow's socket is to be connected, and over which link if the address alone does not tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
-    pub endpoint: Endpoint,
-    /// Interface index for link-local IPv6 addresses, else 0.
-    pub scope: u32,
-}
-
-impl Peer {
-    pub(super) fn address(self) -> SocketAddr {
-        let Endpoint { addr, port } = self.endpoint;
-        match addr {
-            IpAddr::V4(_) => SocketAddr::new(addr, port),
-            IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, port, 0, self.scope)),
-        }
-    }
-}
-
 /// Opens a TCP socket and begins to connect it. The flag tells whether it is connected already. Errors that pass will end it
 /// until [`ignore_passing_errors`] says otherwise.
 ///
@@ -128,7 +108,7 @@ pub fn tcp(peer: Peer, outbound: &Outbound, manner: Manner) -> io::Result<(Owned
         // Until it is connected: afterwards every error would end it, those that pass too (ip(7)).
         sockopt::set_receive_errors(socket.as_fd(), v6, true)?;
     }
-    bind(&socket, peer, outbound, 0)?;
+    bind_address(&socket, peer, outbound)?;
     let address = SockAddr::from(peer.address());
     let connected = match socket.connect(&address) {
         // Who talks to oneself has the answer by now.
@@ -146,11 +126,6 @@ pub fn tcp(peer: Peer, outbound: &Outbound, manner: Manner) -> io::Result<(Owned
             _ => Err(error),
         },
     }
-}
-
-/// Whether a peer is reached without any network.
-fn is_local(peer: Peer) -> bool {
-    peer.endpoint.addr.is_loopback()
 }
 
 /// Takes the next connection that waits at a listening socket, which [`prepare_tcp`] has seen, with its peer.
@@ -476,57 +451,6 @@ pub fn may_echo() -> bool {
 fn open(peer: Peer, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let domain = Domain::for_address(peer.address());
     Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))
-}
-
-/// Binds as `--outbound` and `--outbound-if4`, `-if6` say, and to `port` unless that is 0.
-pub(super) fn bind(socket: &Socket, peer: Peer, outbound: &Outbound, port: u16) -> io::Result<()> {
-    bind_interface(socket, peer, outbound)?;
-    let (addr, any) = match peer.endpoint.addr {
-        IpAddr::V4(_) => (
-            outbound.addr4.map(IpAddr::V4),
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        ),
-        IpAddr::V6(_) => (
-            outbound.addr6.map(IpAddr::V6),
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        ),
-    };
-    let addr = addr.filter(|_| !is_local(peer));
-    if addr.is_some() || port != 0 {
-        let local = SocketAddr::new(addr.unwrap_or(any), port);
-        socket.bind(&SockAddr::from(local)).map_err(no_way_out)?;
-    }
-    Ok(())
-}
-
-/// The host has no such interface or address now: nothing is short, the network is out of reach.
-fn no_way_out(error: io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(libc::ENODEV | libc::EADDRNOTAVAIL) => Errno::ENETUNREACH.into(),
-        _ => error,
-    }
-}
-
-/// Whether a failure is about one port, where others may be had all the same.
-pub fn is_of_port(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EADDRINUSE | libc::EACCES | libc::EPERM)
-    )
-}
-
-/// What is mapped to the host itself is reached over no other interface than its own.
-fn bind_interface(socket: &Socket, peer: Peer, outbound: &Outbound) -> io::Result<()> {
-    let interface = match peer.endpoint.addr {
-        IpAddr::V4(_) => &outbound.interface4,
-        IpAddr::V6(_) => &outbound.interface6,
-    };
-    match interface {
-        Some(name) if !is_local(peer) => socket
-            .bind_device(Some(name.as_bytes()))
-            .map_err(no_way_out),
-        _ => Ok(()),
-    }
 }
 
 /// The address that the routes have this peer's packets leave from; its port means nothing.

@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     flow::{self, Id, Key},
-    host::socket::{self, Manner, Peer},
+    host::{
+        ends::Peer,
+        socket::{self, Manner},
+    },
     link::{Inbox, Outbox, Slot},
     net::{
         Endpoint, Now, Protocol, Why,

@@ -20,8 +20,9 @@ use super::{
 use crate::{
     flow::{self, Id, Key},
     host::{
+        ends::{self, Peer},
         group,
-        socket::{self, Manner, Peer},
+        socket::{self, Manner},
     },
     link::{Inbox, Outbox},
     net::{Endpoint, Mac, Now, Protocol, Span, Why, number::UDP},
@@ -177,7 +178,7 @@ impl Relay {
                 // Where there is no such interface now there may be one later.
                 Err(error) => {
                     log::debug!("cannot hear {}: {error}", peer.endpoint);
-                    unreachable = Some(group).filter(|_| !socket::is_of_port(&error));
+                    unreachable = Some(group).filter(|_| !ends::is_of_port(&error));
                 }
             }
         }

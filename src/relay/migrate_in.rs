@@ -12,11 +12,7 @@ use super::{
 use crate::{
     config::{LEAST_MTU4, LEAST_MTU6},
     flow::{self, Chain, Key},
-    host::{
-        moving,
-        repair::Helper,
-        socket::{self, Peer},
-    },
+    host::{ends::Peer, moving, repair::Helper, socket},
     link::Outbox,
     net::{Now, Protocol},
     proto::{

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     flow::{self, Id, Key},
-    host::socket::{self, Peer},
+    host::{ends::Peer, socket},
     link::Outbox,
     net::{Endpoint, Now, Protocol, Why},
     sys::errqueue,

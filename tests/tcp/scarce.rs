@@ -19,7 +19,7 @@ use crate::{
     lab::{
         World,
         servers::TcpServer,
-        world::{BLACKHOLE4, BLACKHOLE6, INTERNET4, INTERNET6},
+        world::{BLACKHOLE4, BLACKHOLE6, INTERNET4, INTERNET6, POD4, POD6},
     },
 };
 
@@ -102,4 +102,32 @@ fn want_of_ports_is_a_reset_and_one_warning() {
         .matches("Cannot open more sockets")
         .count();
     assert_eq!(said, 1, "{}", scene.translator.log());
+}
+
+/// As many connections to each server as there are ports, whoever's address they leave from.
+#[test]
+fn a_port_serves_towards_every_server_with_an_address_of_ones_own_too() {
+    let outbound = ["-o", &POD4.to_string(), "-o", &POD6.to_string()];
+    let Some(scene) = Scene::new(&outbound) else {
+        return;
+    };
+    scene
+        .world
+        .pod
+        .sysctl("ipv4/ip_local_port_range", "61000 61003");
+    let servers: Vec<_> = [7, 8]
+        .into_iter()
+        .flat_map(|port| both(INTERNET4, INTERNET6, port))
+        .map(|remote| TcpServer::echo(&scene.world.outside, remote))
+        .collect();
+    let mut open: Vec<_> = servers
+        .iter()
+        .flat_map(|server| (0..4).map(move |n| (server.addr(), 40_000 + n)))
+        .map(|(remote, port)| Peer::connect(&scene.wire, guest_addr(remote, port), remote))
+        .collect();
+    for peer in &mut open {
+        peer.send_data(b"here");
+        assert_eq!(peer.read(4), b"here");
+        peer.rst();
+    }
 }

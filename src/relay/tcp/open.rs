@@ -14,7 +14,10 @@ use super::super::{
 };
 use crate::{
     flow::{self, Id, Key},
-    host::socket::{self, Manner, Peer},
+    host::{
+        ends::Peer,
+        socket::{self, Manner},
+    },
     link::Outbox,
     net::{Now, Protocol, Seq, Why},
     proto::tcp::{Conn, reset_for},

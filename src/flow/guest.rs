@@ -1,4 +1,15 @@
-//! What the guest has shown of itself.
+//! Where the guest is: the addresses it has, and the MAC address that each of them is at.
+//!
+//! Several machines may be behind the link, by a bridge in the guest for one. So an address is at the MAC address it was heard
+//! at last, and one that was never heard is looked for at the MAC address of the last frame.
+//!
+//! An address that is heard at another MAC address than before has either gone to another machine by itself (VRRP, a
+//! cluster), or its machine has another MAC address now: then the rest of what was there comes along without a word. It is
+//! taken for the latter if the MAC address was not known before and no other was heard since it came, and until the former
+//! one is heard again.
+//!
+//! Each of several threads that serve a guest hears some of its frames, and they tell each other what they know: the later
+//! word counts, and whatever one of them has heard is heard.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,13 +18,26 @@ use crate::net::{Class, Mac, Now, class};
 /// How many of its addresses are known to be the guest's at a time.
 const HEARD: usize = 16;
 
-/// An address of the guest's, the MAC address it was heard at, and when last. Several machines may be behind the link, by a
-/// bridge in the guest for one.
+/// An address of the guest's, and where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     addr: IpAddr,
+    /// Broadcast until it is heard, if only the address is known.
     mac: Mac,
+    /// The MAC address it was heard at, if it came along from there.
+    from: Option<Mac>,
+    /// When it was heard, or what it came along to.
     last: Now,
+}
+
+/// The last MAC address that was not known before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Newcomer {
+    mac: Mac,
+    /// When it was heard first.
+    since: Now,
+    /// Whether no other was heard since.
+    alone: bool,
 }
 
 /// The guest's addresses as observed on the link; what was configured until something is seen.
@@ -21,6 +45,8 @@ struct Place {
 pub struct Guest {
     /// That of the last frame; broadcast until one was seen.
     pub mac: Mac,
+    /// When the last frame came.
+    last: Now,
     pub addr4: Option<Ipv4Addr>,
     pub addr6: Option<Ipv6Addr>,
     pub link_local6: Option<Ipv6Addr>,
@@ -29,14 +55,7 @@ pub struct Guest {
     pinned6: bool,
     /// Addresses at which the client on the link was heard, latest first.
     heard: [Option<Place>; HEARD],
-    /// When the last frame came.
-    last: Now,
-    /// Since this MAC address was first seen none came from another.
-    alone: bool,
-    /// A MAC address that is not heard any more, and the one that has come in its place.
-    moved: Option<(Mac, Mac)>,
-    /// When the last MAC address that was new was first heard, and which.
-    newest: (Now, Mac),
+    newest: Newcomer,
     /// How often it said something new.
     news: u32,
 }
@@ -45,16 +64,18 @@ impl Guest {
     pub const fn new(addr4: Option<Ipv4Addr>, addr6: Option<Ipv6Addr>) -> Self {
         Self {
             mac: Mac::BROADCAST,
+            last: Now(0),
             addr4,
             addr6,
             link_local6: None,
             pinned4: false,
             pinned6: false,
             heard: [None; HEARD],
-            last: Now(0),
-            alone: false,
-            moved: None,
-            newest: (Now(0), Mac::BROADCAST),
+            newest: Newcomer {
+                mac: Mac::BROADCAST,
+                since: Now(0),
+                alone: false,
+            },
             news: 0,
         }
     }
@@ -70,154 +91,171 @@ impl Guest {
         let new = self.saw_mac(mac);
         if let Some(src) = src
             && mac == self.mac
-            && let Some(at) = self.find(src)
+            && self.place(src).is_some()
         {
-            self.heard[..=at].rotate_right(1);
-            match &mut self.heard[0] {
-                Some(place) if place.mac == mac => place.last = now,
-                _ => _ = self.saw_addr(src),
-            }
+            self.note(self.at_last_frame(src));
         }
         new
     }
 
     /// Notes who has sent a frame that goes no further, if its sender is known.
     pub fn saw_known(&mut self, mac: Mac, now: Now) {
-        if self.heard.iter().flatten().any(|place| place.mac == mac) {
+        if self.knows(mac) {
             self.saw_frame(mac, None, now);
         }
     }
 
     /// Notes the source of a frame; `true` if the MAC address is new.
     pub fn saw_mac(&mut self, mac: Mac) -> bool {
-        self.is_not_gone(mac);
         if mac == self.mac || mac.is_multicast() || mac == Mac::ZERO {
             return false;
         }
-        let new = !self.heard.iter().flatten().any(|place| place.mac == mac);
-        (self.mac, self.alone) = (mac, new);
+        self.mac = mac;
+        let new = !self.knows(mac);
         if new {
-            self.newest = (self.last, mac);
+            self.newest = Newcomer {
+                mac,
+                since: self.last,
+                alone: true,
+            };
+            self.news = self.news.wrapping_add(1);
+        } else {
+            self.newest.alone = false;
+            self.take_back(mac, self.last);
         }
-        self.news = self.news.wrapping_add(new.into());
         new
     }
 
     /// Notes the source of a packet; addresses no host can have (unspecified, multicast, loopback) are ignored. `true` if it
     /// was not known to be there.
     pub fn saw_addr(&mut self, addr: IpAddr) -> bool {
-        let (mac, last) = (self.mac, self.last);
-        let before = self.place(addr).map(|_| self.mac_at(addr));
-        let new = self.note(Place { addr, mac, last });
-        if let Some(before) = before
-            && new
-            && self.alone
-        {
-            self.follow(before, mac);
-        }
-        new
-    }
-
-    fn note(&mut self, place: Place) -> bool {
-        let addr = place.addr;
         if !matches!(class(addr), Class::Global | Class::LinkLocal) {
             return false;
         }
-        let at = self.find(addr);
-        let before = at.map(|_| self.mac_at(addr));
-        self.heard[..=at.unwrap_or(HEARD - 1)].rotate_right(1);
-        self.heard[0] = Some(place);
+        self.prefer(addr);
+        self.note(self.at_last_frame(addr))
+    }
+
+    /// An address that the last frame was from.
+    const fn at_last_frame(&self, addr: IpAddr) -> Place {
+        Place {
+            addr,
+            mac: self.mac,
+            from: None,
+            last: self.last,
+        }
+    }
+
+    /// Has connections go to an address.
+    fn prefer(&mut self, addr: IpAddr) {
         match (class(addr), addr) {
             (_, IpAddr::V4(v4)) if !self.pinned4 => self.addr4 = Some(v4),
             (Class::LinkLocal, IpAddr::V6(v6)) => self.link_local6 = Some(v6),
             (_, IpAddr::V6(v6)) if !self.pinned6 => self.addr6 = Some(v6),
             _ => {}
         }
-        let new = before.is_none_or(|before| before != place.mac);
-        self.news = self.news.wrapping_add(new.into());
-        new
     }
 
-    /// One of its addresses is at this MAC address, and was at another before. Has the guest changed it, then those that are
-    /// silent are there too; once the old one is heard again, it is another machine's.
-    fn follow(&mut self, before: Mac, mac: Mac) {
-        let Some((gone, next)) = self.moved.replace((before, mac)) else {
-            return;
-        };
-        let places = self.heard.iter_mut().flatten();
-        for place in places.filter(|place| place.mac == gone) {
-            place.mac = next;
+    /// Notes where an address is; `true` if it was not known to be there.
+    fn note(&mut self, place: Place) -> bool {
+        let before = self.put(place).map(|before| before.mac);
+        if before == Some(place.mac) {
+            return false;
+        }
+        self.prefer(place.addr);
+        self.news = self.news.wrapping_add(1);
+        if let Some(before) = before
+            && self.newest.alone
+            && self.newest.mac == place.mac
+        {
+            self.bring_along(before);
+        }
+        true
+    }
+
+    /// What is at this MAC address has come along to the newest.
+    fn bring_along(&mut self, from: Mac) {
+        let Newcomer { mac, since, .. } = self.newest;
+        for place in self.heard.iter_mut().flatten() {
+            if place.mac == from && from != Mac::BROADCAST {
+                (place.mac, place.from, place.last) = (mac, Some(from), since);
+            }
         }
     }
 
-    /// What has this MAC address was heard.
-    fn is_not_gone(&mut self, mac: Mac) {
-        self.moved = self.moved.filter(|&(gone, _)| gone != mac);
+    /// This MAC address was heard: nothing had come along from there by then.
+    fn take_back(&mut self, mac: Mac, heard: Now) {
+        for place in self.heard.iter_mut().flatten() {
+            if place.from == Some(mac) && place.last <= heard {
+                (place.mac, place.from) = (mac, None);
+            }
+        }
+    }
+
+    /// Learns what was heard elsewhere; what was heard later counts.
+    pub fn hear_of(&mut self, other: &Self) {
+        let frames = [(self.mac, self.last), (other.mac, other.last)];
+        // Who is new there may be known here.
+        let newer = other.newest.since > self.newest.since && !self.knows(other.newest.mac);
+        let newest = if newer { other.newest } else { self.newest };
+        let alone = self.has_heard_only(newest) && other.has_heard_only(newest);
+        self.newest = Newcomer { alone, ..newest };
+        if other.last >= self.last && other.mac != Mac::BROADCAST {
+            (self.mac, self.last) = (other.mac, other.last);
+        }
+        for &place in other.heard.iter().flatten().rev() {
+            let own = self.place(place.addr);
+            if own.is_none_or(|own| own.last < place.last) {
+                self.note(place);
+            }
+        }
+        let places = self.heard.into_iter().flatten();
+        for (mac, last) in places.map(|place| (place.mac, place.last)).chain(frames) {
+            self.take_back(mac, last);
+        }
+    }
+
+    /// Whether no other MAC address was heard since this one was.
+    fn has_heard_only(&self, newcomer: Newcomer) -> bool {
+        self.last < newcomer.since || self.newest.alone && self.newest.mac == newcomer.mac
+    }
+
+    /// Whether an address of the guest's was heard at this MAC address.
+    fn knows(&self, mac: Mac) -> bool {
+        let mut places = self.heard.iter().flatten();
+        places.any(|place| place.mac == mac || place.from == Some(mac))
     }
 
     /// The MAC address that frames to this address of the guest's are for.
     pub fn mac_at(&self, addr: IpAddr) -> Mac {
-        let place = self.place(addr).map(|place| place.mac);
-        match (place, self.moved) {
-            (None | Some(Mac::BROADCAST), _) => self.mac,
-            (Some(mac), Some((gone, next))) if mac == gone => next,
-            (Some(mac), _) => mac,
-        }
+        let place = self.place(addr);
+        let known = place.filter(|place| place.mac != Mac::BROADCAST);
+        known.map_or(self.mac, |place| place.mac)
     }
 
     /// Whether a MAC address that was new was heard since this address was, at another: it may be there by now.
     pub fn may_have_moved(&self, addr: IpAddr) -> bool {
-        let (since, mac) = self.newest;
+        let Newcomer { mac, since, .. } = self.newest;
         let place = self.place(addr);
         place.is_some_and(|place| place.last <= since) && self.mac_at(addr) != mac
     }
 
-    fn find(&self, addr: IpAddr) -> Option<usize> {
+    /// Puts a place before the others, and returns what was known of its address.
+    fn put(&mut self, place: Place) -> Option<Place> {
         let mut places = self.heard.iter();
-        places.position(|place| matches!(place, Some(place) if place.addr == addr))
+        let known = places.position(|at| at.is_some_and(|at| at.addr == place.addr));
+        self.heard[..=known.unwrap_or(HEARD - 1)].rotate_right(1);
+        self.heard[0].replace(place).filter(|_| known.is_some())
     }
 
     fn place(&self, addr: IpAddr) -> Option<&Place> {
-        self.heard.get(self.find(addr)?)?.as_ref()
+        let mut places = self.heard.iter().flatten();
+        places.find(|place| place.addr == addr)
     }
 
     /// Another number each time the client on the link was heard at another address, or as another one.
     pub const fn news(&self) -> u32 {
         self.news
-    }
-
-    /// Learns what was seen elsewhere. That an address is at another machine there makes no machine another: what follows a
-    /// guest that has changed its MAC address is known there as well.
-    pub fn hear_of(&mut self, other: &Self) {
-        let newest = self.newest;
-        let new = self.saw_mac(other.mac);
-        self.alone &= other.alone;
-        self.newest = newest.max(other.newest);
-        for &place in other.heard.iter().flatten().rev() {
-            let mac = other.mac_at(place.addr);
-            let now = self.mac_at(place.addr);
-            let own = self.place(place.addr);
-            if own.is_none_or(|own| now != mac && own.last < place.last) {
-                self.note(Place { mac, ..place });
-                if place.last > newest.0 {
-                    self.is_not_gone(mac);
-                }
-            }
-        }
-        if let Some((gone, next)) = other.moved
-            && new
-        {
-            self.follow(gone, next);
-        }
-    }
-
-    /// The same, by a client on the link that was heard here later.
-    pub fn hear_of_before(&mut self, other: &Self) {
-        let mac = self.mac;
-        self.hear_of(other);
-        if mac != Mac::BROADCAST && mac != self.mac {
-            (self.mac, self.alone) = (mac, false);
-        }
     }
 
     /// Notes an address the guest is about to take (RFC 4862, section 5.4): where none is known better, it is there.
@@ -256,10 +294,9 @@ impl Guest {
     }
 
     /// Forgets the client that left: another may have another MAC.
-    pub fn left(&mut self) {
+    pub const fn left(&mut self) {
         self.mac = Mac::BROADCAST;
         self.heard = [None; HEARD];
-        self.moved = None;
     }
 }
 
@@ -416,7 +453,7 @@ mod tests {
         there.saw_frame(MACS[0], None, Now(8));
         there.saw_frame(MACS[1], Some(shared), Now(9));
         assert_eq!([own, shared].map(|addr| there.mac_at(addr)), MACS[..2]);
-        here.hear_of_before(&there);
+        here.hear_of(&there);
         assert_eq!([own, shared].map(|addr| here.mac_at(addr)), MACS[..2]);
         // And the first takes it back.
         here.saw_frame(MACS[0], Some(shared), Now(10));
@@ -445,7 +482,7 @@ mod tests {
         let mut there = here;
         for (at, mac) in [(1, MACS[1]), (0, MACS[2])] {
             says(&mut there, mac, 2 + at);
-            here.hear_of_before(&there);
+            here.hear_of(&there);
             assert_eq!(addrs.map(|addr| here.mac_at(addr)), [mac; 3]);
         }
     }
@@ -462,5 +499,60 @@ mod tests {
         assert_ne!(here.news(), before.news());
         here.hear_of(&before);
         assert_eq!(here.mac_at(addr), MACS[1]);
+    }
+
+    /// One relay has heard the guest before that changed its MAC address, the other after.
+    #[test]
+    fn what_is_silent_follows_a_guest_that_is_elsewhere_now() {
+        let mut here = Guest::new(None, None);
+        let addrs = [2, 3].map(|host| says(&mut here, MACS[0], host));
+        let mut there = Guest::new(None, None);
+        there.saw_frame(MACS[1], None, Now(8));
+        says(&mut there, MACS[1], 2);
+        here.hear_of(&there);
+        there.hear_of(&here);
+        for guest in [here, there] {
+            assert_eq!(addrs.map(|addr| guest.mac_at(addr)), [MACS[1]; 2]);
+        }
+    }
+
+    #[test]
+    fn an_address_that_was_heard_elsewhere_is_not_in_doubt() {
+        let mut here = Guest::new(None, None);
+        let addr = says(&mut here, MACS[0], 2);
+        let mut there = here;
+        says(&mut here, MACS[1], 3);
+        assert!(here.may_have_moved(addr));
+        there.saw_frame(MACS[0], Some(addr), Now(9));
+        here.hear_of(&there);
+        assert!(!here.may_have_moved(addr));
+    }
+
+    /// What others say comes late.
+    #[test]
+    fn what_was_never_heard_may_be_where_the_last_frame_came_from() {
+        let mut here = Guest::new(None, None);
+        says(&mut here, MACS[0], 2);
+        let mut there = here;
+        says(&mut there, MACS[1], 3);
+        here.saw_frame(MACS[0], None, Now(9));
+        here.hear_of(&there);
+        assert_eq!(here.mac_at(ip("10.0.2.4")), MACS[0]);
+        there.hear_of(&here);
+        assert_eq!(there.mac_at(ip("10.0.2.4")), MACS[0]);
+    }
+
+    /// One had an address taken over by a second machine; then another by a third.
+    #[test]
+    fn a_machine_that_is_heard_again_has_what_it_had_whatever_others_did_since() {
+        let mut guest = Guest::new(None, None);
+        let another = Mac([2, 0, 0, 0, 0, 4]);
+        says(&mut guest, another, 5);
+        let addrs = [2, 3].map(|host| says(&mut guest, MACS[0], host));
+        says(&mut guest, MACS[1], 3);
+        assert_eq!(addrs.map(|addr| guest.mac_at(addr)), [MACS[1]; 2]);
+        says(&mut guest, MACS[2], 5);
+        guest.saw_frame(MACS[0], None, Now(20));
+        assert_eq!(addrs.map(|addr| guest.mac_at(addr)), MACS[..2]);
     }
 }

@@ -158,11 +158,10 @@ impl Relay {
         }
     }
 
-    /// What another relay knows of the guest comes with what it hands on.
+    /// What another relay knows of the guest is known here.
     fn learn_of_guest(&mut self, guest: &Guest) {
         self.met = true;
-        // What came by our own queue is newer.
-        self.guest.hear_of_before(guest);
+        self.guest.hear_of(guest);
     }
 
     /// Takes what other relays have handed over for as long as it fits at once; its frames are in the inbox, which is to be
@@ -196,8 +195,7 @@ impl Relay {
         if self.guest.mac == Mac::BROADCAST {
             self.expect_groups(now);
         }
-        self.met = true;
-        self.guest.hear_of(guest);
+        self.learn_of_guest(guest);
         self.release_waiting(outbox, now);
     }
 

@@ -60,8 +60,8 @@ impl Reactor {
         let now = self.now();
         // Flows there are already, of a guest that goes back to what it was, are not its any more; their ports may be.
         self.gather(now);
-        // What waits for a guest that was never here waits for this one.
-        if self.core.relay.has_met_guest() {
+        // What waits for one that is not there waits for this one.
+        if self.core.relay.hears_guest() {
             self.core.relay.guest_left();
         }
         self.core.relay.end_silence();

@@ -200,7 +200,7 @@ impl Guest {
         let newest = if newer { other.newest } else { self.newest };
         let alone = self.has_heard_only(newest) && other.has_heard_only(newest);
         self.newest = Newcomer { alone, ..newest };
-        if other.last >= self.last && other.mac != Mac::BROADCAST {
+        if other.is_heard() && other.last >= self.last {
             (self.mac, self.last) = (other.mac, other.last);
         }
         for &place in other.heard.iter().flatten().rev() {
@@ -258,6 +258,11 @@ impl Guest {
         self.news
     }
 
+    /// Whether the client on the link was heard.
+    pub fn is_heard(&self) -> bool {
+        self.mac != Mac::BROADCAST
+    }
+
     /// Notes an address the guest is about to take (RFC 4862, section 5.4): where none is known better, it is there.
     pub fn saw_probe(&mut self, addr: Ipv6Addr) {
         let known = self.pinned6 || self.addr6.is_some_and(|addr6| self.is_at(addr6.into()));
@@ -273,7 +278,7 @@ impl Guest {
 
     /// Whether the client on the link was heard at this address, so that frames to it arrive.
     pub fn is_at(&self, addr: IpAddr) -> bool {
-        self.mac != Mac::BROADCAST && self.place(addr).is_some()
+        self.is_heard() && self.place(addr).is_some()
     }
 
     /// Whether this is one of the addresses at which the guest is to be reached.

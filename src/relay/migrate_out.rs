@@ -11,7 +11,7 @@ use super::{
 use crate::{
     flow::Id,
     host::{moving, repair::Helper, socket},
-    net::{Mac, Now},
+    net::Now,
     proto::{
         repair::Command,
         state::{HostSide, State, Tcp, Told4, Told6, Udp, Visitor},
@@ -280,7 +280,7 @@ impl Relay {
     fn visitor(&self) -> Visitor {
         let (guest, net) = (&self.guest, &self.net);
         Visitor {
-            mac: (guest.mac != Mac::BROADCAST).then_some(guest.mac),
+            mac: guest.is_heard().then_some(guest.mac),
             addr4: guest.addr4,
             addr6: guest.addr6,
             link_local6: guest.link_local6,

@@ -91,7 +91,7 @@ use share::{Destination, Label};
 use crate::{
     flow::{ClaimSlot, Id},
     link::{Flushed, Frame, Inbox, Outbox},
-    net::{Mac, Now, Protocol, Span, Why},
+    net::{Now, Protocol, Span, Why},
     proto::tcp::DELAY,
     sys::reason,
     wire::{
@@ -233,7 +233,7 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        let first = self.guest.mac == Mac::BROADCAST;
+        let first = !self.guest.is_heard();
         if first && self.share.as_ref().is_none_or(Share::is_first) {
             self.expect_groups(now);
         }

@@ -344,6 +344,11 @@ impl Relay {
         &self.net
     }
 
+    /// Whether a guest is here, as far as it was heard.
+    pub fn hears_guest(&self) -> bool {
+        self.guest.is_heard()
+    }
+
     /// Whether a guest was ever here: then it may have been told of the network.
     pub const fn has_met_guest(&self) -> bool {
         self.met

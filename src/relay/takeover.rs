@@ -14,7 +14,7 @@ use super::{
 use crate::{
     flow::{Guest, Id, Key},
     link::{Inbox, Outbox},
-    net::{Mac, Now, Why},
+    net::{Now, Why},
     proto::{state::QUEUE_MAX, tcp::Conn},
     wire::frame::classify,
 };
@@ -192,7 +192,7 @@ impl Relay {
 
     /// Another relay knows this of the guest.
     pub fn hear_of_guest(&mut self, guest: &Guest, outbox: &mut Outbox, now: Now) {
-        if self.guest.mac == Mac::BROADCAST {
+        if !self.guest.is_heard() {
             self.expect_groups(now);
         }
         self.learn_of_guest(guest);

@@ -100,6 +100,21 @@ fn a_connection_waits_for_a_guest_that_is_not_there_yet() {
     assert_eq!(guest.accept(server), client.local_addr().unwrap());
 }
 
+/// Its machine is started anew, and the client tries meanwhile.
+#[test]
+fn a_connection_waits_for_a_guest_that_comes_again() {
+    let Some(world) = World::pod() else { return };
+    let translator = Setup::new(&["-t", "22"]).start(&world.pod);
+    for _ in 0..2 {
+        let client = connect(&world.outside, (POD4, 22).into());
+        let mut guest = Guest::online(translator.connect(), 1500);
+        let server = guest.listen(22);
+        assert_eq!(guest.accept(server), client.local_addr().unwrap());
+        drop(guest);
+        translator.expect_log("Client connection closed");
+    }
+}
+
 /// A client that sends the datagrams 0 to 4.
 fn client_of_five(scene: &Scene, from: SocketAddr, to: SocketAddr) -> UdpSocket {
     let client = udp_socket(&scene.world.outside, from);

@@ -178,19 +178,13 @@ fn streams_that_run_go_on() {
     );
 }
 
-/// Its peer may be there before the front-end is.
-#[test]
-fn a_connection_that_waits_for_the_guest_gets_it_when_it_arrives() {
-    let Some(mut scene) = Scene::new() else {
-        return;
-    };
-    // The guest has to be known before.
-    let listener = &scene.listeners()[0];
-    let _ = scene.connect(listener);
+/// A client of the target's own asks for the guest's port, gets no answer there, and the guest arrives.
+fn wait_for_arrival(scene: &mut Scene) {
     scene.nodes.target.ip("addr add 192.0.2.9/24 dev eth0");
     let theirs = scene.nodes.target.run(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let [own, to] = [([192, 0, 2, 9], 0), ([192, 0, 2, 8], 8080)].map(SocketAddr::from);
+        let own = SocketAddr::from(([192, 0, 2, 9], 0));
+        let to = SocketAddr::new(SERVICE[0].parse().unwrap(), 8080);
         socket.bind(&own.into()).unwrap();
         socket.connect(&to.into()).unwrap();
         TcpStream::from(socket)
@@ -200,6 +194,21 @@ fn a_connection_that_waits_for_the_guest_gets_it_when_it_arrives() {
     scene.hand_over();
     scene.guest.accept(handle);
     exchange(&mut scene.guest, handle, &theirs);
+}
+
+/// Its peer may be there before the front-end is.
+#[test]
+fn a_connection_that_waits_for_the_guest_gets_it_when_it_arrives() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    // The guest has to be known before.
+    let listener = &scene.listeners()[0];
+    let _ = scene.connect(listener);
+    wait_for_arrival(&mut scene);
+    // Where it goes back to it was before.
+    scene.turn_round();
+    wait_for_arrival(&mut scene);
 }
 
 #[test]

@@ -3,13 +3,13 @@
 //! Several machines may be behind the link, by a bridge in the guest for one. So an address is at the MAC address it was heard
 //! at last, and one that was never heard is looked for at the MAC address of the last frame.
 //!
-//! An address that is heard at another MAC address than before has either gone to another machine by itself (VRRP, a
-//! cluster), or its machine has another MAC address now: then the rest of what was there comes along without a word. It is
-//! taken for the latter if the MAC address was not known before and no other was heard since it came, and until the former
-//! one is heard again.
+//! An address that is heard at another MAC address than before is there now. It has gone to another machine by itself (VRRP, a
+//! cluster), or its machine has got another MAC address (`ip link set address`): then whatever else was at the old one has come
+//! along without a word. The latter is assumed if the new one was not known and no other was heard since it appeared, and taken
+//! back when the old one is heard again. What is silent else since a new one appeared may be there, and is worth asking for.
 //!
-//! Each of several threads that serve a guest hears some of its frames, and they tell each other what they know: the later
-//! word counts, and whatever one of them has heard is heard.
+//! Each of several threads that serve a guest hears some of its frames, and they tell each other what they know: of an address
+//! the later word counts, and a MAC address is heard where any of them heard it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -24,19 +24,18 @@ struct Place {
     addr: IpAddr,
     /// Broadcast until it is heard, if only the address is known.
     mac: Mac,
-    /// The MAC address it was heard at, if it came along from there.
+    /// The MAC address it was heard at, if it has come along from there.
     from: Option<Mac>,
-    /// When it was heard, or what it came along to.
+    /// When it was heard; or when `mac` appeared, if it has come along to that.
     last: Now,
 }
 
-/// The last MAC address that was not known before.
+/// The MAC address that appeared last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Newcomer {
     mac: Mac,
-    /// When it was heard first.
     since: Now,
-    /// Whether no other was heard since.
+    /// No other was heard since.
     alone: bool,
 }
 
@@ -173,7 +172,7 @@ impl Guest {
         true
     }
 
-    /// What is at this MAC address has come along to the newest.
+    /// What was at this MAC address has come along to the newest.
     fn bring_along(&mut self, from: Mac) {
         let Newcomer { mac, since, .. } = self.newest;
         for place in self.heard.iter_mut().flatten() {

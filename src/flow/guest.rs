@@ -202,9 +202,11 @@ impl Guest {
         if other.is_heard() && other.last >= self.last {
             (self.mac, self.last) = (other.mac, other.last);
         }
+        // Of two at the same time one has come along: what was heard counts, not what is assumed.
+        let weight = |place: &Place| (place.last, place.from.is_none());
         for &place in other.heard.iter().flatten().rev() {
             let own = self.place(place.addr);
-            if own.is_none_or(|own| own.last < place.last) {
+            if own.is_none_or(|own| weight(own) < weight(&place)) {
                 self.note(place);
             }
         }
@@ -558,5 +560,39 @@ mod tests {
         says(&mut guest, MACS[2], 5);
         guest.saw_frame(MACS[0], None, Now(20));
         assert_eq!(addrs.map(|addr| guest.mac_at(addr)), MACS[..2]);
+    }
+
+    /// A second machine takes an address of the first, which then is heard again by a relay that was told of this.
+    #[test]
+    fn what_was_heard_elsewhere_has_not_come_along() {
+        let mut here = Guest::new(None, None);
+        let [kept, taken] = [3, 4].map(|host| says(&mut here, MACS[0], host));
+        let mut there = here;
+        says(&mut here, MACS[1], 4);
+        there.hear_of(&here);
+        assert_eq!([kept, taken].map(|addr| there.mac_at(addr)), [MACS[1]; 2]);
+        there.saw_frame(MACS[0], None, Now(9));
+        assert_eq!([kept, taken].map(|addr| there.mac_at(addr)), MACS[..2]);
+    }
+
+    proptest::proptest! {
+        /// As long as they tell each other at once, and whatever they hear.
+        #[test]
+        fn what_each_of_two_hears_both_know(
+            frames in proptest::collection::vec((0..2_usize, 0..3_usize, 2..5_u8), 1..9)
+        ) {
+            let mut both = [Guest::new(None, None); 2];
+            for (at, (hears, mac, host)) in frames.into_iter().enumerate() {
+                both[hears].last = Now(at as u64);
+                says(&mut both[hears], MACS[mac], host);
+                let told = both[hears];
+                both[1 - hears].hear_of(&told);
+            }
+            let [here, there] = both;
+            for host in 2..5 {
+                let addr = [10, 0, 2, host].into();
+                assert_eq!(here.mac_at(addr), there.mac_at(addr), "{addr}");
+            }
+        }
     }
 }

@@ -150,7 +150,7 @@ impl Conn {
 
     /// Whether the other end is somewhere behind the guest.
     pub fn is_far(&self) -> bool {
-        self.send.rtt().is_far()
+        self.send.rtt.is_far()
     }
 
     /// The least window, in octets, that the largest segment of the guest fits in.

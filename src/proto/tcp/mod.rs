@@ -353,6 +353,10 @@ impl Conn {
             && self.receive.may_tell_time(segment.seq)
         {
             self.clock.heard(stamps);
+            // A guest that only sends acknowledges nothing new: its first answer may have stood in a long queue.
+            self.send
+                .rtt
+                .took_at_most(self.clock.age_at_most(stamps, now));
         }
         let at = self.receive.place_of_window(segment.seq);
         let mut todo = self.acknowledged(segment, at, disorder.as_deref_mut(), now);

@@ -44,6 +44,12 @@ impl Rtt {
         }
     }
 
+    /// A round trip took no longer than this, which counts where one was measured.
+    pub fn took_at_most(&mut self, rtt: Span) {
+        let rtt = u32::try_from(rtt.0).unwrap_or(u32::MAX);
+        self.least = self.least.min(rtt);
+    }
+
     /// Whether the guest itself answers, and not somebody behind it.
     pub const fn is_near(&self) -> bool {
         self.smoothed < NEAR

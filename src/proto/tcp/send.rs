@@ -52,7 +52,8 @@ pub struct Sender {
     cap: u32,
     /// Where our FIN stands, once the host's stream has ended.
     fin: Seq,
-    rtt: Rtt,
+    /// Round trips to the guest.
+    pub rtt: Rtt,
     flight: Flight,
     /// Nothing from here on was sent twice: only that tells round trip times (Karn; RFC 6298, section 3).
     repaired: Seq,
@@ -535,11 +536,6 @@ impl Sender {
         if self.deadline == NEVER {
             (self.timer, self.deadline) = (Timer::Retransmit, now + self.rtt.timeout(self.backoff));
         }
-    }
-
-    /// Round trips to the guest.
-    pub const fn rtt(&self) -> Rtt {
-        self.rtt
     }
 
     /// How often the timer has run out since the guest last acknowledged something.

@@ -1,7 +1,7 @@
 //! What the two ends of a connection agree on in the handshake.
 
 use crate::{
-    net::{Now, Seq},
+    net::{Now, Seq, Span},
     wire::tcp::{Options, Timestamps},
 };
 
@@ -112,6 +112,12 @@ impl Clock {
             value: self.offset.wrapping_add((now.0 / 1_000) as u32),
             echo: self.recent,
         }
+    }
+
+    /// How long ago at most we sent what these echo.
+    pub fn age_at_most(self, stamps: Timestamps, now: Now) -> Span {
+        let units = self.stamp(now).value.wrapping_sub(stamps.echo);
+        Span::millis(u64::from(units) + 1)
     }
 
     /// Whether a segment is older than what was heard (PAWS, section 5.3, R1).

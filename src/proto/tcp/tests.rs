@@ -1,7 +1,7 @@
 //! The machine against the rules, one by one, and against a model of a guest on a bad link.
 
 use super::*;
-use crate::wire::tcp::{Options, Sack};
+use crate::wire::tcp::{Options, Sack, Timestamps};
 
 mod ends;
 
@@ -133,8 +133,37 @@ fn a_handshake_with_a_repeated_syn_measures_nothing() {
         }
         let ack = segment(IRS + 1, ISS + 1, Flags::ACK, 0);
         assert!(conn.segment(&ack, None, now).open);
-        let measured = conn.send.rtt().smoothed();
+        let measured = conn.send.rtt.smoothed();
         assert_eq!(measured == Span::ZERO, repeated, "{measured:?}");
+    }
+}
+
+/// A guest that only sends acknowledges nothing but the handshake, which may have waited in its
+/// queue; the timestamps it echoes tell of each round trip.
+#[test]
+fn a_guest_whose_handshake_waited_is_near_once_it_echoes_sooner() {
+    let stamps = |conn: &Conn, at: Now| {
+        let echo = conn.clock.stamp(at).value;
+        Some(Timestamps { value: 1, echo })
+    };
+    for (trip, far) in [(Span::millis(1), false), (Span::millis(20), true)] {
+        let mut stamped = syn();
+        stamped.options.timestamps = Some(Timestamps { value: 1, echo: 0 });
+        let mut conn = Conn::new(&stamped, ORIGIN, 65_480);
+        conn.connected(NOW);
+        conn.syn_ack(FREE, NOW);
+        let mut ack = segment(IRS + 1, ISS + 1, Flags::ACK, 0);
+        ack.options.timestamps = stamps(&conn, NOW);
+        let mut now = NOW + Span::millis(10);
+        assert!(conn.segment(&ack, None, now).open && conn.is_far());
+        for _ in 0..3 {
+            conn.acknowledgement(FREE, None, now);
+            let mut data = next(&conn, Flags::ACK, 100);
+            data.options.timestamps = stamps(&conn, now);
+            now = now + trip;
+            assert!(conn.segment(&data, None, now).take.is_some());
+        }
+        assert_eq!(conn.is_far(), far, "{trip:?}");
     }
 }
 

@@ -270,7 +270,7 @@ impl Sender {
     /// Starts the timer for what is outstanding.
     fn arm(&mut self, now: Now) {
         let alone = self.max.since(self.una) <= u32::from(self.mss);
-        let calm = self.sack && !self.gaps && self.backoff == 0 && self.nxt == self.max;
+        let calm = self.sack && self.backoff == 0 && (self.gaps || self.nxt == self.max);
         let probe = self.rtt.probe(alone).filter(|_| calm && self.window > 0);
         let (timer, after) = match probe {
             Some(probe) => (Timer::Probe, probe),
@@ -567,7 +567,8 @@ impl Sender {
         self.deadline = NEVER;
         if self.timer != Timer::Retransmit && self.max.after(self.una) {
             if self.timer == Timer::Probe {
-                self.again = Again::Tail;
+                // Of what was sent again together, the end may be lost again: only something sent later tells.
+                self.again = if self.gaps { Again::Head } else { Again::Tail };
             }
             let timeout = self.rtt.timeout(self.backoff);
             self.wait_until(now + timeout);

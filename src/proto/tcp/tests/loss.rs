@@ -74,6 +74,26 @@ fn a_hole_that_is_lost_again_is_sent_again_again() {
     assert_eq!(again(&mut conn, &mut disorder, now), [(0, 1000)]);
 }
 
+/// A guest with little room takes the first of what is sent again together, and nothing sent after that tells of the rest.
+#[test]
+fn a_hole_of_which_a_part_is_lost_again_does_not_wait_for_the_timeout() {
+    let (mut conn, mut disorder, now) = in_flight();
+    conn.segment(&ack(&conn, 0, &[(6, 10)]), Some(&mut disorder), now);
+    let octets = |again: Vec<(u32, u32)>| again.iter().map(|&(_, octets)| octets).sum::<u32>();
+    assert_eq!(octets(again(&mut conn, &mut disorder, now)), 6000);
+    let now = now + Span::millis(1);
+    conn.segment(&ack(&conn, 3, &[(6, 10)]), Some(&mut disorder), now);
+    assert_eq!(again(&mut conn, &mut disorder, now), []);
+    let due = conn.deadline().unwrap();
+    assert!(due <= now + Span::millis(20), "{:?}", due.since(now));
+    let todo = conn.expired(Some(&mut disorder), due);
+    assert!(todo.pull && !todo.seek);
+    assert_eq!(again(&mut conn, &mut disorder, due), [(3, 1000)]);
+    let now = due + Span::millis(1);
+    conn.segment(&ack(&conn, 4, &[(6, 10)]), Some(&mut disorder), now);
+    assert_eq!(octets(again(&mut conn, &mut disorder, now)), 2000);
+}
+
 /// RFC 8985, section 6.2, step 4: a single segment that seems late is waited for, a quarter of a round trip.
 #[test]
 fn what_may_only_be_late_is_waited_for() {

@@ -60,6 +60,17 @@ mod tests {
         assert_eq!(space_after(&mut relay, hog, &[81, 81], later), alone);
     }
 
+    /// Downloads and uploads one after the other are alone each.
+    #[test]
+    fn a_flow_that_has_ended_is_no_company() {
+        let mut relay = fixture::relay(16);
+        let (hog, _peer) = fixture::connection(&mut relay, START);
+        let (other, _other) = fixture::connection_from(&mut relay, 81, Span::ZERO, START);
+        space_after(&mut relay, hog, &[81], START);
+        relay.end(other);
+        assert!(space_after(&mut relay, hog, &[80], START) > SHARED);
+    }
+
     /// Such a window would be all that it sends in a round trip.
     #[test]
     fn a_window_is_not_small_for_a_machine_far_behind_the_guest() {

@@ -37,7 +37,8 @@ impl Relay {
             return Some(*id);
         }
         let id = self.flows.find(key)?;
-        if self.last.replace((*key, id)).is_some() {
+        let before = self.last.replace((*key, id));
+        if before.is_some_and(|(_, before)| self.flows.get(before).is_some()) {
             self.company.joined(self.turn);
         }
         Some(id)

@@ -113,7 +113,8 @@ fn a_guest_with_another_mac_address_has_all_its_addresses_there() {
         (peer, accept(&listener))
     });
     scene.wire.speak_as(OTHER_MAC);
-    peers[0].0.ack();
+    peers[0].0.send_data(b"hello");
+    peers[0].1.read_exact(&mut [0; 5]).unwrap();
     for (peer, stream) in peers.iter_mut().rev() {
         stream.write_all(b"hello").unwrap();
         assert_eq!(expect_data(&scene.wire, peer.local), OTHER_MAC);

@@ -498,6 +498,28 @@ fn a_refused_datagram_comes_back_in_the_error_queue() {
 }
 
 #[test]
+fn a_socket_connected_to_port_0_hears_its_peer_whatever_port_that_sends_from() {
+    for addr in LOOPBACKS {
+        let [asked, other] = [(); 2].map(|()| UdpSocket::bind((addr, 0)).unwrap());
+        let connected = |port, to: SocketAddr| {
+            let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            socket.bind(&SocketAddr::new(addr, port).into()).unwrap();
+            socket.connect(&to.into()).unwrap();
+            socket.set_read_timeout(Some(LONG)).unwrap();
+            UdpSocket::from(socket)
+        };
+        let asking = connected(0, asked.local_addr().unwrap());
+        let local = asking.local_addr().unwrap();
+        let hearing = connected(local.port(), (addr, 0).into());
+        for (from, to) in [(&other, hearing), (&asked, asking)] {
+            from.send_to(b"hello", local).unwrap();
+            assert_eq!(to.recv(&mut [0; 9]).unwrap(), 5);
+        }
+    }
+}
+
+#[test]
 fn empty_datagrams_arrive() {
     for addr in LOOPBACKS {
         let server = UdpSocket::bind((addr, 0)).unwrap();

@@ -360,6 +360,58 @@ fn several_replies_to_one_request_arrive() {
     }
 }
 
+/// RFC 1350, section 4: the port that is asked never answers. A client may ask for its next file from the same port.
+#[test]
+fn a_tftp_server_is_heard_that_answers_from_a_port_of_its_own() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let outside = &scene.world.outside;
+    let places = both(INTERNET4, INTERNET6, 69).map(|server| (server, server, outside));
+    let on_host = ((GATEWAY4, 69).into(), (Ipv4Addr::LOCALHOST, 69).into());
+    let places = places.into_iter();
+    for (seen, server, host) in places.chain([(on_host.0, on_host.1, &scene.world.pod)]) {
+        let asked = udp_socket(host, server);
+        let local = guest_addr(seen, 2070);
+        let mut bytes = [0; 99];
+        for _ in 0..3 {
+            scene.wire.send(&Udp::new(local, seen, b"read").frame());
+            let (_, client) = uninterrupted(|| asked.recv_from(&mut bytes)).unwrap();
+            let transfer = udp_socket(host, (server.ip(), 0));
+            let port = transfer.local_addr().unwrap().port();
+            let seen = SocketAddr::new(seen.ip(), port);
+            for block in [b"block 1", b"block 2"] {
+                transfer.send_to(block, client).unwrap();
+            }
+            for block in [b"block 1", b"block 2"] {
+                assert_eq!(expect(&scene, seen, local), block);
+            }
+            scene.wire.send(&Udp::new(local, seen, b"ACK").frame());
+            let (len, from) = uninterrupted(|| transfer.recv_from(&mut bytes)).unwrap();
+            assert_eq!((&bytes[..len], from), (&b"ACK"[..], client));
+            transfer.send_to(b"block 3", client).unwrap();
+            assert_eq!(expect(&scene, seen, local), b"block 3");
+        }
+    }
+}
+
+#[test]
+fn nobody_else_answers_for_a_tftp_server() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let server = (INTERNET4, 69).into();
+    let asked = udp_socket(&scene.world.outside, server);
+    let local = guest_addr(server, 2070);
+    scene.wire.send(&Udp::new(local, server, b"read").frame());
+    let mut bytes = [0; 99];
+    let (_, client) = uninterrupted(|| asked.recv_from(&mut bytes)).unwrap();
+    let other = udp_socket(&scene.world.outside, (GATEWAY4, 0));
+    other.send_to(b"of another", client).unwrap();
+    asked.send_to(b"of the server", client).unwrap();
+    let first = scene.wire.expect("datagram", Udp::of_frame);
+    assert_eq!(
+        (first.src, &first.payload[..]),
+        (server, &b"of the server"[..])
+    );
+}
+
 #[test]
 fn no_udp_is_silence() {
     let Some(scene) = Scene::new(&["--no-udp"]) else {

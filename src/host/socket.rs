@@ -359,7 +359,11 @@ pub fn udp(peer: Peer, outbound: &Outbound, port: u16, beside: bool) -> io::Resu
 }
 
 /// Connects a socket of datagrams, which have no port to be short of: where no address is to be had, none leads there.
-fn connect(socket: &Socket, peer: SocketAddr) -> io::Result<()> {
+///
+/// # Errors
+/// Those of connect(2).
+pub fn connect(socket: &impl AsFd, peer: SocketAddr) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     socket.connect(&SockAddr::from(peer)).map_err(no_way_out)
 }
 

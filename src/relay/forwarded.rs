@@ -210,10 +210,7 @@ impl Relay {
                 let known = self.flows.find(key).and_then(|id| self.flows.get(id));
                 known.is_none_or(|flow| matches!(flow, Flow::Udp(flow) if theirs(flow)))
             })
-            .find_map(|key| match &self.share {
-                None => Some((key, None)),
-                Some(share) => share.claim(&key).map(|slot| (key, slot)),
-            })
+            .find_map(|key| self.claim(&key).map(|slot| (key, slot)))
             .ok_or(Why::Alike)
     }
 

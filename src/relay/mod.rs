@@ -50,6 +50,8 @@ mod fragments;
 
 mod udp;
 
+mod tftp;
+
 mod udp_to_host;
 
 mod udp_to_guest;
@@ -89,7 +91,7 @@ use flow::{ECHO_TIMEOUT, Flow};
 use share::{Destination, Label};
 
 use crate::{
-    flow::{ClaimSlot, Id},
+    flow::{ClaimSlot, Id, Key},
     link::{Flushed, Frame, Inbox, Outbox},
     net::{Now, Protocol, Span, Why},
     proto::tcp::DELAY,
@@ -266,6 +268,13 @@ impl Relay {
             self.looked_at(slot);
         }
         waits
+    }
+
+    /// The slot of a flow that can be this relay's, if it has one: it is counted on until it has been looked at. `None` where
+    /// the flow can only be another's.
+    fn claim(&self, key: &Key) -> Option<Option<ClaimSlot>> {
+        let share = self.share.as_ref();
+        share.map_or(Some(None), |share| share.claim(key))
     }
 
     /// A frame that was looked at counts on its slot no more.

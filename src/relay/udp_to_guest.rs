@@ -6,6 +6,7 @@ use super::{
     flow::Flow,
     fragments::numbers,
     state::{FAILURES, Relay, is_shortage},
+    tftp,
     udp::HEADER,
 };
 use crate::{
@@ -45,6 +46,9 @@ impl Relay {
         let Some(key) = self.flows.key(id) else {
             return;
         };
+        if key.remote.port == tftp::UNKNOWN {
+            return self.begin_transfer(id, outbox, now);
+        }
         if matches!(self.flows.get(id), Some(Flow::Udp(flow)) if flow.may_bring_strays()) {
             return self.sort_strays(id, None, outbox, now);
         }

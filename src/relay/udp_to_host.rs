@@ -8,6 +8,7 @@ use super::{
     flow::{Flow, Packet, UdpFlow},
     run::{Piece, message},
     state::Relay,
+    tftp,
     udp::HEADER,
 };
 use crate::{
@@ -86,6 +87,10 @@ impl Relay {
                 self.group_datagram(key.guest, key.remote, piece, inbox, now)
             });
         }
+        // There is a flow of that name where the server's port is not known yet.
+        if key.remote.port == tftp::UNKNOWN {
+            return Err(Why::PortZero);
+        }
         let id = match self.find(&key) {
             Some(id) => id,
             None => {
@@ -95,6 +100,11 @@ impl Relay {
                 self.udp_open(key, packet, outbox, now)?
             }
         };
+        if key.remote.port == tftp::PORT {
+            // Another flow may end in favour of the transfer's.
+            self.send_run(inbox, outbox);
+            self.expect_transfer(id, now)?;
+        }
         let Some(Flow::Udp(flow)) = self.flows.get_mut(id) else {
             return Err(Why::Gone);
         };

@@ -7,6 +7,9 @@ use super::{
     transfer::{Control, mark, pieces, receive_from, send_into, take_error},
 };
 
+/// Where a peer sends from that is heard whatever port that is.
+const ANY_PORT: u16 = 2069;
+
 macro_rules! real {
     ($number:ident $(, $argument:expr)*) => {
         // SAFETY: the arguments are handed on as the caller gave them.
@@ -171,6 +174,9 @@ unsafe extern "C" fn getpeername(fd: c_int, name: *mut sockaddr, len: *mut sockl
         return real!(SYS_getpeername, fd, name, len) as c_int;
     }
     let (peer, peer_len) = on(fd, |socket| (socket.peer, socket.name_len()));
+    if peer[2..4] == [0, 0] {
+        return fail(libc::ENOTCONN);
+    }
     // SAFETY: lent by the caller for the answer.
     unsafe { give_name(peer, peer_len, name, len) };
     0
@@ -444,11 +450,15 @@ unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> s
             on(fd, |socket| {
                 mark(&mut control, socket, waiting);
                 let connected = socket.peer[..2] != [0, 0] && !waiting.stray;
-                let sender = if connected {
+                let mut sender = if connected {
                     socket.peer
                 } else {
                     socket.name(waiting.port)
                 };
+                if sender[2..4] == [0, 0] {
+                    // All ports of the peer's are heard.
+                    sender[2..4].copy_from_slice(&ANY_PORT.to_be_bytes());
+                }
                 if !(*message).msg_name.is_null() {
                     let len = &raw mut (*message).msg_namelen;
                     give_name(sender, socket.name_len(), (*message).msg_name.cast(), len);

@@ -158,7 +158,7 @@ impl Play {
         let frame = if how & 16 == 0 {
             let ports = (
                 5000 + u16::from(how >> 5),
-                [53, 22, 0, 9][usize::from(how >> 6)],
+                [53, 69, 0, 9][usize::from(how >> 6)],
             );
             guest::udp(pair, ports, &payload)
         } else {

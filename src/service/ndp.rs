@@ -64,7 +64,8 @@ pub fn answer(
         }
         Question::Neighbor { target } if !can_be_host(target) => Answer::Silent(Why::Destination),
         Question::Neighbor { target }
-            if [v6.addr, guest.addr6, guest.link_local6].contains(&Some(target)) =>
+            if v6.addr == Some(target)
+                || neighbours.leave_to(guest, target.into(), v6.ours.into()) =>
         {
             Answer::Silent(Why::Unanswered)
         }

@@ -179,10 +179,7 @@ impl Relay {
             kept = kept && self.pool.place(&mut flow.spill, ahead, bytes, EARLY_MAX);
             ahead += bytes.len();
         });
-        let disorder = flow
-            .state
-            .disorder
-            .and_then(|lent| self.disorders.get_mut(lent));
+        let disorder = self.disorders.get_mut(flow.state.disorder);
         if !kept || !disorder.is_some_and(|disorder| flow.conn.held(segment.seq, octets, disorder))
         {
             self.drops.count(Why::OutOfOrder);
@@ -259,10 +256,7 @@ impl Relay {
             return self.starve(id);
         }
         let free = window_space(flow, id, most, &mut self.pool, &mut self.requests);
-        let disorder = flow
-            .state
-            .disorder
-            .and_then(|lent| self.disorders.get(lent));
+        let disorder = self.disorders.get(flow.state.disorder);
         let fields = flow.conn.acknowledgement(free, disorder, now);
         self.say(id, fields, outbox);
     }

@@ -89,6 +89,27 @@ fn a_whole_whose_checksum_is_wrong_is_dropped() {
     }
 }
 
+/// What is behind a datagram in its packet, as options of UDP are (RFC 9868), is no part of it, nor of its checksum (RFC 768).
+#[test]
+fn a_datagram_that_ends_before_its_packet_does_is_carried_whole_and_in_parts() {
+    let Some(scene) = Scene::new(&["--mtu", "1500"]) else {
+        return;
+    };
+    for addr in both(INTERNET4, INTERNET6, 9) {
+        let server = udp_socket(&scene.world.outside, addr);
+        for (id, len) in [(1, 400), (2, 4096)] {
+            let mut ip = datagram(addr, len);
+            ip.payload.extend([1; 8]);
+            for frame in parts(&ip, id, 1500) {
+                scene.wire.send(&frame);
+            }
+            let mut got = [0; 5000];
+            let received = uninterrupted(|| server.recv(&mut got)).unwrap();
+            assert!(got[..received] == pattern(0, len), "{len} octets");
+        }
+    }
+}
+
 /// The kernel hands over what a peer sent by one call (UDP_SEGMENT) as one: each of it is cut for itself.
 #[test]
 fn datagrams_that_arrive_as_one_are_cut_one_by_one() {

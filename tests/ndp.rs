@@ -9,7 +9,7 @@ use std::net::Ipv6Addr;
 use guest::{
     Guest, Icmp, Scene,
     dhcpv6::GUEST_LL,
-    frame::{GUEST_MAC, OUR_MAC},
+    frame::{GUEST_MAC, OTHER_MAC, OUR_MAC},
 };
 use lab::{
     QUIET, Translator, World,
@@ -100,6 +100,38 @@ fn neighbours_are_at_our_address() {
         // Solicited.
         assert_eq!(answer.word >> 30 & 1, 1);
         assert_eq!(option(&answer, 16, 2).as_deref(), Some(&OUR_MAC[..]));
+    }
+}
+
+/// Several machines may be behind the link: what we said would be taken for where the other one is.
+#[test]
+fn a_machine_that_was_heard_behind_the_link_answers_for_itself() {
+    let Some(scene) = Scene::new(&[]) else { return };
+    let ask = |src, target| scene.wire.send(&neighbour_solicitation(src, target));
+    let is_answered = |target: Ipv6Addr| {
+        let mut advertisement = message(NEIGHBOUR_ADVERTISEMENT);
+        let answer =
+            |frame: &[u8]| advertisement(frame).filter(|na| na.body[..16] == target.octets());
+        scene.wire.expect("NA", answer);
+    };
+    let [other_ll, other] = ["fe80::7", "fd10:233:70::7"].map(|addr| addr.parse().unwrap());
+    let machines = [
+        (GUEST_MAC, [GUEST_LL, POD6], &[][..]),
+        (OTHER_MAC, [other_ll, other], &[GUEST_LL, POD6]),
+        (GUEST_MAC, [GUEST_LL, POD6], &[other_ll, other]),
+    ];
+    for (mac, addrs, others) in machines {
+        scene.wire.speak_as(mac);
+        for addr in addrs {
+            ask(addr, GATEWAY6);
+            is_answered(GATEWAY6);
+        }
+        for &target in others {
+            ask(addrs[0], target);
+        }
+        scene
+            .wire
+            .never(QUIET, "NA", message(NEIGHBOUR_ADVERTISEMENT));
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::nat;
+use super::{guest::Guest, nat};
 use crate::{
     config::{Net, PREFIX6},
     net::{Class, Mac, class, is_link_local6},
@@ -70,6 +70,12 @@ impl Neighbours {
 
     pub fn get(&self, addr: IpAddr) -> Option<Whereabouts> {
         self.0.get(&addr).copied()
+    }
+
+    /// Whether this is an address of the guest's, which tells itself where it is. At one that it was only heard at a neighbour may
+    /// be by now; and no word of its own makes `ours` one of them.
+    pub fn leave_to(&self, guest: &Guest, addr: IpAddr, ours: IpAddr) -> bool {
+        guest.has(addr) || guest.is_at(addr) && addr != ours && self.get(addr).is_none()
     }
 
     /// From where on the link a packet of this address comes: the neighbour itself, the router for those beyond, or us.

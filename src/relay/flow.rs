@@ -274,8 +274,8 @@ pub struct UdpFlow {
 pub enum Bound {
     /// The guest's.
     Guest,
-    /// This one of the host, which is forwarded, with a client there.
-    Forwarded(u16),
+    /// This one of the host, which is forwarded, with a client that came to it at this place.
+    Forwarded { port: u16, place: u32 },
     /// None that counts: it is of the kernel's choice, or as it was where the guest was before.
     Elsewhere,
 }

@@ -226,7 +226,7 @@ impl Relay {
         let (id, fresh) = self.udp_flow_of(place, forward, arrival, now)?;
         self.hold(id, arrival.len, arrival.marks);
         if fresh {
-            self.sort_strays(id, Some(place), outbox, now);
+            self.sort_strays(id, outbox, now);
         } else {
             self.udp_pull(id, outbox, now);
         }
@@ -270,7 +270,10 @@ impl Relay {
         let flow = UdpFlow {
             seen: (0, 1),
             waits: !known,
-            bound: Bound::Forwarded(forward.host),
+            bound: Bound::Forwarded {
+                port: forward.host,
+                place,
+            },
             fresh: Some(Fresh::since(now)),
             ..UdpFlow::new(socket, now)
         };
@@ -285,19 +288,13 @@ impl Relay {
     }
 
     /// Hands over what a new flow's socket holds, some of which may be of others: that goes to flows of their own, as the
-    /// forwarded port at `place` would give them, or whichever takes what they sent.
-    pub(super) fn sort_strays(
-        &mut self,
-        first: Id,
-        place: Option<u32>,
-        outbox: &mut Outbox,
-        now: Now,
-    ) {
+    /// forwarded port that takes what they sent would give them.
+    pub(super) fn sort_strays(&mut self, first: Id, outbox: &mut Outbox, now: Now) {
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.push(first);
         for _ in 0..STRAYS {
             let Some(&id) = fresh.last() else { break };
-            match self.sort_until_new(id, place, outbox, now) {
+            match self.sort_until_new(id, outbox, now) {
                 Some(new) => fresh.push(new),
                 None => _ = fresh.pop(),
             }
@@ -310,13 +307,7 @@ impl Relay {
     }
 
     /// The same of one socket, until something comes that takes a new flow, which is returned.
-    fn sort_until_new(
-        &mut self,
-        id: Id,
-        place: Option<u32>,
-        outbox: &mut Outbox,
-        now: Now,
-    ) -> Option<Id> {
+    fn sort_until_new(&mut self, id: Id, outbox: &mut Outbox, now: Now) -> Option<Id> {
         let key = self.flows.key(id)?;
         let ends = match self.flows.get(id)? {
             Flow::Udp(flow) => socket::ends(&flow.socket)?,
@@ -346,9 +337,11 @@ impl Relay {
                 Ok(mut arrival) => {
                     // Whatever is beside a forwarded port is bound to the very address.
                     arrival.to = Some(ends.0);
-                    // One that the guest has opened is not held to an interface.
-                    let interfaces = flow.bound != Bound::Guest;
-                    let place = place.or_else(|| self.ports.udp_place(ends.0, interfaces));
+                    let place = match flow.bound {
+                        Bound::Forwarded { place, .. } => Some(place),
+                        // One that the guest has opened is not held to an interface.
+                        bound => self.ports.udp_place(ends.0, bound != Bound::Guest),
+                    };
                     let new = self.take_stray(place, arrival, outbox, now);
                     if new.is_some() {
                         return new;
@@ -495,7 +488,7 @@ mod tests {
             for _ in 0..=STRAYS {
                 theirs.send(b"more").unwrap();
             }
-            relay.sort_strays(id, None, &mut outbox, now);
+            relay.sort_strays(id, &mut outbox, now);
             guest.read_all(&mut outbox);
             matches!(relay.flows.get(id), Some(Flow::Udp(flow)) if flow.may_bring_strays())
         };

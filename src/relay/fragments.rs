@@ -199,15 +199,25 @@ impl Relay {
 /// Whether the checksum of a packet that was in parts is right, where it has one: parts of two packets may have had the same
 /// identification (RFC 4963), and our sockets give whatever they send a new one.
 fn sums_up(ip: &Ip, protocol: u8, upper: &[u8]) -> bool {
+    let is_right = |octets: &[u8]| {
+        let pseudo = Sum::pseudo(ip.src, ip.dst, protocol, octets.len());
+        pseudo.bytes(octets).is_valid()
+    };
     match protocol {
         // None (RFC 768; RFC 6935 for IPv6).
         UDP if matches!(upper, [_, _, _, _, _, _, 0, 0, ..]) => true,
-        TCP | UDP => Sum::pseudo(ip.src, ip.dst, protocol, upper.len())
-            .bytes(upper)
-            .is_valid(),
+        // A datagram may end before its packet does.
+        UDP => is_right(upper.get(..datagram_len(upper)).unwrap_or(upper)),
+        TCP => is_right(upper),
         // That of ICMP is looked at where it is read.
         _ => true,
     }
+}
+
+/// Octets of a datagram, as its header has it.
+fn datagram_len(upper: &[u8]) -> usize {
+    let len = upper.get(4..6).and_then(|len| len.first_chunk());
+    len.map_or(0, |len| u16::from_be_bytes(*len).into())
 }
 
 /// What tells so many packets from others: the first one's number, on from which they count.

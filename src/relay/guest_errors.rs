@@ -75,10 +75,7 @@ impl Relay {
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let disorder = flow
-            .state
-            .disorder
-            .and_then(|lent| self.disorders.get_mut(lent));
+        let disorder = self.disorders.get_mut(flow.state.disorder);
         if flow.conn.narrow(seq, octets, disorder) {
             // What comes with it is handed on before it is acknowledged.
             flow.state.pull = true;

@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    flow::{Bound, Flow, UdpFlow},
+    flow::{Bound, Flow},
     state::Relay,
 };
 use crate::{
@@ -55,15 +55,16 @@ impl Relay {
         let (Some(known), Some(Flow::Udp(flow))) = (self.flows.key(id), self.flows.get(id)) else {
             return false;
         };
+        let Bound::Forwarded { place, .. } = flow.bound else {
+            return false;
+        };
         (known.guest.port, known.remote) == (key.guest.port, key.remote)
-            && matches!(flow.bound, Bound::Forwarded(_))
-            && !self.has_named_target(flow)
+            && !self.has_named_target(place)
     }
 
-    /// Whether the rule of this client's port says which of the guest's addresses is asked.
-    fn has_named_target(&self, flow: &UdpFlow) -> bool {
-        let place = socket::local(&flow.socket).and_then(|local| self.ports.udp_place(local, true));
-        let forward = place.and_then(|place| self.ports.get(place));
+    /// Whether the rule of a forwarded port says which of the guest's addresses is asked.
+    fn has_named_target(&self, place: u32) -> bool {
+        let forward = self.ports.get(place);
         forward.is_some_and(|(_, forward)| forward.target.is_some())
     }
 

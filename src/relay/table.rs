@@ -84,7 +84,7 @@ impl Relay {
                 self.roomy += usize::from(roomy);
                 match bound {
                     Bound::Guest => self.count_sharing(&key, |count| count + 1),
-                    Bound::Forwarded(port) => self.visitors.enter(port, id.slot),
+                    Bound::Forwarded { port, .. } => self.visitors.enter(port, id.slot),
                     Bound::Elsewhere => {}
                 }
                 self.enter_pair(id);
@@ -329,7 +329,7 @@ impl Relay {
         self.roomy = self.roomy.saturating_sub(usize::from(roomy));
         match (bound, key) {
             (Bound::Guest, Some(key)) => self.count_sharing(&key, |count| count.saturating_sub(1)),
-            (Bound::Forwarded(port), _) => self.visitors.leave(port, id.slot),
+            (Bound::Forwarded { port, .. }, _) => self.visitors.leave(port, id.slot),
             (Bound::Guest, None) | (Bound::Elsewhere, _) => {}
         }
         self.leave_pair(&mut flow);

@@ -105,7 +105,7 @@ impl Relay {
         loop {
             let port = match bound {
                 Bound::Guest => key.guest.port,
-                Bound::Forwarded(_) | Bound::Elsewhere => 0,
+                Bound::Forwarded { .. } | Bound::Elsewhere => 0,
             };
             let beside = port != 0 && self.ports.takes_udp(port);
             let socket = self.open_socket(key, now, |net| {

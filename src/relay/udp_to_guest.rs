@@ -50,7 +50,7 @@ impl Relay {
             return self.begin_transfer(id, outbox, now);
         }
         if matches!(self.flows.get(id), Some(Flow::Udp(flow)) if flow.may_bring_strays()) {
-            return self.sort_strays(id, None, outbox, now);
+            return self.sort_strays(id, outbox, now);
         }
         if !self.deliver_held(id, outbox) {
             return;

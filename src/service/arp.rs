@@ -47,10 +47,9 @@ pub fn answer(
     }
     let known = neighbours.get(target.into());
     let free = sender.is_unspecified() && known.is_none() && !means_us4(net, target);
-    let of_guest = target == net4.addr || Some(target) == guest.addr4;
-    // It was heard at others too, but may have left them to a neighbour; and no word of its own makes the way to us one of them.
-    let heard = known.is_none() && target != net4.ours && guest.is_at(target.into());
-    if target == sender || of_guest || heard || free {
+    let of_guest =
+        target == net4.addr || neighbours.leave_to(guest, target.into(), net4.ours.into());
+    if target == sender || of_guest || free {
         return Answer::Silent(Why::Unanswered);
     }
     let mac = known.map_or(net.mac, |known| known.mac);

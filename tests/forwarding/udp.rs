@@ -296,9 +296,16 @@ fn answers_from_two_addresses_in_one_burst_are_both_heard() {
 /// Other machines behind a guest that is a router may have the same port: one that a rule names is not one of these.
 #[test]
 fn a_client_of_a_named_address_has_no_other_for_its_server() {
-    let Some(scene) = Scene::new(&["-4", "-u", "5000:10.233.70.50"]) else {
-        return;
-    };
+    for more in [&[][..], &["-u", "%lo/5000"]] {
+        let args = [&["-4"], more, &["-u", "%eth0/5000:10.233.70.50"]].concat();
+        let Some(scene) = Scene::new(&args) else {
+            return;
+        };
+        a_client_has_no_other_for_its_server(&scene);
+    }
+}
+
+fn a_client_has_no_other_for_its_server(scene: &Scene) {
     crate::discovery::announce(&scene.wire);
     let client = udp_socket(&scene.world.outside, (INTERNET4, 0));
     let server: SocketAddr = (POD4, 5000).into();

@@ -8,6 +8,9 @@ use crate::{
 /// The time before the first repetition of a SYN (RFC 6298, section 2.1).
 const INTERVAL: Span = Span::secs(1);
 
+/// The most that it backs off to: Linux's TCP_RTO_MAX.
+const LONGEST: Span = Span::secs(120);
+
 /// How often a SYN is repeated: some times at a constant interval, then at ones that double.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SynRetries {
@@ -45,7 +48,7 @@ impl Asking {
     /// The time from the SYN sent last to the next.
     pub fn interval(self) -> Span {
         let doublings = self.repeated.saturating_sub(self.retries.linear).min(16);
-        Span(INTERVAL.0 << doublings)
+        Span(INTERVAL.0 << doublings).min(LONGEST)
     }
 
     /// Counts a repetition; `None` when there were enough.
@@ -111,5 +114,18 @@ mod tests {
             }
         }
         assert_eq!(seconds, [1, 2, 3, 4, 5, 7, 11, 19, 35, 67, 131]);
+    }
+
+    /// A host may be told to ask for long (tcp_syn_retries).
+    #[test]
+    fn a_syn_is_never_further_from_the_next_than_the_kernels() {
+        let mut asking = Asking::new(SynRetries {
+            linear: 0,
+            doubling: 127,
+        });
+        while let Some(next) = asking.again() {
+            asking = next;
+            assert!(asking.interval() <= Span::secs(120), "{asking:?}");
+        }
     }
 }

@@ -99,10 +99,7 @@ impl Relay {
         if flow.conn.gathers() || flow.conn.is_silly() && flow.conn.unacknowledged() > 0 {
             return 0;
         }
-        let disorder = flow
-            .state
-            .disorder
-            .and_then(|lent| self.disorders.get(lent));
+        let disorder = self.disorders.get(flow.state.disorder);
         let gap = disorder.map_or(usize::MAX, |disorder| flow.conn.gap(disorder));
         flow.conn.sendable().min(gap)
     }
@@ -110,8 +107,7 @@ impl Relay {
     /// Where everything is sent again, what the guest holds is not.
     fn step_over(&mut self, id: Id) {
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
-            && let Some(lent) = flow.state.disorder
-            && let Some(disorder) = self.disorders.get(lent)
+            && let Some(disorder) = self.disorders.get(flow.state.disorder)
             && flow.conn.step_over(disorder)
         {
             self.seek(id);
@@ -133,10 +129,7 @@ impl Relay {
             let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
                 return octets;
             };
-            let disorder = flow
-                .state
-                .disorder
-                .and_then(|lent| self.disorders.get(lent));
+            let disorder = self.disorders.get(flow.state.disorder);
             let Some((seq, count)) = flow.conn.resend(disorder, now) else {
                 break;
             };
@@ -154,10 +147,7 @@ impl Relay {
             let (Some(sent), Some(Flow::Tcp(flow))) = (sent, self.flows.get_mut(id)) else {
                 break;
             };
-            let disorder = flow
-                .state
-                .disorder
-                .and_then(|lent| self.disorders.get_mut(lent));
+            let disorder = self.disorders.get_mut(flow.state.disorder);
             flow.conn.resent(seq, sent as u32, disorder, now);
             octets += sent;
         }

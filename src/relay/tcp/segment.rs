@@ -53,7 +53,7 @@ impl Relay {
         if lent.is_none() && flow.conn.is_disordered_by(segment) {
             *lent = self.disorders.lend();
         }
-        let disorder = lent.and_then(|lent| self.disorders.get_mut(lent));
+        let disorder = self.disorders.get_mut(*lent);
         let todo = flow.conn.segment(segment, disorder, now);
         if todo.anew {
             self.abort(id);
@@ -124,7 +124,7 @@ impl Relay {
     fn tidy(&mut self, id: Id) {
         if let Some(Flow::Tcp(flow)) = self.flows.get_mut(id)
             && let Some(lent) = flow.state.disorder
-            && self.disorders.get(lent).is_none_or(Disorder::is_over)
+            && self.disorders.get(Some(lent)).is_none_or(Disorder::is_over)
         {
             flow.state.disorder = None;
             self.disorders.take_back(lent);
@@ -163,10 +163,7 @@ impl Relay {
         if outbox.flush() == Flushed::Blocked {
             return Self::arm(&mut self.wheel, id, &mut flow.armed, now + PATIENCE);
         }
-        let disorder = flow
-            .state
-            .disorder
-            .and_then(|lent| self.disorders.get_mut(lent));
+        let disorder = self.disorders.get_mut(flow.state.disorder);
         let todo = flow.conn.expired(disorder, now);
         let over = flow.is_over();
         if let Some(rst) = todo.rst {

@@ -161,7 +161,9 @@ impl Guest {
         if before == Some(place.mac) {
             return false;
         }
-        self.prefer(place.addr);
+        if self.is_latest(place) {
+            self.prefer(place.addr);
+        }
         self.news = self.news.wrapping_add(1);
         if let Some(before) = before
             && self.newest.alone
@@ -170,6 +172,13 @@ impl Guest {
             self.bring_along(before);
         }
         true
+    }
+
+    /// Whether no other address that serves the same peers was heard later.
+    fn is_latest(&self, place: Place) -> bool {
+        let serves = |addr: IpAddr| addr.is_ipv6().then(|| class(addr));
+        let mut others = self.heard.iter().flatten();
+        !others.any(|at| serves(at.addr) == serves(place.addr) && at.last > place.last)
     }
 
     /// What was at this MAC address has come along to the newest.
@@ -241,12 +250,16 @@ impl Guest {
         place.is_some_and(|place| place.last <= since) && self.mac_at(addr) != mac
     }
 
-    /// Puts a place before the others, and returns what was known of its address.
+    /// Puts a place behind those heard later, and returns what was known of its address.
     fn put(&mut self, place: Place) -> Option<Place> {
         let mut places = self.heard.iter();
         let known = places.position(|at| at.is_some_and(|at| at.addr == place.addr));
-        self.heard[..=known.unwrap_or(HEARD - 1)].rotate_right(1);
-        self.heard[0].replace(place).filter(|_| known.is_some())
+        let out = known.unwrap_or(HEARD - 1);
+        let mut places = self.heard[..out].iter();
+        let later = places.position(|at| at.is_none_or(|at| at.last <= place.last));
+        let at = later.unwrap_or(out);
+        self.heard[at..=out].rotate_right(1);
+        self.heard[at].replace(place).filter(|_| known.is_some())
     }
 
     fn place(&self, addr: IpAddr) -> Option<&Place> {

@@ -109,7 +109,7 @@ fn an_address_that_goes_on_talking_is_not_forgotten() {
     let talks = says(&mut guest, MACS[0], 2);
     for host in 3..=3 + HEARD as u8 {
         says(&mut guest, MACS[1], host);
-        guest.saw_frame(MACS[0], Some(talks), Now(9));
+        guest.saw_frame(MACS[0], Some(talks), Now(guest.last.0 + 1));
     }
     assert!(guest.is_at(talks));
     assert_eq!(guest.mac_at(talks), MACS[0]);
@@ -222,6 +222,30 @@ fn an_address_that_was_heard_elsewhere_is_not_in_doubt() {
     there.saw_frame(MACS[0], Some(addr), Now(9));
     here.hear_of(&there);
     assert!(!here.may_have_moved(addr));
+}
+
+#[test]
+fn an_address_that_was_heard_elsewhere_before_is_behind_those_heard_here_since() {
+    let mut there = Guest::new(None, None);
+    let before = says(&mut there, MACS[0], 2);
+    let mut here = Guest::new(None, None);
+    here.last = Now(9);
+    let since = says(&mut here, MACS[0], 3);
+    here.hear_of(&there);
+    there.hear_of(&here);
+    for guest in [here, there] {
+        assert_eq!(guest.address_for(ip("192.0.2.1")), Some(since));
+        assert!(guest.heard().eq([since, before]));
+    }
+    // However many these are.
+    for host in 0..HEARD as u8 {
+        says(&mut there, MACS[0], 4 + host);
+        says(&mut here, MACS[0], 100 + host);
+    }
+    here.last = Now(100);
+    let since = says(&mut here, MACS[0], 3);
+    here.hear_of(&there);
+    assert_eq!(here.heard().next(), Some(since));
 }
 
 /// What others say comes late.

@@ -20,7 +20,7 @@ use crate::{
     config::Rule,
     net::Protocol,
     proto::tcp::SynRetries,
-    sys::{reason, sockopt},
+    sys::{is_shortage, reason, sockopt},
 };
 
 /// Connections that may wait to be accepted.
@@ -147,7 +147,7 @@ impl Ports {
                     self.listen(*index, port)
                 };
                 match bound {
-                    Err(error) if is_exhausted(&error) => {
+                    Err(error) if is_shortage(&error) => {
                         end = Some((port, error));
                         break 'ports;
                     }
@@ -460,16 +460,9 @@ fn index_of(rule: &Rule) -> u32 {
     name.and_then(|name| if_nametoindex(name).ok()).unwrap_or(0)
 }
 
-fn is_exhausted(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
-    )
-}
-
 /// Why a port that must be had cannot be, and what helps. Everybody may bind ports from `unprivileged` on.
 fn refusal(rule: &Rule, port: u16, unprivileged: u16, error: &io::Error) -> String {
-    if is_exhausted(error) {
+    if is_shortage(error) {
         return format!(
             "Can't open enough sockets for '{}': {}",
             rule.option,

@@ -12,7 +12,7 @@ use super::{
     flow::{ECHO_TIMEOUT, EchoFlow, Flow, Packet, Sent},
     kinds::is_error,
     request::Ready,
-    state::{FAILURES, Relay, is_shortage},
+    state::{FAILURES, Relay},
 };
 use crate::{
     flow::{self, Id, Key},
@@ -26,7 +26,7 @@ use crate::{
         number::{ICMP, ICMPV6},
     },
     sys::{
-        errqueue,
+        errqueue, is_shortage,
         msg::{self, RECEIVE_MANY, Received},
         reason, sockopt,
     },

@@ -9,7 +9,7 @@ use std::{
 use super::{
     flow::{Bound, Flow, Fresh, UdpFlow},
     request::Request,
-    state::{FAILURES, Relay, STRAYS, is_shortage},
+    state::{FAILURES, Relay, STRAYS},
     udp_to_guest,
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     link::Outbox,
     net::{Endpoint, Now, Protocol, Span, Why},
     proto::tcp::SynRetries,
-    sys::Marks,
+    sys::{Marks, is_shortage},
 };
 
 /// Connections or datagrams taken from one port before it is another's turn.

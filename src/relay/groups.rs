@@ -13,7 +13,7 @@ use super::{
     group_state::{ASK, MEMBERS, SENDERS},
     request::Ready,
     run::Piece,
-    state::{FAILURES, Relay, is_shortage},
+    state::{FAILURES, Relay},
     udp::HEADER,
     udp_to_guest,
 };
@@ -27,7 +27,10 @@ use crate::{
     link::{Inbox, Outbox},
     net::{Endpoint, Mac, Now, Protocol, Span, Why, number::UDP},
     service::multicast::{self, Record},
-    sys::msg::{self, Received},
+    sys::{
+        is_shortage,
+        msg::{self, Received},
+    },
     wire::build::Ends,
 };
 

@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
-    io,
     num::NonZeroU64,
     sync::{Arc, atomic::AtomicU32},
 };
@@ -395,12 +394,4 @@ impl Relay {
 /// How many flows may be in line for room on the link, of so many there can be: those that have ended leave it late.
 pub const fn longest_line(flows: usize) -> usize {
     2 * flows
-}
-
-/// Whether an error means that the system, or what it allows this process, is exhausted.
-pub fn is_shortage(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    )
 }

@@ -7,7 +7,7 @@ use super::{
     flow::{Bound, Flow, TcpFlow},
     request::Request,
     share::Share,
-    state::{Relay, is_shortage, longest_line},
+    state::{Relay, longest_line},
 };
 use crate::{
     config::Net,
@@ -15,7 +15,7 @@ use crate::{
     host::socket,
     net::{Now, Span, Why},
     proto::tcp::Phase,
-    sys::reason,
+    sys::{is_shortage, reason},
 };
 
 /// Flows looked at for one that a new one from outside may replace.

@@ -7,7 +7,7 @@ use std::{io, net::SocketAddr};
 
 use super::{
     flow::{Flow, Fresh, UdpFlow},
-    state::{Relay, STRAYS, is_shortage},
+    state::{Relay, STRAYS},
 };
 use crate::{
     config::Net,
@@ -15,6 +15,7 @@ use crate::{
     host::socket,
     link::Outbox,
     net::{Endpoint, Now, Protocol, Why},
+    sys::is_shortage,
 };
 
 /// Where servers are asked.

@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd};
 use super::{
     flow::Flow,
     fragments::numbers,
-    state::{FAILURES, Relay, is_shortage},
+    state::{FAILURES, Relay},
     tftp,
     udp::HEADER,
 };
@@ -15,7 +15,7 @@ use crate::{
     link::{Flushed, Outbox, Rooms},
     net::{Now, number::UDP},
     sys::{
-        Marks,
+        Marks, is_shortage,
         msg::{self, RECEIVE_MANY, Received},
     },
     wire::{

@@ -9,7 +9,7 @@ pub mod guestmem;
 
 mod iovec;
 
-mod reason;
+mod error;
 
 pub mod zeroed;
 
@@ -29,5 +29,5 @@ pub mod repair;
 
 pub(crate) use cmsg::Control;
 pub use cmsg::Marks;
+pub use error::{is_shortage, reason};
 pub use iovec::{Gather, Iovecs, Part, Scatter};
-pub use reason::reason;

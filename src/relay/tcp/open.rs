@@ -21,7 +21,7 @@ use crate::{
     link::Outbox,
     net::{Now, Protocol, Seq, Why},
     proto::tcp::{Conn, reset_for},
-    sys::errqueue,
+    sys::{errqueue, is_shortage},
     wire::{
         build::{TCP_LEN, ip_len},
         frame::{Ip, Segment},
@@ -46,7 +46,7 @@ impl Refusal {
         match error.raw_os_error() {
             Some(libc::ETIMEDOUT) => Self::Silence,
             // Ours to bear: when the guest repeats its SYN, a flow that was given up has made room.
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Silence,
+            _ if is_shortage(error) => Self::Silence,
             _ => told
                 .or_else(|| Fault::of_send(v4, error))
                 .map_or(Self::Reset, Self::Error),

@@ -1,4 +1,4 @@
-//! Errors in the words of strerror(3).
+//! Errors of system calls: in the words of strerror(3), and of which kind they are.
 
 use std::io;
 
@@ -8,6 +8,14 @@ pub fn reason(error: &io::Error) -> String {
     text.split_once(" (os error ")
         .map_or(text.as_str(), |(words, _)| words)
         .to_owned()
+}
+
+/// Whether an error means that the system, or what it allows this process, is exhausted.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
 }
 
 #[cfg(test)]

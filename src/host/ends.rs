@@ -11,7 +11,7 @@ use nix::{
 };
 use socket2::{SockAddr, Socket};
 
-use crate::{config::Outbound, net::Endpoint};
+use crate::{config::Outbound, flow::Target, net::Endpoint};
 
 /// Where a flow's socket is to be connected, and over which link if the address alone does not tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,15 @@ pub struct Peer {
     pub endpoint: Endpoint,
     /// Interface index for link-local IPv6 addresses, else 0.
     pub scope: u32,
+}
+
+impl From<Target> for Peer {
+    fn from(target: Target) -> Self {
+        Self {
+            endpoint: target.addr,
+            scope: target.scope,
+        }
+    }
 }
 
 impl Peer {

@@ -22,7 +22,7 @@ use crate::{
     },
     link::{Inbox, Outbox, Slot},
     net::{
-        Endpoint, Now, Protocol, Why,
+        Now, Protocol, Why,
         number::{ICMP, ICMPV6},
     },
     sys::{
@@ -194,10 +194,9 @@ impl Relay {
     fn echo_open(&mut self, key: Key, now: Now) -> Result<Result<Id, Fault>, Why> {
         self.check_source(key.guest.addr)?;
         let target = flow::outbound(&self.net, Protocol::Echo, key.remote)?;
-        let peer = Peer {
-            endpoint: Endpoint::new(target.addr.addr, 0),
-            scope: target.scope,
-        };
+        let mut peer = Peer::from(target);
+        // The kernel's identifier is its own.
+        peer.endpoint.port = 0;
         let socket = match self.open_socket(&key, now, |net| socket::echo(peer, &net.outbound)) {
             Ok(socket) => socket,
             Err(error) => {

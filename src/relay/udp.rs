@@ -56,10 +56,7 @@ impl Relay {
         if key.guest.port == 0 {
             return Err(Why::PortZero);
         }
-        let peer = Peer {
-            endpoint: target.addr,
-            scope: target.scope,
-        };
+        let peer = Peer::from(target);
         let twin = self.flow_between(key.guest.port, peer.endpoint);
         if let Some(id) = self.take_over_visitor(twin, &key) {
             return Ok(id);

@@ -102,10 +102,7 @@ impl Relay {
             return Err(Why::PortZero);
         }
         self.begin(&key, now)?;
-        let peer = Peer {
-            endpoint: target.addr,
-            scope: target.scope,
-        };
+        let peer = Peer::from(target);
         let syn = Syn {
             seq: segment.seq,
             len: segment.len as u16,

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::share::Label;
+use super::label::Label;
 use crate::link::{Frame, Inbox};
 
 /// Octets that may wait: some ten thousand segments that open connections.

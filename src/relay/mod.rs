@@ -25,6 +25,8 @@ mod handoff;
 
 mod whose;
 
+mod label;
+
 mod share;
 
 mod backlog;
@@ -88,7 +90,8 @@ pub use takeover::Moved;
 use std::io;
 
 use flow::{ECHO_TIMEOUT, Flow};
-use share::{Destination, Label};
+use label::Label;
+use share::Destination;
 
 use crate::{
     flow::{ClaimSlot, Id, Key},

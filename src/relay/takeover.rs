@@ -351,7 +351,7 @@ impl Relay {
 mod tests {
     use super::super::{
         fixture::{self, GUEST, REMOTE},
-        share::Label,
+        label::Label,
     };
     use super::*;
     use crate::{net::Protocol, wire::checksum::Sum};

@@ -8,6 +8,8 @@
 //! Host to guest: octets are looked at in the socket (MSG_PEEK) and stay there until the guest acknowledges them ([`pull`]).
 //! The socket's peek offset stands behind what was sent; loss moves it back.
 
+mod window;
+
 mod deliver;
 
 mod pull;

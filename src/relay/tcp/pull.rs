@@ -6,7 +6,7 @@ use super::super::{
     flow::{Flow, Peeks, TcpFlow},
     state::Relay,
 };
-use super::deliver::window_space;
+use super::window::window_space;
 use crate::{
     flow::Id,
     link::{Flushed, Outbox},
@@ -270,11 +270,10 @@ impl Relay {
 
     /// Says our FIN, which has number `seq`, first or again. `false` if the link had no room.
     fn say_fin(&mut self, id: Id, seq: Seq, outbox: &mut Outbox, now: Now) -> bool {
+        let free = self.space(id);
         let Some(Flow::Tcp(flow)) = self.flows.get_mut(id) else {
             return false;
         };
-        let most = self.company.window(self.turn);
-        let free = window_space(flow, id, most, &mut self.pool, &mut self.requests);
         let fields = flow.conn.data(seq, Flags::FIN, free, now);
         let said = self.say(id, fields, outbox);
         if !said {

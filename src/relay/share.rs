@@ -9,12 +9,13 @@
 //! of its frames is on its way.
 //!
 //! What is guaranteed: frames of a flow that come by one queue are taken in their order, whoever owns the flow, and also
-//! where it begins, ends or begins anew meanwhile. For all of them take one way: from a queue straight to the owner, or by one
-//! ring; a frame that must wait blocks all behind it in its queue; and one that counts on its slot, wherever it is, keeps
-//! the flow's owner what it is. Parts of a packet go to the relay that took the first of them. As they come by one queue, that
-//! is the queue's own relay, except where two packets share a slot or the queue cannot be answered by. Where a guest sends a flow by several queues the order between these is
-//! not defined (virtio knows none), so each stays in order by itself. Packets whose parts went to another relay first may be
-//! lost where the owner of their flow has no room: to rule out deadlock no thread waits there.
+//! where it begins, ends or begins anew meanwhile. For all of them take one way: from a queue straight to the owner, or by
+//! one ring; a frame that must wait blocks all behind it in its queue; and one that counts on its slot, wherever it is,
+//! keeps the flow's owner what it is. Parts of a packet go to the relay that took the first of them. As they come by one
+//! queue, that is the queue's own relay, except where two packets share a slot or the queue cannot be answered by. Where a
+//! guest sends a flow by several queues the order between these is not defined (virtio knows none), so each stays in order
+//! by itself. Packets whose parts went to another relay first may be lost where the owner of their flow has no room: to
+//! rule out deadlock no thread waits there.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},

@@ -2,6 +2,8 @@
 
 mod capture;
 
+mod tape;
+
 mod slot;
 
 mod vhost;

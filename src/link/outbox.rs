@@ -9,7 +9,6 @@ use std::{
     io,
     ops::Range,
     os::fd::{AsFd, OwnedFd},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
@@ -17,6 +16,7 @@ use super::{
     inbox::{Inbox, PREFIX},
     queued::{HEAD, Queued, fill, list},
     slot::{Passed, Portion},
+    tape::Tape,
     vhost::{
         outlet::{Copied, Outlet},
         ring::Broken,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     net::Why,
-    sys::{Iovecs, Scatter, msg, reason},
+    sys::{Iovecs, Scatter, msg},
     wire::{
         build::{IPV4_LEN, PACKET_MAX, UDP_LEN, UDP_SEGMENTS_MAX},
         checksum::Sum,
@@ -104,9 +104,7 @@ pub struct Outbox {
     passed: Passed,
     /// Frames that no buffers of the guest's would have held.
     pub too_long: u64,
-    capture: Option<Capture>,
-    /// A frame to be captured, where it does not lie here.
-    whole: Vec<u8>,
+    tape: Tape,
 }
 
 impl Outbox {
@@ -126,30 +124,24 @@ impl Outbox {
             short: false,
             passed: Passed::default(),
             too_long: 0,
-            capture: None,
-            whole: Vec::new(),
+            tape: Tape::default(),
         }
     }
 
     /// Captures what passes from now on.
     pub fn set_capture(&mut self, capture: Option<Capture>) {
-        self.capture = capture;
+        self.tape.set(capture);
     }
 
     /// Captures the frames of a burst from the guest: both directions share one file, in the order they passed.
     pub fn capture_burst(&mut self, inbox: &Inbox) {
-        if self.capture.is_some() {
+        if self.tape.is_on() {
             for frame in (0..inbox.frames()).filter_map(|index| inbox.frame(index)) {
-                self.whole.clear();
-                inbox.copy(frame.whole, |octets| self.whole.extend_from_slice(octets));
-                if let Some(place) = frame.checksum {
-                    vnet::complete_checksum(&mut self.whole, place);
-                }
-                capture(&mut self.capture, |file, at| {
-                    file.record(at, &[&self.whole])
+                self.tape.record(frame.checksum, |whole| {
+                    inbox.copy(frame.whole, |octets| whole.extend_from_slice(octets));
                 });
             }
-            capture(&mut self.capture, |file, _| file.flush());
+            self.tape.flush();
         }
     }
 
@@ -321,17 +313,12 @@ impl Outbox {
         let Some(outlet) = &mut self.outlet else {
             return;
         };
-        let (file, whole, passed) = (&mut self.capture, &mut self.whole, &mut self.passed);
+        let (tape, passed) = (&mut self.tape, &mut self.passed);
         outlet.commit(len, cut, headers, stamp, |outlet, first, total, header| {
             passed.count(outlet.octets(total));
-            if file.is_some() {
-                whole.clear();
+            tape.record(header.checksum, |whole| {
                 outlet.read_back(first, total, whole);
-                if let Some(place) = header.checksum {
-                    vnet::complete_checksum(whole, place);
-                }
-                capture(file, |file, at| file.record(at, &[whole]));
-            }
+            });
         });
     }
 
@@ -490,7 +477,7 @@ impl Outbox {
             }
         }
         if !self.frames.is_empty() {
-            capture(&mut self.capture, |file, _| file.flush());
+            self.tape.flush();
         }
         self.clear();
         Flushed::Done
@@ -499,7 +486,7 @@ impl Outbox {
     /// Shows the guest what was committed, as far as it has buffers.
     fn flush_queue(&mut self) -> Flushed {
         self.fill_queue();
-        capture(&mut self.capture, |file, _| file.flush());
+        self.tape.flush();
         let Some(outlet) = &mut self.outlet else {
             return Flushed::Blocked;
         };
@@ -521,21 +508,15 @@ impl Outbox {
             let head = head.and_then(|head| head.get(PREFIX..frame.head));
             let payload = self.arena.get(frame.at..frame.at + frame.len);
             let parts = [head.unwrap_or_default(), payload.unwrap_or_default()];
-            let copied = outlet.copy(&parts, frame.left);
-            match copied {
-                Copied::Whole => self.passed.count(parts.iter().map(|part| part.len()).sum()),
+            match outlet.copy(&parts, frame.left) {
+                Copied::Whole => {
+                    self.passed.count(parts.iter().map(|part| part.len()).sum());
+                    self.tape.record(frame.left.checksum, |whole| {
+                        whole.extend(parts.iter().copied().flatten());
+                    });
+                }
                 Copied::Never => self.too_long += 1,
                 Copied::Later => return,
-            }
-            if copied == Copied::Whole && self.capture.is_some() {
-                self.whole.clear();
-                self.whole.extend(parts.iter().copied().flatten());
-                if let Some(place) = frame.left.checksum {
-                    vnet::complete_checksum(&mut self.whole, place);
-                }
-                capture(&mut self.capture, |file, at| {
-                    file.record(at, &[&self.whole])
-                });
             }
             self.first += 1;
         }
@@ -553,8 +534,9 @@ impl Outbox {
             self.passed.count(frame.head + frame.len - PREFIX);
             if let Some(head) = self.heads.get(self.first) {
                 let payload = &self.arena[frame.at..frame.at + frame.len];
-                capture(&mut self.capture, |file, at| {
-                    file.record(at, &[&head[PREFIX..frame.head], payload])
+                self.tape.record(None, |whole| {
+                    whole.extend_from_slice(&head[PREFIX..frame.head]);
+                    whole.extend_from_slice(payload);
                 });
             }
             self.first += 1;
@@ -576,22 +558,6 @@ impl Default for Outbox {
 fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
     matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
-}
-
-/// Does something with the capture, if there is one. It ends with its first error.
-fn capture(
-    capture: &mut Option<Capture>,
-    act: impl FnOnce(&mut Capture, Duration) -> io::Result<()>,
-) {
-    let Some(file) = capture else { return };
-    // A clock before 1970 is as good as none.
-    let at = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    if let Err(error) = act(file, at) {
-        log::warn!("Capture ends here: {}", reason(&error));
-        *capture = None;
-    }
 }
 
 #[cfg(test)]

@@ -8,4 +8,6 @@ pub mod outlet;
 
 pub mod message;
 
+mod regions;
+
 pub mod session;

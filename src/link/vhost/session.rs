@@ -9,11 +9,12 @@ use super::{
     intake::Intake,
     message::{Channel, Message, Next, Refused, Request},
     outlet::{Abilities, Outlet},
+    regions,
     ring::{Ring, SIZE_MAX, Shape},
 };
 use crate::{
     config::{VhostFeatures, vhost_bits as bits},
-    sys::guestmem::{DirtyLog, GuestMemory, RegionInfo},
+    sys::guestmem::{DirtyLog, GuestMemory},
     wire::vnet,
 };
 
@@ -31,9 +32,6 @@ mod protocol {
     pub const OFFERED: u64 =
         LOG_SHMFD | RARP | REPLY_ACK | RESET_DEVICE | CONFIGURE_MEM_SLOTS | STATUS | DEVICE_STATE;
 }
-
-/// The most memory regions.
-const REGIONS: usize = 32;
 
 /// The receive and the transmit queue of a pair, as the driver sees them.
 pub const RECEIVE: usize = 0;
@@ -232,7 +230,7 @@ impl Session {
             Request::GetFeatures => vec![self.offered],
             Request::GetProtocolFeatures => vec![self.protocol()],
             Request::GetQueueNum => vec![self.queues.len() as u64 / 2],
-            Request::GetMaxMemSlots => vec![REGIONS as u64],
+            Request::GetMaxMemSlots => vec![regions::MOST as u64],
             Request::GetStatus => vec![self.status],
             Request::GetVringBase => vec![self.get_base(message, halves)?],
             Request::SetLogBase => {
@@ -287,21 +285,21 @@ impl Session {
                 Ok(())
             }
             Request::SetMemTable => {
-                let memory = memory_table(message)?;
+                let memory = regions::table(message)?;
                 self.change(halves, |session| session.memory = Arc::new(memory))
             }
             Request::AddMemReg => {
                 let [_, region @ ..] = message.words::<5>()?;
                 let file = message.descriptor()?;
-                if self.memory.regions() == REGIONS {
+                if self.memory.regions() == regions::MOST {
                     return Err(Refused::Value(message.request));
                 }
-                let memory = add(&self.memory, region, &file)?;
+                let memory = regions::add(&self.memory, region, &file)?;
                 self.change(halves, |session| session.memory = Arc::new(memory))
             }
             Request::RemMemReg => {
                 let [_, region @ ..] = message.words::<5>()?;
-                let memory = self.memory.without(region_info(region));
+                let memory = self.memory.without(regions::info(region));
                 let memory = memory.ok_or(Refused::Value(message.request))?;
                 self.change(halves, |session| session.memory = Arc::new(memory))
             }
@@ -555,43 +553,4 @@ impl Session {
 /// Takes notice of what a kick's counter says.
 pub fn hear(kick: &OwnedFd) {
     let _ = nix::unistd::read(kick, &mut [0; 8]);
-}
-
-/// Reads a region: guest physical address, length, the front-end's address, where it lies in its file.
-const fn region_info([guest, len, user, offset]: [u64; 4]) -> RegionInfo {
-    RegionInfo {
-        guest,
-        user,
-        len,
-        offset,
-    }
-}
-
-fn add(memory: &GuestMemory, region: [u64; 4], file: &OwnedFd) -> Result<GuestMemory, Refused> {
-    memory
-        .with(region_info(region), std::os::fd::AsFd::as_fd(file))
-        .map_err(|error| Refused::Memory(error.kind()))
-}
-
-/// Maps the regions of a table.
-fn memory_table(message: &Message) -> Result<GuestMemory, Refused> {
-    let wrong = || Refused::Payload(message.request);
-    let words: Vec<u64> = message.all_words()?.collect();
-    let (&first, regions) = words.split_first().ok_or_else(wrong)?;
-    let [a, b, c, d, ..] = first.to_ne_bytes();
-    let count = u32::from_ne_bytes([a, b, c, d]) as usize;
-    let (regions, rest) = regions.as_chunks::<4>();
-    // A front-end may send a table of the largest size and fill only a part.
-    if count > REGIONS || count > regions.len() || !rest.is_empty() {
-        return Err(wrong());
-    }
-    if message.descriptors.len() != count {
-        return Err(wrong());
-    }
-    regions
-        .iter()
-        .zip(&message.descriptors)
-        .try_fold(GuestMemory::default(), |memory, (region, file)| {
-            add(&memory, *region, file)
-        })
 }

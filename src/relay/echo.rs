@@ -15,7 +15,7 @@ use super::{
     state::{FAILURES, Relay},
 };
 use crate::{
-    flow::{self, Id, Key},
+    flow::{Id, Key},
     host::{
         ends::Peer,
         socket::{self, Manner},
@@ -95,8 +95,8 @@ impl Relay {
         let id = match self.find(&key) {
             Some(id) => id,
             None => {
-                self.begin(&key, now)?;
-                match self.echo_open(key, now)? {
+                let peer = self.begin_toward(&key, now)?;
+                match self.echo_open(key, peer, now)? {
                     Ok(id) => id,
                     Err(fault) => {
                         self.echo_refused(&key, fault, packet, octets, inbox, outbox);
@@ -191,10 +191,7 @@ impl Relay {
     }
 
     /// A flow for the first request of an identifier, or what the guest is told where there is no way.
-    fn echo_open(&mut self, key: Key, now: Now) -> Result<Result<Id, Fault>, Why> {
-        self.check_source(key.guest.addr)?;
-        let target = flow::outbound(&self.net, Protocol::Echo, key.remote)?;
-        let mut peer = Peer::from(target);
+    fn echo_open(&mut self, key: Key, mut peer: Peer, now: Now) -> Result<Result<Id, Fault>, Why> {
         // The kernel's identifier is its own.
         peer.endpoint.port = 0;
         let socket = match self.open_socket(&key, now, |net| socket::echo(peer, &net.outbound)) {

@@ -22,8 +22,10 @@ use super::{
 };
 use crate::{
     config::Net,
-    flow::{Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Turnover, Visitors, Wheel},
-    host::{listen::Ports, socket::Features},
+    flow::{
+        self, Census, Guest, Id, Key, Neighbours, Pool, Spare, Table, Turnover, Visitors, Wheel,
+    },
+    host::{ends::Peer, listen::Ports, socket::Features},
     link::Passed,
     net::{Drops, Now, Protocol, Seq, Span, Why},
     proto::tcp::{Disorder, Origin, SynRetries},
@@ -375,6 +377,20 @@ impl Relay {
         in_line || self.beginnings == 0
     }
 
+    /// Whether the guest may begin this flow, which leads to the peer returned, and now.
+    ///
+    /// # Errors
+    /// Why it leads nowhere, which takes nobody's turn; or as [`Relay::begin`].
+    pub(super) fn begin_toward(&mut self, key: &Key, now: Now) -> Result<Peer, Why> {
+        self.check_source(key.guest.addr)?;
+        let target = flow::outbound(&self.net, key.protocol, key.remote)?;
+        if key.guest.port == 0 && key.protocol != Protocol::Echo {
+            return Err(Why::PortZero);
+        }
+        self.begin(key, now)?;
+        Ok(target.into())
+    }
+
     /// Whether the guest may begin this flow now, for which it has one beginning less.
     ///
     /// # Errors
@@ -394,4 +410,57 @@ impl Relay {
 /// How many flows may be in line for room on the link, of so many there can be: those that have ended leave it late.
 pub const fn longest_line(flows: usize) -> usize {
     2 * flows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{self, GUEST};
+    use super::*;
+    use crate::{
+        link::Inbox,
+        net::number::{ICMP, UDP},
+        wire::checksum::Sum,
+    };
+    use std::net::Ipv4Addr;
+
+    /// A datagram without payload, or an echo request, to the host's loopback.
+    fn to_loopback(protocol: u8, number: u16) -> Vec<u8> {
+        let mut ip = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol, 0, 0];
+        ip.extend(
+            [GUEST, Ipv4Addr::LOCALHOST]
+                .map(|addr| addr.octets())
+                .as_flattened(),
+        );
+        let sum = Sum::new().bytes(&ip).finish();
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut upper = match protocol {
+            UDP => [number, 53, 8, 0],
+            _ => [0x0800, 0, number, 1],
+        };
+        if protocol == ICMP {
+            let sum = Sum::new().bytes(upper.map(u16::to_be_bytes).as_flattened());
+            upper[1] = sum.finish();
+        }
+        let mut frame = vec![2; 12];
+        frame.extend([8, 0]);
+        frame.extend(ip);
+        frame.extend(upper.map(u16::to_be_bytes).as_flattened());
+        frame
+    }
+
+    /// A guest may go on with it for ever, as one does that does not know that its IPv6 leads nowhere.
+    #[test]
+    fn what_leads_nowhere_takes_nobodys_turn() {
+        let (mut outbox, _guest) = fixture::link();
+        let mut inbox = Inbox::holding();
+        for protocol in [UDP, ICMP] {
+            let mut relay = fixture::relay(16);
+            for number in 1..=100 {
+                inbox.hold(&to_loopback(protocol, number));
+                relay.from_guest(&inbox, &mut outbox, Now(1));
+            }
+            assert_eq!(relay.drops().of(Why::Destination), 100);
+            assert_eq!(relay.beginnings, BEGINNINGS);
+        }
+    }
 }

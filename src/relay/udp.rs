@@ -13,10 +13,10 @@ use super::{
     state::Relay,
 };
 use crate::{
-    flow::{self, Id, Key},
+    flow::{Id, Key},
     host::{ends::Peer, socket},
     link::Outbox,
-    net::{Endpoint, Now, Protocol, Why},
+    net::{Endpoint, Now, Why},
     sys::errqueue,
     wire::build::UDP_LEN,
 };
@@ -47,16 +47,11 @@ impl Relay {
     pub(super) fn udp_open(
         &mut self,
         key: Key,
+        peer: Peer,
         packet: Packet,
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<Id, Why> {
-        self.check_source(key.guest.addr)?;
-        let target = flow::outbound(&self.net, Protocol::Udp, key.remote)?;
-        if key.guest.port == 0 {
-            return Err(Why::PortZero);
-        }
-        let peer = Peer::from(target);
         let twin = self.flow_between(key.guest.port, peer.endpoint);
         if let Some(id) = self.take_over_visitor(twin, &key) {
             return Ok(id);

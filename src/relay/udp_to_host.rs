@@ -94,10 +94,10 @@ impl Relay {
         let id = match self.find(&key) {
             Some(id) => id,
             None => {
-                self.begin(&key, now)?;
+                let peer = self.begin_toward(&key, now)?;
                 // It may be that another address's flow goes on with this one.
                 self.send_run(inbox, outbox);
-                self.udp_open(key, packet, outbox, now)?
+                self.udp_open(key, peer, packet, outbox, now)?
             }
         };
         if key.remote.port == tftp::PORT {

@@ -13,13 +13,13 @@ use super::super::{
     state::Relay,
 };
 use crate::{
-    flow::{self, Id, Key},
+    flow::{Id, Key},
     host::{
         ends::Peer,
         socket::{self, Manner},
     },
     link::Outbox,
-    net::{Now, Protocol, Seq, Why},
+    net::{Now, Seq, Why},
     proto::tcp::{Conn, reset_for},
     sys::{errqueue, is_shortage},
     wire::{
@@ -96,13 +96,7 @@ impl Relay {
         outbox: &mut Outbox,
         now: Now,
     ) -> Result<(), Why> {
-        self.check_source(key.guest.addr)?;
-        let target = flow::outbound(&self.net, Protocol::Tcp, key.remote)?;
-        if key.guest.port == 0 {
-            return Err(Why::PortZero);
-        }
-        self.begin(&key, now)?;
-        let peer = Peer::from(target);
+        let peer = self.begin_toward(&key, now)?;
         let syn = Syn {
             seq: segment.seq,
             len: segment.len as u16,

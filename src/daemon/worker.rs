@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, Sender},
     },
+    time::Duration,
 };
 
 use mio::{Events, Interest, unix::SourceFd};
@@ -146,9 +147,9 @@ impl Worker {
         core.register();
         core.wake_others();
         more |= core.link_readable || core.relay.has_handed();
-        let idle = if more { None } else { core.idle_time(now) };
-        core.wait(events, more, idle)?;
-        let woken = core.now();
+        let idle = if more { None } else { self.idle_time(now) };
+        self.core.wait(events, more, idle)?;
+        let woken = self.core.now();
         for event in &*events {
             let source = Source::of(event.token());
             self.core.counts.count(source);
@@ -172,6 +173,13 @@ impl Worker {
             self.say(Word::Drift);
         }
         Ok(())
+    }
+
+    /// How long nothing is due.
+    fn idle_time(&self, now: Now) -> Option<Duration> {
+        let news = self.core.relay.has_news();
+        let news = news.then(|| Duration::from_micros(self.quiet_until.since(now).0));
+        news.into_iter().chain(self.core.idle_time(now)).min()
     }
 
     fn kicked(&mut self, queue: usize) {

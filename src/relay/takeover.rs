@@ -184,6 +184,11 @@ impl Relay {
         }
     }
 
+    /// Whether [`Relay::take_news`] has something to say.
+    pub fn has_news(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.news)
+    }
+
     /// What is known of the guest, if that is more than when it was last asked for.
     pub fn take_news(&mut self) -> Option<Guest> {
         let share = self.share.as_mut()?;

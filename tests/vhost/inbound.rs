@@ -2,13 +2,15 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    thread,
+    time::Duration,
 };
 
 use crate::{
     Scene, arp_request,
     guest::{
-        Tcp, assert_pattern,
+        Tcp, Udp, assert_pattern,
         frame::{ACK, ETHERTYPE_ARP, OUR_MAC, PSH, SYN, ethernet, of_type},
         pattern,
     },
@@ -16,7 +18,7 @@ use crate::{
     lab::{
         front_end::{Driver, LINUX},
         uninterrupted,
-        world::POD4,
+        world::{INTERNET4, POD4},
     },
     queues::{Connection, HEADER, segments},
 };
@@ -147,4 +149,32 @@ fn each_thread_learns_where_a_guest_is_that_did_not_answer() {
         }
     }
     panic!("only {found:?}");
+}
+
+/// However soon it was after another word of the guest.
+#[test]
+fn what_a_thread_has_heard_last_of_the_guest_the_others_hear_though_it_sleeps_then() {
+    let Some(scene) = Scene::new(ARGS) else {
+        return;
+    };
+    let mut guest = scene.guest(Driver::twice(LINUX));
+    guest.transmit_by(1, &HEADER, &arp_request(), 1);
+    guest.expect("ARP reply", is_arp_reply);
+    let nobody = SocketAddr::from((INTERNET4, 9));
+    let connect = || TcpStream::connect(SocketAddr::from((POD4, 8080))).unwrap();
+    for host in (100..140).step_by(2) {
+        let addrs = [host, host + 1].map(|host| Ipv4Addr::new(10, 233, 70, host));
+        for addr in addrs {
+            let datagram = Udp::new((addr, 1000).into(), nobody, b"news");
+            guest.transmit_by(1, &HEADER, &datagram.frame(), 1);
+        }
+        thread::sleep(Duration::from_millis(20));
+        let peer = scene.world.outside.run(connect);
+        let from = peer.local_addr().unwrap();
+        let syn = guest.expect("SYN", |arrival| {
+            let mut all = segments(arrival, 8080).into_iter();
+            all.find(|tcp| tcp.has(SYN) && tcp.src == from)
+        });
+        assert_eq!(syn.dst.ip(), addrs[1]);
+    }
 }

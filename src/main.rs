@@ -25,9 +25,6 @@ fn main() -> ExitCode {
 /// Starts and serves. What there is to print is held back until nothing can fail any more, so that the reason of a failure is
 /// the only line.
 fn run(config: &Config, warnings: &[String]) -> Result<(), String> {
-    if let Some(option) = config.unserved() {
-        return Err(format!("{option} is not served yet"));
-    }
     if config.print_sandbox {
         return print(daemon::shut_in(config)?);
     }

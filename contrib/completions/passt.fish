@@ -10,7 +10,7 @@ complete -c passt -l log-size -d 'Largest size of the log file (default: 1048576
 complete -c passt -s P -l pid -d 'Write the process ID to this file' -r
 complete -c passt -s p -l pcap -d 'Capture the guest\'s traffic to this file' -r
 complete -c passt -l runas -d 'Run as this user and group, by number or name (default when root: nobody)' -r
-complete -c passt -s c -l conf-path -d 'Socket to change forwards at run time (not served yet)' -r
+complete -c passt -s c -l conf-path -d 'Let pesto change forwards at run time, at this socket' -r
 complete -c passt -s m -l mtu -d 'MTU told to the guest, 0 for none (default: 65520)' -r
 complete -c passt -s a -l address -d 'Address of the guest, once per family (default: the host\'s)' -r
 complete -c passt -s n -l netmask -d 'IPv4 netmask, dotted or in bits (default: the host\'s)' -r

@@ -6,8 +6,8 @@ use std::{net::IpAddr, ops::RangeInclusive};
 use super::values;
 use crate::{
     config::{
-        Config, DnsServers, Enabled, Forwards, LinkChoice, MOST_DOMAINS, MapChoice, RepairPath,
-        SearchList, VhostFeatures,
+        Config, DnsServers, Forwards, LinkChoice, MOST_DOMAINS, MapChoice, RepairPath, SearchList,
+        VhostFeatures,
     },
     host::ephemeral_ports,
     net::Protocol,
@@ -57,13 +57,7 @@ impl Draft {
         }
         self.vhost_user_only()?;
         let config = &mut self.config;
-        let enabled = Enabled {
-            v4: config.v4,
-            v6: config.v6,
-            tcp: config.serve.tcp,
-            udp: config.serve.udp,
-        };
-        let (rules, warnings) = self.forwards.finish(enabled)?;
+        let (rules, warnings) = self.forwards.finish(config.enabled())?;
         config.forwards = rules;
         self.warnings.extend(warnings);
         Ok((self.config, self.warnings))

@@ -235,7 +235,7 @@ pub(super) const OPTIONS: &[Opt] = &[
             draft.config.conf_path = Some(values::conf_path(path)?);
             Ok(())
         },
-        "Socket to change forwards at run time (not served yet)",
+        "Let pesto change forwards at run time, at this socket",
     ),
     flag(
         "chroot-fallback",

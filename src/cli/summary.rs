@@ -2,13 +2,13 @@
 
 use std::{
     fmt::{Display, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
 use crate::{
-    config::{Config, Dns, Net, Net4, Net6, Resolved, Rule},
-    net::{Protocol, mask4},
+    config::{Config, Dns, Net, Net4, Net6, Resolved},
+    net::mask4,
 };
 
 /// Writes the print-out, one fact a line, each line ended. `bound` is the socket the guest connects to; none with `--fd`.
@@ -25,6 +25,13 @@ pub fn summary(resolved: &Resolved, config: &Config, bound: Option<&Path>) -> St
             "UNIX domain socket bound at {}",
             path.display()
         ));
+    }
+    if let Some(path) = &config.conf_path {
+        page.line(format_args!(
+            "UNIX domain socket bound at {}",
+            path.display()
+        ));
+        page.line(format_args!("Configuration socket: {}", path.display()));
     }
     page.interfaces("Template", &resolved.template4, &resolved.template6);
     page.interfaces(
@@ -50,7 +57,7 @@ pub fn summary(resolved: &Resolved, config: &Config, bound: Option<&Path>) -> St
     if !config.forwards.is_empty() {
         page.line("Inbound forwarding rules (HOST):");
         for rule in &config.forwards {
-            page.item(forward(rule, net));
+            page.item(rule.describe(net.v4.is_some(), net.v6.is_some()));
         }
     }
     if let (Some(path), true) = (bound, config.vhost_user) {
@@ -146,44 +153,5 @@ impl Page {
             self.line(title);
             items.iter().for_each(|item| self.item(item));
         }
-    }
-}
-
-/// A rule as upstream words it: `TCP [*]:2222  =>  22 `.
-fn forward(rule: &Rule, net: &Net) -> String {
-    let protocol = match rule.protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp | Protocol::Echo => "UDP",
-    };
-    let addr = match (rule.addr, &net.v4, &net.v6) {
-        (Some(addr), ..) => addr.to_string(),
-        (None, Some(_), None) => Ipv4Addr::UNSPECIFIED.to_string(),
-        (None, None, Some(_)) => Ipv6Addr::UNSPECIFIED.to_string(),
-        (None, ..) => "*".to_owned(),
-    };
-    let interface = rule.interface.as_ref().map(|name| format!("%{name}"));
-    let target = match rule.target {
-        Some(IpAddr::V4(addr)) => format!("{addr}:"),
-        Some(IpAddr::V6(addr)) => format!("[{addr}]:"),
-        None => String::new(),
-    };
-    format!(
-        "{protocol} [{addr}]{}:{}  =>  {target}{} {}",
-        interface.unwrap_or_default(),
-        run(rule.first, rule.last),
-        run(rule.map.guest(rule.first), rule.map.guest(rule.last)),
-        if rule.best_effort {
-            " (best effort)"
-        } else {
-            ""
-        }
-    )
-}
-
-fn run(first: u16, last: u16) -> String {
-    if first == last {
-        first.to_string()
-    } else {
-        format!("{first}-{last}")
     }
 }

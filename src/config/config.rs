@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{forward::Rule, vhost::VhostFeatures};
+use super::{forward::Rule, ports::Enabled, vhost::VhostFeatures};
 use crate::net::{Mac, Span};
 
 /// The longest path of a UNIX socket, in octets without the zero at its end (unix(7)).
@@ -108,16 +108,16 @@ pub struct Config {
 }
 
 impl Config {
-    /// The first option asked for that is understood and not served yet.
-    pub fn unserved(&self) -> Option<&'static str> {
-        let asked = [(self.conf_path.is_some(), "--conf-path")];
-        asked
-            .into_iter()
-            .find_map(|(asked, option)| asked.then_some(option))
+    /// What can be forwarded to the guest.
+    pub const fn enabled(&self) -> Enabled {
+        Enabled {
+            v4: self.v4,
+            v6: self.v6,
+            tcp: self.serve.tcp,
+            udp: self.serve.udp,
+        }
     }
-}
 
-impl Config {
     /// Where `passt-repair` is to find us, given where the guest's socket is.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ pub use forward::Rule;
 pub use net::{
     Dns, HEARD_MOST, LEAST_MTU4, LEAST_MTU6, Multicast, Net, Net4, Net6, PREFIX6, Withdrawn,
 };
-pub use ports::{Enabled, Forwards, INTERFACE_MAX};
+pub use ports::{Enabled, Forwards, INTERFACE_MAX, RULES_MAX, is_interface_name};
 pub use renew::renew;
 pub use resolve::{MOST_DOMAINS, Resolved, resolve};
 pub use vhost::{VhostFeatures, bits as vhost_bits};

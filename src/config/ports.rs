@@ -13,14 +13,14 @@
 
 use std::{net::IpAddr, ops::RangeInclusive};
 
-use super::forward::Rule;
+use super::forward::{Rule, run};
 use crate::net::{Class, PortMap, PortSet, Protocol, class, unbracketed};
 
 /// First and last port.
 type Ports = RangeInclusive<u16>;
 
 /// The most rules there can be in all.
-const RULES_MAX: usize = 4096;
+pub const RULES_MAX: usize = 4096;
 
 /// Interface names, less the terminating zero (IFNAMSIZ, netdevice(7)).
 pub const INTERFACE_MAX: usize = 15;
@@ -107,6 +107,31 @@ impl Forwards {
         Ok(())
     }
 
+    /// Adds a rule that was not given as a specifier. What it is called by in messages is worked out here.
+    ///
+    /// # Errors
+    /// One line for a person: no such ports can be, or an earlier rule demands the same.
+    pub fn take(&mut self, mut rule: Rule) -> Result<(), String> {
+        rule.option = format!("{} {}", letter(rule.protocol), specifier(&rule));
+        let (first, last) = (rule.first, rule.last);
+        if first == 0 || last < first {
+            return Err(format!("Can't forward ports {first} to {last}"));
+        }
+        let to = rule.map.guest(first);
+        if to == 0 || to.checked_add(last - first).is_none() {
+            return Err(format!(
+                "Can't forward to {} ports from {to}",
+                u32::from(last - first) + 1
+            ));
+        }
+        let usable = |addr| matches!(class(addr), Class::Global | Class::LinkLocal);
+        if rule.target.is_some_and(|addr| !usable(addr)) {
+            return Err(format!("No address of a guest's for '{}'", rule.option));
+        }
+        let text = rule.option.clone();
+        self.push(rule, &text)
+    }
+
     fn push(&mut self, rule: Rule, text: &str) -> Result<(), String> {
         let rivals = self.rules.iter();
         let mut rivals = rivals.filter(|other| other.best_effort == rule.best_effort);
@@ -141,6 +166,10 @@ impl Forwards {
             } else {
                 rules.push(rule);
             }
+            // What is left of one beside others may be many.
+            if rules.len() > RULES_MAX {
+                return Err("Too many ports apart".to_owned());
+            }
         }
         let warn = |option| format!("No port left to forward for option '{option}'");
         Ok((rules, self.idle.into_iter().map(warn).collect()))
@@ -151,6 +180,24 @@ const fn letter(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "-t",
         Protocol::Udp | Protocol::Echo => "-u",
+    }
+}
+
+/// A rule in the grammar above.
+fn specifier(rule: &Rule) -> String {
+    let interface = rule.interface.as_ref().map(|name| format!("%{name}"));
+    let interface = interface.unwrap_or_default();
+    let host = match rule.addr {
+        Some(addr) => format!("{addr}{interface}/"),
+        None if interface.is_empty() => String::new(),
+        None => format!("{interface}/"),
+    };
+    let from = run(rule.first, rule.last);
+    let to = run(rule.map.guest(rule.first), rule.map.guest(rule.last));
+    match rule.target {
+        Some(addr) => format!("{host}{from}:{addr}/{to}"),
+        None if to == from => format!("{host}{from}"),
+        None => format!("{host}{from}:{to}"),
     }
 }
 
@@ -339,8 +386,12 @@ fn host_side(text: &str) -> Option<(Option<IpAddr>, Option<String>)> {
 }
 
 fn interface(name: &str) -> Option<String> {
-    let fits = (1..=INTERFACE_MAX).contains(&name.len());
-    (fits && !name.contains(char::is_whitespace)).then(|| name.to_owned())
+    is_interface_name(name).then(|| name.to_owned())
+}
+
+/// Whether an interface could be called this.
+pub fn is_interface_name(name: &str) -> bool {
+    (1..=INTERFACE_MAX).contains(&name.len()) && !name.contains(char::is_whitespace)
 }
 
 /// An address the guest could have.

@@ -256,17 +256,47 @@ impl Crew {
         self.rest_until = now + self.pace;
     }
 
+    /// Ports that are forwarded by now are the first reactor's, with the flows of theirs that others have. Those that were
+    /// before stay so: who knows what of theirs is on its way.
+    pub(super) fn keep_forwarded(
+        &mut self,
+        first: &mut Core,
+        workers: &mut [Box<Worker>],
+        now: Now,
+    ) {
+        let mut relays = workers.iter().map(|worker| &worker.core.relay);
+        let Some(known) = relays.next().and_then(Relay::known_forwarded) else {
+            return;
+        };
+        let all = Arc::new(known.with(&first.relay.forwarded_ports()));
+        if all == known {
+            return;
+        }
+        take_everything_handed(first, workers);
+        let mut moved = Vec::new();
+        for worker in workers.iter_mut() {
+            let core = &mut worker.core;
+            let mut slot = 0;
+            while let Some(flow) = core.relay.give_forwarded(&all, &mut slot) {
+                let_go(core, &flow);
+                moved.push(flow);
+            }
+            core.relay.set_forwarded(&all);
+            core.register();
+        }
+        first.relay.set_forwarded(&all);
+        if let Some(share) = &mut self.share {
+            share.set_forwarded(&all, std::iter::empty());
+        }
+        for flow in moved {
+            first.relay.adopt(flow, now);
+        }
+        first.register();
+    }
+
     /// The guest is gone; its queues were stopped before.
     pub(super) fn guest_left(&mut self, first: &mut Core, workers: &mut [Box<Worker>], now: Now) {
-        let mut rest = true;
-        while rest {
-            rest = first.relay.has_handed();
-            first.take_handed();
-            for worker in workers.iter_mut() {
-                rest |= worker.core.relay.has_handed();
-                worker.core.take_handed();
-            }
-        }
+        take_everything_handed(first, workers);
         for worker in workers.iter_mut() {
             worker.core.relay.guest_left();
             worker.core.register();
@@ -318,6 +348,19 @@ fn move_flow(
         core.register();
     }
     true
+}
+
+/// Has all threads take all that others have handed over.
+fn take_everything_handed(first: &mut Core, workers: &mut [Box<Worker>]) {
+    let mut rest = true;
+    while rest {
+        rest = first.relay.has_handed();
+        first.take_handed();
+        for worker in workers.iter_mut() {
+            rest |= worker.core.relay.has_handed();
+            worker.core.take_handed();
+        }
+    }
 }
 
 /// Has a thread take all that others have handed over: it was sent before all that comes from now on.

@@ -27,6 +27,9 @@ pub enum Source {
     Kick(u8),
     /// Another thread that serves the guest.
     Peers,
+    /// Somebody who may change forwards waits, or says something.
+    Control,
+    Controller,
 }
 
 /// The kind stands above the bits of a flow's handle.
@@ -45,6 +48,8 @@ impl Source {
             Self::Port(place) => 7 << KIND | u64::from(place),
             Self::Kick(queue) => 8 << KIND | u64::from(queue),
             Self::Peers => 9 << KIND,
+            Self::Control => 10 << KIND,
+            Self::Controller => 11 << KIND,
         };
         Token(bits as usize)
     }
@@ -61,7 +66,9 @@ impl Source {
             6 => Self::Neighbours,
             7 => Self::Port(bits as u32),
             8 => Self::Kick(bits as u8),
-            _ => Self::Peers,
+            9 => Self::Peers,
+            10 => Self::Control,
+            _ => Self::Controller,
         }
     }
 
@@ -78,6 +85,8 @@ impl Source {
             Self::Port(_) => "forwarded port",
             Self::Kick(_) => "guest's queue",
             Self::Peers => "other threads",
+            Self::Control => "configuration client connecting",
+            Self::Controller => "configuration client",
         }
     }
 }
@@ -160,6 +169,8 @@ mod tests {
             Source::Kick(0),
             Source::Kick(1),
             Source::Peers,
+            Source::Control,
+            Source::Controller,
         ] {
             assert_eq!(Source::of(source.token()), source);
         }

@@ -46,6 +46,8 @@ mod migration;
 
 mod core;
 
+mod control;
+
 mod worker;
 
 mod crew;
@@ -171,13 +173,32 @@ pub fn prepare(config: &Config) -> Result<Prepared, String> {
         path,
         warnings,
     };
-    open_repair(config, &mut opened, &mut leftovers)
-        .and_then(|repair| {
+    open_aside(config, &mut opened, &mut leftovers)
+        .and_then(|(repair, control)| {
             let mut prepared = build(config, opened, &mut leftovers)?;
             prepared.reactor.set_migration(repair, config);
+            if let Some(control) = control {
+                let watched = prepared.reactor.set_control(control, config.enabled());
+                failed("Failed to watch the configuration socket", watched)?;
+            }
             Ok(prepared)
         })
         .inspect_err(|_| leftovers.remove())
+}
+
+/// Where others than the guest may come in: the helper of a migration, and who changes forwards.
+fn open_aside(
+    config: &Config,
+    opened: &mut Opening,
+    leftovers: &mut Leftovers,
+) -> Result<(Option<OwnedFd>, Option<OwnedFd>), String> {
+    let repair = open_repair(config, opened, leftovers)?;
+    let Some(path) = &config.conf_path else {
+        return Ok((repair, None));
+    };
+    let control = listen::aside(path)?;
+    leftovers.add(path);
+    Ok((repair, Some(control)))
 }
 
 /// Shuts this process in as the configuration says, and tells which layers stand.
@@ -207,7 +228,7 @@ fn open_repair(
             return Ok(None);
         }
     };
-    let socket = listen::repair(&path)?;
+    let socket = listen::aside(&path)?;
     leftovers.add(&path);
     Ok(Some(socket))
 }

@@ -1,10 +1,24 @@
 //! What the loop hears of the host and of people, and what it tells them.
 
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
 use log::Level;
+use mio::Interest;
 use nix::sys::signal::Signal;
 
-use super::{event::Counts, reactor::Reactor};
-use crate::{config::Places, net::Now, relay::Report};
+use super::{
+    control::{self, Control, Outcome},
+    event::{Counts, Source},
+    reactor::Reactor,
+};
+use crate::{
+    config::{Enabled, Places, Rule},
+    net::{Now, PortSet},
+    relay::Report,
+};
 
 impl Reactor {
     /// Takes the signals that came; `true` for one that ends us.
@@ -131,5 +145,63 @@ impl Reactor {
                 stats.last = report;
             }
         }
+    }
+
+    /// Lets clients at this socket change what is forwarded.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub(super) fn set_control(&mut self, listener: OwnedFd, enabled: Enabled) -> io::Result<()> {
+        let fd = listener.as_raw_fd();
+        self.core.watch(fd, Source::Control, Interest::READABLE)?;
+        self.control = Some(Control::new(listener, enabled));
+        Ok(())
+    }
+
+    /// Serves who comes to see or to change what is forwarded.
+    pub(super) fn serve_control(&mut self) {
+        let Some(mut control) = self.control.take() else {
+            return;
+        };
+        let now = self.now();
+        for _ in 0..control::TURN {
+            if !control.let_in(self.core.relay.rules(), &self.core, now) {
+                break;
+            }
+            match control.talk(now) {
+                Outcome::Waits => break,
+                Outcome::Wants(rules) => match self.replace_forwards(&rules, now) {
+                    Ok(()) => {
+                        log::info!("New forwarding rules for HOST:");
+                        for rule in &rules {
+                            log::info!("    {}", control.describe(rule));
+                        }
+                    }
+                    Err(why) => log::warn!("Forwarding rules stay as they are: {why}"),
+                },
+                Outcome::Left => {}
+            }
+            control.dismiss(now);
+        }
+        self.control = Some(control);
+    }
+
+    fn replace_forwards(&mut self, rules: &[Rule], now: Now) -> Result<(), String> {
+        self.core.register();
+        let mut workers = self.crew.call(&self.core.wakers);
+        let mut ours = PortSet::new();
+        self.core.relay.note_ports(&mut ours);
+        for worker in &workers {
+            worker.core.relay.note_ports(&mut ours);
+        }
+        let index = |name: &str| self.changes.as_ref()?.index_of(name);
+        let replaced = self.core.relay.replace_forwards(rules, ours, index);
+        self.crew.keep_forwarded(&mut self.core, &mut workers, now);
+        self.crew.dismiss(workers);
+        self.core.register();
+        if let Some(warning) = replaced? {
+            log::warn!("{warning}");
+        }
+        Ok(())
     }
 }

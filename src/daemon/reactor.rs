@@ -16,6 +16,7 @@ use socket2::SockRef;
 
 use super::{
     changes::Changes,
+    control::Control,
     core::{BURSTS, Core, EVENTS},
     crew::Crew,
     event::Source,
@@ -107,6 +108,7 @@ pub struct Reactor {
     /// Word of clients that come and go.
     comings: RateLimit,
     pub(super) migration: Migration,
+    pub(super) control: Option<Control>,
 }
 
 /// Reports of counters, as they were asked for.
@@ -153,6 +155,7 @@ impl Reactor {
             stats: None,
             comings: RateLimit::default(),
             migration: Migration::default(),
+            control: None,
         };
         reactor.core.outbox.set_capture(capture);
         let signal_source = reactor.signals.as_fd().as_raw_fd();
@@ -278,6 +281,7 @@ impl Reactor {
             Source::Link if self.session.is_some() => self.session_readable = true,
             Source::Kick(queue) => self.kicked(usize::from(queue)),
             Source::Peers => self.hear_crew()?,
+            Source::Control | Source::Controller => self.serve_control(),
             Source::Link => {
                 self.link_ended |= event.is_read_closed() || event.is_error();
                 self.core.link_readable |= event.is_readable() || self.link_ended;
@@ -322,6 +326,14 @@ impl Reactor {
         }
         self.follow_host(now);
         self.look_at_neighbours(now);
+        if self
+            .control
+            .as_ref()
+            .and_then(Control::due)
+            .is_some_and(|at| at <= now)
+        {
+            self.serve_control();
+        }
         self.report_stats(now);
         if self.crew.absorb_due().is_some_and(|at| at <= now) {
             self.absorb(now);
@@ -505,6 +517,7 @@ impl Reactor {
             self.follow_due(),
             self.changes.as_ref().and_then(Changes::due),
             self.neighbours.as_ref().and_then(Watch::due),
+            self.control.as_ref().and_then(Control::due),
             self.stats.as_ref().map(|stats| stats.next),
         ];
         let spans = times.into_iter().flatten().map(|time| time.since(now));

@@ -1,5 +1,8 @@
 //! Listens at the host's ports that are forwarded to the guest: a bound socket a port, for both families where it can be.
 
+mod change;
+
+use change::Before;
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
@@ -15,7 +18,7 @@ use nix::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{ends::is_of_port, group::keep_to_members, socket::prepare_tcp};
+use super::{group::keep_to_members, socket::prepare_tcp};
 use crate::{
     config::Rule,
     net::Protocol,
@@ -47,6 +50,8 @@ pub struct Ports {
     /// Whether ports of each rule could not be had when its interface returned.
     incomplete: Vec<bool>,
     ports: Vec<Port>,
+    /// How many of them have sockets, or will when their interface is complete again.
+    open: usize,
     /// The UDP ports, in order, and their places.
     udp: Vec<(u16, u32)>,
     options: Options,
@@ -55,13 +60,18 @@ pub struct Ports {
 /// One forwarded port.
 #[derive(Debug)]
 struct Port {
-    /// None while its interface has returned and the port could not be had yet.
+    /// None while its interface has returned and the port could not be had yet, and where it is not forwarded any more.
     socket: Option<OwnedFd>,
     port: u16,
+    /// [`NO_RULE`] where it is not forwarded any more.
     rule: u16,
+    protocol: Protocol,
     /// Whether it waits for its turn.
     queued: bool,
 }
+
+/// No rule has this number.
+const NO_RULE: u16 = u16::MAX;
 
 /// What stands behind a forwarded port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +85,7 @@ pub struct Forward {
 }
 
 /// The sockets one rule wants for each of its ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum At {
     /// Every address of both families, by one socket.
     Both,
@@ -89,25 +99,41 @@ impl Ports {
     /// # Errors
     /// One line: a port that must be had cannot be bound, or nothing of a rule can.
     pub fn open(rules: &[Rule], options: Options) -> Result<(Self, Option<String>), String> {
-        let mut ports = Self {
+        let indexes = rules.iter().map(index_of).collect();
+        let mut ports = Self::of(rules, indexes, options);
+        let warning = ports.open_all(&mut Before::default())?;
+        Ok((ports, warning))
+    }
+
+    /// None of their ports is open yet.
+    fn of(rules: &[Rule], indexes: Vec<u32>, options: Options) -> Self {
+        Self {
             rules: rules.to_vec(),
-            indexes: rules.iter().map(index_of).collect(),
+            indexes,
             incomplete: vec![false; rules.len()],
             ports: Vec::new(),
+            open: 0,
             udp: Vec::new(),
             options,
-        };
-        for (index, rule) in rules.iter().enumerate().filter(|(_, r)| !r.best_effort) {
+        }
+    }
+
+    /// Opens what is not there from `before`.
+    fn open_all(&mut self, before: &mut Before) -> Result<Option<String>, String> {
+        for index in 0..self.rules.len() {
+            let named = |rule: &&Rule| !rule.best_effort;
+            let Some(rule) = self.rules.get(index).filter(named).cloned() else {
+                continue;
+            };
             for port in rule.first..=rule.last {
-                ports
-                    .listen(index, port)
-                    .map_err(|error| refusal(rule, port, unprivileged_port_start(), &error))?;
+                self.listen(index, port, before)
+                    .map_err(|error| refusal(&rule, port, unprivileged_port_start(), &error))?;
             }
         }
-        let warning = ports.open_what_fits()?;
-        ports.ports.shrink_to_fit();
-        ports.udp = ports.udp_places();
-        Ok((ports, warning))
+        let warning = self.open_what_fits(before)?;
+        self.ports.shrink_to_fit();
+        self.udp = self.udp_places();
+        Ok(warning)
     }
 
     fn udp_places(&self) -> Vec<(u16, u32)> {
@@ -120,7 +146,7 @@ impl Ports {
         places
     }
 
-    fn open_what_fits(&mut self) -> Result<Option<String>, String> {
+    fn open_what_fits(&mut self, before: &mut Before) -> Result<Option<String>, String> {
         let wanted: Vec<(usize, Rule)> = self
             .rules
             .iter()
@@ -141,12 +167,7 @@ impl Ports {
                 if !(rule.first..=rule.last).contains(&port) {
                     continue;
                 }
-                let bound = if self.ports.len() >= self.options.most {
-                    Err(io::Error::from_raw_os_error(libc::EMFILE))
-                } else {
-                    self.listen(*index, port)
-                };
-                match bound {
+                match self.listen(*index, port, before) {
                     Err(error) if is_shortage(&error) => {
                         end = Some((port, error));
                         break 'ports;
@@ -156,13 +177,13 @@ impl Ports {
             }
         }
         if let Some((port, error)) = end {
-            if self.ports.is_empty() {
+            if self.is_empty() {
                 let why = reason(&error);
                 return Ok(Some(format!("No ports are forwarded: {why}")));
             }
             return Ok(Some(format!(
                 "Forwarding ports below {port} only, {} sockets in all: {}",
-                self.ports.len(),
+                self.open,
                 reason(&error)
             )));
         }
@@ -172,19 +193,34 @@ impl Ports {
         }
     }
 
-    /// Opens the socket of one port of a rule.
-    fn listen(&mut self, index: usize, port: u16) -> io::Result<()> {
-        let socket = self.socket(index, port)?;
-        self.ports.push(Port {
+    /// Opens the socket of one port of a rule, if it is not there from `before`.
+    fn listen(&mut self, index: usize, port: u16, before: &mut Before) -> io::Result<()> {
+        let Some(rule) = self.rules.get(index) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if before.has(index, port) {
+            return Ok(());
+        }
+        if rule.best_effort && self.open >= self.options.most {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        let protocol = rule.protocol;
+        before.make_way(protocol, port);
+        let socket = self.socket(index, port, before.shares(protocol, port))?;
+        let opened = Port {
             socket: Some(socket.into()),
             port,
             rule: index as u16,
+            protocol,
             queued: false,
-        });
+        };
+        self.open += 1;
+        before.enter(&mut self.ports, opened);
         Ok(())
     }
 
-    fn socket(&self, index: usize, port: u16) -> io::Result<Socket> {
+    /// `shares` is whether flows of ours have the port already.
+    fn socket(&self, index: usize, port: u16, shares: bool) -> io::Result<Socket> {
         let (Some(rule), Some(&scope)) = (self.rules.get(index), self.indexes.get(index)) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -199,6 +235,7 @@ impl Ports {
             port,
             scope,
             freebind: options.freebind,
+            shares,
         };
         match open(rule, at, how) {
             // A host without IPv6.
@@ -215,90 +252,23 @@ impl Ports {
         }
     }
 
-    /// Opens the ports of interfaces anew that went and came back: sockets stay with the one that is gone. What cannot be
-    /// had yet, as the address may follow its interface later, is tried again the next time. `index` tells the index of an
-    /// interface there is. Returns the places that have new sockets.
-    pub fn follow_interfaces(&mut self, index: impl Fn(&str) -> Option<u32>) -> Vec<u32> {
-        let mut opened = Vec::new();
-        for rule in 0..self.rules.len() {
-            let name = self
-                .rules
-                .get(rule)
-                .and_then(|rule| rule.interface.as_deref());
-            let (Some(now), Some(known)) = (name.and_then(&index), self.indexes.get_mut(rule))
-            else {
-                continue;
-            };
-            let returned = std::mem::replace(known, now) != now;
-            if returned {
-                self.close(rule);
-            } else if self.incomplete.get(rule) != Some(&true) {
-                continue;
-            }
-            let missed = self.open_missing(rule, &mut opened);
-            if let Some(incomplete) = self.incomplete.get_mut(rule) {
-                *incomplete = missed.is_some();
-            }
-            if let (true, Some((port, error)), Some(rule)) =
-                (returned, missed, self.rules.get(rule))
-            {
-                log::warn!(
-                    "An interface returned, but not for port {port} ({}) of option '{}'",
-                    reason(&error),
-                    rule.option
-                );
-            }
-        }
-        opened
-    }
-
-    /// Closes what a rule had, all of it before anything is opened anew: there may be no descriptors for both.
-    fn close(&mut self, rule: usize) {
-        for port in &mut self.ports {
-            if usize::from(port.rule) == rule {
-                port.socket = None;
-            }
-        }
-    }
-
-    /// Opens what a rule is without. Returns the first port that cannot be had.
-    fn open_missing(&mut self, rule: usize, opened: &mut Vec<u32>) -> Option<(u16, io::Error)> {
-        let mut missed = None;
-        for place in 0..self.ports.len() {
-            let missing = |port: &&Port| usize::from(port.rule) == rule && port.socket.is_none();
-            let Some(number) = self.ports.get(place).filter(missing).map(|port| port.port) else {
-                continue;
-            };
-            match (self.socket(rule, number), self.ports.get_mut(place)) {
-                (Ok(socket), Some(port)) => {
-                    port.socket = Some(socket.into());
-                    opened.push(place as u32);
-                }
-                (Err(error), _) => {
-                    let of_port = is_of_port(&error);
-                    missed.get_or_insert((number, error));
-                    if !of_port {
-                        break;
-                    }
-                }
-                (Ok(_), None) => {}
-            }
-        }
-        missed
-    }
-
     /// Every socket with its place.
     pub fn sockets(&self) -> impl Iterator<Item = (u32, RawFd)> + '_ {
         let socket = |(place, port): (u32, &Port)| Some((place, port.socket.as_ref()?.as_raw_fd()));
         (0..).zip(&self.ports).filter_map(socket)
     }
 
-    pub fn len(&self) -> usize {
-        self.ports.len()
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.ports.is_empty()
+    /// How many ports are forwarded.
+    pub const fn len(&self) -> usize {
+        self.open
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.open == 0
     }
 
     /// The socket at a place, and what it forwards to.
@@ -390,6 +360,7 @@ struct How {
     /// The index of its interface.
     scope: u32,
     freebind: bool,
+    shares: bool,
 }
 
 fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
@@ -397,6 +368,7 @@ fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
         port,
         scope,
         freebind,
+        shares,
     } = how;
     let (domain, addr) = match at {
         At::Both => (Domain::IPV6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
@@ -423,7 +395,7 @@ fn open(rule: &Rule, at: At, how: How) -> io::Result<Socket> {
         socket.bind_device(Some(name.as_bytes()))?;
     }
     // A TCP port rests for a minute after its last connection. A UDP port would go to whoever bound it last.
-    socket.set_reuse_address(tcp)?;
+    socket.set_reuse_address(tcp || shares)?;
     socket.bind(&SockAddr::from(address(addr, port, scope)))?;
     if tcp {
         prepare_tcp(&socket)?;
@@ -531,6 +503,7 @@ mod tests {
             port: 0,
             scope: 0,
             freebind: false,
+            shares: false,
         };
         let at = At::One(Ipv4Addr::LOCALHOST.into());
         let listener = open(&rule(Protocol::Tcp, None, 0), at, how).unwrap();
@@ -568,6 +541,7 @@ mod tests {
             socket: None,
             port: 4000,
             rule,
+            protocol: Protocol::Udp,
             queued: false,
         };
         let mut ports = Ports {

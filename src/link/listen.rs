@@ -54,11 +54,11 @@ pub fn open(choice: &LinkChoice) -> Result<Opened, String> {
     }
 }
 
-/// Listens for passt-repair.
+/// Listens at a path for others than the guest.
 ///
 /// # Errors
 /// One line for a person.
-pub fn repair(path: &Path) -> Result<OwnedFd, String> {
+pub fn aside(path: &Path) -> Result<OwnedFd, String> {
     match listen_at(path)? {
         Opened::Listener { socket, .. } | Opened::Connected(socket) => Ok(socket),
     }

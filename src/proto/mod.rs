@@ -6,4 +6,6 @@ pub mod tcp;
 
 pub mod repair;
 
+pub mod pesto;
+
 pub mod state;

@@ -3,12 +3,11 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd, RawFd},
+    os::fd::RawFd,
 };
 
 use super::{
     flow::{Bound, Flow, Fresh, UdpFlow},
-    request::Request,
     state::{FAILURES, Relay, STRAYS},
     udp_to_guest,
 };
@@ -54,17 +53,6 @@ impl Relay {
     /// The forwarded ports' sockets, to be watched under their places.
     pub fn forwarded(&self) -> impl Iterator<Item = (u32, RawFd)> + '_ {
         self.ports.sockets()
-    }
-
-    /// Opens the ports of interfaces anew that went and came back; `index` tells the index of an interface there is.
-    pub fn follow_interfaces(&mut self, index: impl Fn(&str) -> Option<u32>) {
-        // What they had is closed by now: no request waits that is about a port's socket.
-        for place in self.ports.follow_interfaces(index) {
-            if let Some((socket, _)) = self.ports.get(place) {
-                self.requests
-                    .push(Request::Listen(socket.as_raw_fd(), place));
-            }
-        }
     }
 
     /// Something waits at a forwarded port.

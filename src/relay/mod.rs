@@ -76,6 +76,8 @@ mod migrate_in;
 
 mod takeover;
 
+mod forward_changes;
+
 mod following;
 
 mod leaving;

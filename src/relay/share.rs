@@ -63,8 +63,23 @@ pub enum Destination {
 }
 
 /// The guest's ends of forwarded UDP ports.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forwarded(PortSet);
+
+impl Forwarded {
+    /// Whether a flow ends at one of them.
+    pub fn has(&self, key: &Key) -> bool {
+        key.protocol == Protocol::Udp && self.0.contains(key.guest.port)
+    }
+
+    /// These and others.
+    #[must_use]
+    pub fn with(&self, others: &Self) -> Self {
+        let mut all = self.clone();
+        others.0.iter().for_each(|port| all.0.insert(port));
+        all
+    }
+}
 
 /// One relay's part in a guest that several share.
 #[derive(Debug)]
@@ -184,10 +199,25 @@ impl Share {
             Protocol::Udp if matches!(key.remote.port, dhcp::SERVER_PORT | dhcpv6::SERVER_PORT) => {
                 true
             }
-            Protocol::Udp => self.forwarded.0.contains(key.guest.port),
+            Protocol::Udp => self.forwarded.has(key),
             Protocol::Tcp | Protocol::Echo => false,
         };
         (!of_first).then(|| self.claims.slot(&counted_as(key)))
+    }
+
+    pub(super) const fn forwarded(&self) -> &Arc<Forwarded> {
+        &self.forwarded
+    }
+
+    /// These are the first relay's from now on, whose `flows` of theirs count no more. Nobody else runs meanwhile. What was
+    /// forwarded before is to be among it.
+    pub fn set_forwarded(&mut self, forwarded: &Arc<Forwarded>, flows: impl Iterator<Item = Key>) {
+        for key in flows.filter(|key| forwarded.has(key)) {
+            if let Some(slot) = self.slot(&key) {
+                self.claims.release(slot);
+            }
+        }
+        self.forwarded = Arc::clone(forwarded);
     }
 
     /// The slot of a flow that can be this relay's, if it has one: it is counted on until it has been looked at. `None` where
@@ -516,5 +546,27 @@ mod tests {
         assert!((2..100).all(|host| first.claim(&key(host)).is_none()));
         second.closed(&key(1), false);
         assert!(first.claim(&key(2)).is_some());
+    }
+    #[test]
+    fn flows_of_ports_that_are_forwarded_later_are_the_first_relays_and_count_on_nothing() {
+        let mut shares = Share::among(2, 16, std::iter::empty().collect());
+        let key = |port: u16| Key {
+            protocol: Protocol::Udp,
+            guest: Endpoint::new([10, 0, 0, 2].into(), port),
+            remote: Endpoint::new([198, 51, 100, 1].into(), 7),
+        };
+        let slot = shares[0].claims.slot(&counted_as(&key(5000)));
+        shares[0].opened(&key(5000), false);
+        assert_eq!(shares[0].claims.counted(slot), 1);
+        let ports = [(Protocol::Udp, 5000), (Protocol::Tcp, 5001)];
+        let all = Arc::new(shares[0].forwarded().with(&ports.into_iter().collect()));
+        shares[0].set_forwarded(&all, std::iter::once(key(5000)));
+        shares[1].set_forwarded(&all, std::iter::empty());
+        assert_eq!(shares[0].claims.counted(slot), 0);
+        assert_eq!(shares[0].claim(&key(5000)), Some(None));
+        assert_eq!(shares[1].claim(&key(5000)), None);
+        assert!(shares[1].slot(&key(5001)).is_some());
+        shares[0].closed(&key(5000), false);
+        assert_eq!(shares[0].claims.counted(slot), 0);
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use super::{
     flow::{ECHO_TIMEOUT, Flow, State, TcpFlow},
     handoff::Accepted,
-    share::{Forwarded, Share},
+    share::Share,
     state::Relay,
 };
 use crate::{
@@ -44,19 +44,6 @@ impl Moved {
 }
 
 impl Relay {
-    /// The guest's ends of the ports that are forwarded, as far as they stay with this relay.
-    pub fn forwarded_ports(&self) -> Forwarded {
-        let places = self
-            .forwarded()
-            .filter_map(|(place, _)| self.ports.get(place));
-        places
-            // The host's end as well: a socket of the guest's own flow there hears strangers for a moment.
-            .flat_map(|(_, forward)| {
-                [forward.guest, forward.host].map(|port| (forward.protocol, port))
-            })
-            .collect()
-    }
-
     /// Serves the guest together with others from now on. Its flows, and what waits for its turn, stay here.
     pub fn join(&mut self, share: Share) {
         for id in self.flows.ids() {

@@ -334,10 +334,3 @@ fn no_path_is_touched_while_options_are_read() {
     assert_eq!(config.identity, Some(Identity { uid: 107, gid: 107 }));
     assert_eq!(config.pid_file, Some("/root/no/pid".into()));
 }
-
-#[test]
-fn what_is_not_served_yet_is_told_by_name() {
-    let served = words("-t 80 --chroot-fallback --vhost-user --print-sandbox");
-    assert_eq!(served.unserved(), None);
-    assert_eq!(words("-c /c").unserved(), Some("--conf-path"));
-}

@@ -62,7 +62,6 @@ fn a_mistake_is_one_plain_line_and_exit_status_1() {
         (&["--bogus"], "passt: unrecognized option '--bogus'\n"),
         (&["-t", "65536"], "Invalid port specifier 65536\n"),
         (&["-e", "-T", "1"], "-T is for pasta mode only\n"),
-        (&["-c", "/c"], "--conf-path is not served yet\n"),
     ] {
         let Output {
             status,

@@ -8,6 +8,7 @@ mod kernel_guest;
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod changes;
 mod discovery;
 mod link_local;
 mod ports;

@@ -18,6 +18,7 @@ pub mod netns;
 pub mod nodes;
 pub mod numbers;
 pub mod path;
+pub mod pesto;
 pub mod programs;
 pub mod repair;
 pub mod servers;

@@ -13,6 +13,7 @@ mod crowds;
 mod datagrams;
 mod disabled;
 mod following;
+mod forwards;
 mod guests;
 mod inbound;
 mod offload;

@@ -6,6 +6,7 @@ mod frame;
 
 mod netlink;
 
+mod pesto;
 mod ports;
 
 mod resolv;
@@ -19,6 +20,7 @@ use crate::play::{self, Guest};
 pub use cmdline::run as cmdline;
 pub use frame::run as frame;
 pub use netlink::run as netlink;
+pub use pesto::run as pesto;
 pub use ports::run as ports;
 pub use resolv::run as resolv;
 pub use services::run as services;
@@ -54,12 +56,13 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const ALL: [(&str, Target); 11] = [
+    const ALL: [(&str, Target); 12] = [
         ("cmdline", cmdline),
         ("fragments", fragments),
         ("frame", frame),
         ("ingress", ingress),
         ("netlink", netlink),
+        ("pesto", pesto),
         ("ports", ports),
         ("resolv", resolv),
         ("services", services),

@@ -1,7 +1,7 @@
 //! Port specifiers, one a line, TCP and UDP by turns: what is accepted forwards no port twice and never port 0.
 
 use passt_rs::{
-    config::{Enabled, Forwards},
+    config::{Enabled, Forwards, Rule},
     net::Protocol,
 };
 
@@ -29,6 +29,11 @@ pub fn run(input: &[u8]) {
     let Ok((rules, _)) = forwards.finish(enabled) else {
         return;
     };
+    assert_apart(&rules);
+}
+
+/// No port is forwarded twice, and none is 0.
+pub fn assert_apart(rules: &[Rule]) {
     for (at, rule) in rules.iter().enumerate() {
         assert!(0 < rule.first && rule.first <= rule.last);
         for port in [rule.first, rule.last] {

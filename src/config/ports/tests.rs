@@ -408,3 +408,47 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_left_of_all_ports_beside_others_is_bounded() {
+    let mut forwards = Forwards::default();
+    for n in 0..200 {
+        let text = format!("127.0.0.{n}/all");
+        forwards
+            .add(Protocol::Tcp, &text, &(32_768..=60_999))
+            .unwrap();
+    }
+    let ports: Vec<String> = (1..1000).map(|n| (2 * n).to_string()).collect();
+    let named = ports.join(",");
+    forwards
+        .add(Protocol::Tcp, &named, &(32_768..=60_999))
+        .unwrap();
+    let refused = forwards.finish(ALL_ON).unwrap_err();
+    assert_eq!(refused, "Too many ports apart");
+}
+
+/// Rules that come by another way than the command line are called what they would be there.
+#[test]
+fn a_rule_goes_by_its_specifier() {
+    for text in [
+        "-t 80",
+        "-u 5000-5009:6000-6009",
+        "-t 192.0.2.1%eth0/22:10.0.0.2/2022",
+        "-t %eth0/22",
+        "-u 2001:db8::1/53",
+    ] {
+        let (option, spec) = text.split_once(' ').unwrap();
+        let protocol = if option == "-t" {
+            Protocol::Tcp
+        } else {
+            Protocol::Udp
+        };
+        let mut forwards = Forwards::default();
+        forwards.add(protocol, spec, &(32_768..=60_999)).unwrap();
+        let (asked, _) = forwards.finish(ALL_ON).unwrap();
+        let mut others = Forwards::default();
+        others.take(asked[0].clone()).unwrap();
+        let (taken, _) = others.finish(ALL_ON).unwrap();
+        assert_eq!(taken, asked);
+    }
+}

@@ -56,6 +56,9 @@ impl Draft {
             off_by_default(&mut self.config.map_host_loopback6);
         }
         self.vhost_user_only()?;
+        if self.config.pcap.is_some() && self.config.queues.is_some_and(|queues| queues > 1) {
+            self.warn("--pcap captures one queue pair: --queues has no effect");
+        }
         let config = &mut self.config;
         let (rules, warnings) = self.forwards.finish(config.enabled())?;
         config.forwards = rules;

@@ -32,7 +32,21 @@ impl Reactor {
             Ok(_) if !polled => self.refuse(&"cannot poll a queue's kicks"),
             Ok(Served::More) => self.session_readable = true,
             Ok(Served::Waits) => {}
-            Ok(Served::Left) => self.detach(),
+            Ok(Served::Left) => {
+                self.note_refused_pairs(now);
+                self.detach();
+            }
+        }
+    }
+
+    /// A front-end that wants more queue pairs than there are leaves without a word to us.
+    fn note_refused_pairs(&mut self, now: Now) {
+        let pairs = self.session.as_ref().and_then(Session::refused_pairs);
+        if let Some(pairs) = pairs {
+            let said = format_args!(
+                "vhost-user: front-end leaves before a driver began; is its guest to have more than {pairs} queue pairs (--queues)?"
+            );
+            self.comings.log(log::Level::Info, now, said);
         }
     }
 

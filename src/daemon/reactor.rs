@@ -106,7 +106,7 @@ pub struct Reactor {
     pub(super) neighbours: Option<Watch>,
     pub(super) stats: Option<Stats>,
     /// Word of clients that come and go.
-    comings: RateLimit,
+    pub(super) comings: RateLimit,
     pub(super) migration: Migration,
     pub(super) control: Option<Control>,
 }

@@ -169,6 +169,21 @@ fn the_way_of_a_capture_is_one_queue_pair() {
         .start(&world.pod);
     let guest = FrontEnd::greet(translator.connect(), Driver::new(LINUX));
     assert_eq!(guest.ask(request::GET_QUEUE_NUM, &[]), [1]);
+    translator.expect_log("--pcap captures one queue pair: --queues has no effect");
+}
+
+/// QEMU leaves without a word to us, and libvirt waits for it: the log is all that tells.
+#[test]
+fn a_front_end_that_leaves_as_there_are_too_few_queue_pairs_is_told_of() {
+    let Some(scene) = scene("2") else { return };
+    let guest = FrontEnd::greet(scene.translator.connect(), Driver::new(LINUX));
+    guest.ask(request::GET_QUEUE_NUM, &[]);
+    drop(guest);
+    let told = "is its guest to have more than 2 queue pairs (--queues)?";
+    scene.translator.expect_log(told);
+    drop(scene.guest(Driver::twice(LINUX)));
+    scene.translator.expect_log("Client connection closed");
+    assert_eq!(scene.translator.log().matches(told).count(), 1);
 }
 
 #[test]

@@ -118,6 +118,8 @@ pub struct Session {
     watches: Vec<Watch>,
     transfer: Option<Transfer>,
     transferred: bool,
+    /// It has asked how many queue pairs there may be, and no driver has begun since.
+    counts_queues: bool,
 }
 
 impl Session {
@@ -136,6 +138,7 @@ impl Session {
             watches: Vec::new(),
             transfer: None,
             transferred: true,
+            counts_queues: false,
         }
     }
 
@@ -202,6 +205,16 @@ impl Session {
         self.transferred = well;
     }
 
+    /// Queue pairs that there may be.
+    const fn pairs(&self) -> usize {
+        self.queues.len() / 2
+    }
+
+    /// How many queue pairs there may be, if the front-end has asked and not begun to use any: it may want more.
+    pub fn refused_pairs(&self) -> Option<usize> {
+        self.counts_queues.then_some(self.pairs())
+    }
+
     /// Stops all queues and lets go of what they were made of.
     pub fn end(&mut self, halves: &mut [Halves<'_>]) {
         for index in 0..self.queues.len() {
@@ -229,7 +242,10 @@ impl Session {
         let answer = match message.request {
             Request::GetFeatures => vec![self.offered],
             Request::GetProtocolFeatures => vec![self.protocol()],
-            Request::GetQueueNum => vec![self.queues.len() as u64 / 2],
+            Request::GetQueueNum => {
+                self.counts_queues = true;
+                vec![self.pairs() as u64]
+            }
             Request::GetMaxMemSlots => vec![regions::MOST as u64],
             Request::GetStatus => vec![self.status],
             Request::GetVringBase => vec![self.get_base(message, halves)?],
@@ -274,6 +290,7 @@ impl Session {
                 if features & !self.offered != 0 {
                     return Err(Refused::Value(message.request));
                 }
+                self.counts_queues = false;
                 self.change(halves, |session| session.features = features)
             }
             Request::SetProtocolFeatures => {

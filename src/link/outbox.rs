@@ -498,17 +498,27 @@ impl Outbox {
         }
     }
 
-    /// Copies frames that wait here into the guest's buffers.
+    /// Copies frames that wait here into the guest's buffers. They may have been made for another driver, which could do more.
     fn fill_queue(&mut self) {
         let Some(outlet) = &mut self.outlet else {
             return;
         };
-        while let Some(frame) = self.frames.get(self.first) {
-            let head = self.heads.get(self.first);
-            let head = head.and_then(|head| head.get(PREFIX..frame.head));
+        while let Some(frame) = self.frames.get_mut(self.first) {
+            let head = self.heads.get_mut(self.first);
+            let head = head.and_then(|head| head.get_mut(PREFIX..frame.head));
+            let head = head.unwrap_or_default();
             let payload = self.arena.get(frame.at..frame.at + frame.len);
-            let parts = [head.unwrap_or_default(), payload.unwrap_or_default()];
-            match outlet.copy(&parts, frame.left) {
+            let payload = payload.unwrap_or_default();
+            if !outlet.leaves_checksums() {
+                frame.complete(head, payload);
+            }
+            let parts = [&*head, payload];
+            let copied = if frame.left.cut == Cut::Whole || outlet.leaves_datagrams() {
+                outlet.copy(&parts, frame.left)
+            } else {
+                Copied::Never
+            };
+            match copied {
                 Copied::Whole => {
                     self.passed.count(parts.iter().map(|part| part.len()).sum());
                     self.tape.record(frame.left.checksum, |whole| {

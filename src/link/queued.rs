@@ -3,7 +3,11 @@
 use super::inbox::PREFIX;
 use crate::{
     sys::Gather,
-    wire::{build::MIN_FRAME, headers::HEADERS_MAX, vnet::Vnet},
+    wire::{
+        build::MIN_FRAME,
+        headers::HEADERS_MAX,
+        vnet::{self, Vnet},
+    },
 };
 
 /// Memory of one frame's prefix and headers, and of a payload that fits behind them.
@@ -19,6 +23,15 @@ pub struct Queued {
     pub len: usize,
     /// What is left to the guest of it.
     pub left: Vnet,
+}
+
+impl Queued {
+    /// Completes the checksum that was left to a driver, for another that does not.
+    pub fn complete(&mut self, headers: &mut [u8], payload: &[u8]) {
+        if let Some(place) = self.left.checksum.take() {
+            vnet::complete_checksum_before(headers, payload, place);
+        }
+    }
 }
 
 /// Writes prefix and headers of one frame; a payload that fits joins them. Returns the octets used, and whether the payload

@@ -160,9 +160,15 @@ pub fn leave_checksum(headers: &mut [u8], payload: usize) -> Option<(u16, u16)> 
 const UDP_CHECKSUM: u16 = 6;
 
 /// Completes a checksum that the sender of a whole frame left to us. What lies outside the frame is left alone.
-pub fn complete_checksum(frame: &mut [u8], (start, offset): (u16, u16)) {
+pub fn complete_checksum(frame: &mut [u8], place: (u16, u16)) {
+    complete_checksum_before(frame, &[], place);
+}
+
+/// The same of a frame whose payload lies apart from its headers.
+pub fn complete_checksum_before(frame: &mut [u8], payload: &[u8], (start, offset): (u16, u16)) {
     let (start, at) = (usize::from(start), usize::from(start) + usize::from(offset));
     let sum = Sum::new().bytes(frame.get(start..).unwrap_or_default());
+    let sum = sum.plus(Sum::new().bytes(payload));
     let sum = if offset == UDP_CHECKSUM {
         sum.finish_datagram()
     } else {

@@ -14,13 +14,14 @@ use crate::{
     lab::{
         LONG,
         front_end::{
-            Driver, FrontEnd, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6, LINUX,
-            MRG_RXBUF,
+            Driver, FrontEnd, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6, IPXE,
+            LINUX, MRG_RXBUF,
         },
         servers::udp_socket,
         uninterrupted,
         world::{INTERNET4, INTERNET6, POD4},
     },
+    offload::send_segmented,
     queues::{self, HEADER},
 };
 
@@ -151,5 +152,58 @@ fn packets_that_two_threads_cut_have_different_numbers() {
             })
         });
         assert_ne!(numbers[0], numbers[1]);
+    }
+}
+
+/// A driver is left nothing to do that it has not agreed to (virtio 1.2, section 5.1.6.4.1), by what waited for buffers of the
+/// one before it neither: a guest reboots into firmware. The others get what waited.
+#[test]
+fn what_waited_for_one_driver_leaves_nothing_to_the_next() {
+    const LEN: usize = 1000;
+    for features in [LINUX, PLAIN, IPXE] {
+        let Some(scene) = Scene::new(&[]) else { return };
+        let mut driver = Driver::new(LINUX);
+        driver.buffers = 4;
+        let mut guest = scene.guest(driver);
+        let server = udp_socket(&scene.world.outside, (INTERNET4, 7));
+        let question = Udp::new((POD4, 40_000).into(), (INTERNET4, 7).into(), b"how much?");
+        guest.transmit(&HEADER, &question.frame(), 1);
+        let (_, from) = uninterrupted(|| server.recv_from(&mut [0; 9])).unwrap();
+        let send = |n| server.send_to(&pattern(n, LEN), from).unwrap();
+        // A new flow's come with their checksums, until its socket is sure to hear its peer alone.
+        let deadline = Instant::now() + LONG;
+        while !{
+            send(0);
+            guest.expect("datagram", |arrival| {
+                (arrival.frame.len() > LEN).then_some(arrival.header[0] == 1)
+            })
+        } {
+            assert!(
+                Instant::now() < deadline,
+                "no checksum is left to the driver"
+            );
+        }
+        (0..32).for_each(|n| {
+            send(n);
+        });
+        send_segmented(&server, from, &pattern(0, 20 * LEN), LEN);
+        // As many as there are buffers for have come; the others wait.
+        scene.translator.idle_fd_count();
+        guest.stop_rings();
+        guest.reset_driver();
+        guest.driver = Driver::new(features);
+        guest.share_memory();
+        guest.start_rings(0, 0);
+        server.send_to(b"that much", from).unwrap();
+        let mut left = 0;
+        guest.expect("datagram", |arrival| {
+            if arrival.header[..10] == [0; 10] {
+                Udp::of_frame(&arrival.frame).expect("a datagram with its checksum");
+            } else {
+                left += 1;
+            }
+            arrival.frame[42..].starts_with(b"that much").then_some(())
+        });
+        assert_eq!(left > 0, features == LINUX, "{left} of {features:x}");
     }
 }

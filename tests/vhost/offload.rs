@@ -321,7 +321,7 @@ fn a_few_octets_received_as_one_come_one_by_one() {
     }
 }
 
-fn send_segmented(server: &UdpSocket, client: SocketAddr, data: &[u8], size: usize) {
+pub fn send_segmented(server: &UdpSocket, client: SocketAddr, data: &[u8], size: usize) {
     setsockopt(server, UdpGsoSegment, &(size as i32)).unwrap();
     assert_eq!(server.send_to(data, client).unwrap(), data.len());
 }

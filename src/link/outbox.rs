@@ -513,10 +513,11 @@ impl Outbox {
                 frame.complete(head, payload);
             }
             let parts = [&*head, payload];
-            let copied = if frame.left.cut == Cut::Whole || outlet.leaves_datagrams() {
-                outlet.copy(&parts, frame.left)
-            } else {
+            let too_much = matches!(frame.left.cut, Cut::Udp(_)) && !outlet.leaves_datagrams();
+            let copied = if too_much {
                 Copied::Never
+            } else {
+                outlet.copy(&parts, frame.left)
             };
             match copied {
                 Copied::Whole => {

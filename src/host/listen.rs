@@ -206,7 +206,13 @@ impl Ports {
         }
         let protocol = rule.protocol;
         before.make_way(protocol, port);
-        let socket = self.socket(index, port, before.shares(protocol, port))?;
+        let shares = before.shares(protocol, port);
+        let socket = match self.socket(index, port, shares) {
+            Err(error) if is_shortage(&error) && before.close_unwanted() => {
+                self.socket(index, port, shares)?
+            }
+            opened => opened?,
+        };
         let opened = Port {
             socket: Some(socket.into()),
             port,

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     guest::{Guest, both, pattern},
     lab::{
-        Host, LONG, World,
+        Host, LONG, Setup, World,
         pesto::{Pesto, assert_ended, greeted, message},
         servers::{tcp_listener, udp_socket},
         uninterrupted, wait_until,
@@ -150,6 +150,25 @@ fn clients_of_a_datagram_port_go_on_and_new_ones_are_refused() {
         late.send(b"and now?").unwrap();
         assert_eq!(guest.recv_from(server).0, b"and now?");
     }
+}
+
+/// Descriptors of what is not forwarded any more are there for what is.
+#[test]
+fn as_many_ports_can_be_had_after_others_as_at_first() {
+    let Some(world) = World::pod() else { return };
+    let setup = Setup::new(&["-t", "all"]).limit_files(4096);
+    let (translator, pesto) = Pesto::start_as(setup, &world.pod);
+    let at_first = translator.idle_fd_count();
+    assert!(at_first > 2000, "{at_first}");
+    pesto.forward(&[("-u", "all")]);
+    assert!(translator.fd_count() >= at_first, "{}", translator.log());
+    // What has failed is given back.
+    let _taken = tcp_listener(&world.pod, (Ipv6Addr::UNSPECIFIED, 4001));
+    pesto.forward(&[("-t", "2000-3999"), ("-t", "4001")]);
+    translator.expect_log("stay as they are: Failed to bind port 4001 (Address already in use)");
+    assert!(translator.fd_count() >= at_first, "{}", translator.log());
+    pesto.forward(&[]);
+    assert!(translator.fd_count() < 100);
 }
 
 /// And one that has left is not missed.

@@ -32,7 +32,11 @@ pub struct Pesto(PathBuf);
 impl Pesto {
     /// A translator that may be told what to forward.
     pub fn start(host: &Host, args: &[&str]) -> (Translator, Self) {
-        let setup = Setup::new(args);
+        Self::start_as(Setup::new(args), host)
+    }
+
+    /// The same, set up so.
+    pub fn start_as(setup: Setup, host: &Host) -> (Translator, Self) {
         let path = setup.dir().join("control");
         let setup = setup.arg("-c").arg(path.to_str().expect("UTF-8"));
         (setup.start(host), Self(path))

@@ -1,6 +1,6 @@
 //! Ports that change while they are served: interfaces come back, and rules are replaced.
 
-use std::{collections::HashMap, io, net::IpAddr, os::fd::OwnedFd};
+use std::{collections::HashMap, io, mem, net::IpAddr, os::fd::OwnedFd};
 
 use super::{super::ends::is_of_port, NO_RULE, Port, Ports};
 use crate::{
@@ -62,6 +62,15 @@ impl Before {
         let unwanted = self.unwanted.remove(&(protocol, port));
         let places = unwanted.into_iter().flatten().map(|(place, _)| place);
         self.closed.extend(places);
+    }
+
+    /// Closes all that is not wanted any more, for its descriptors. `false` if there is nothing.
+    pub(super) fn close_unwanted(&mut self) -> bool {
+        let unwanted = mem::take(&mut self.unwanted);
+        let places = unwanted.into_values().flatten().map(|(place, _)| place);
+        let before = self.closed.len();
+        self.closed.extend(places);
+        self.closed.len() > before
     }
 
     /// Gives a port that was opened its place.
@@ -214,7 +223,7 @@ impl Ports {
             else {
                 continue;
             };
-            let returned = std::mem::replace(known, now) != now;
+            let returned = mem::replace(known, now) != now;
             if returned {
                 self.close(rule);
             } else if self.incomplete.get(rule) != Some(&true) {
